@@ -1,0 +1,62 @@
+# The two commands of the README stand first: `make repro` and `make test`.
+SHELL := /bin/bash
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+export DO_NOT_TRACK := 1
+export MLFLOW_DISABLE_TELEMETRY := true
+export PREFECT_SERVER_ANALYTICS_ENABLED := false
+UV_VERSION := 0.13.9
+
+.PHONY: repro
+repro: .venv/ready  ## the environment, then the pipeline: whatever params.yaml or the code made stale
+	dvc repro
+	python -m refit.summary
+
+.PHONY: test
+test: .venv/ready  ## everything CI runs: lint, format, types, then the tests, fast ones first
+	ruff check
+	ruff format --check
+	mypy
+	pytest
+
+# uv takes the builds that fit one another, checks each file's hash and compiles bytecode
+# (without it every process pays some 12 s of imports).
+.venv/ready: requirements.lock
+	test -x .venv/bin/python || python3 -m venv .venv
+	python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	uv pip sync --quiet --python .venv/bin/python --require-hashes --compile-bytecode requirements.lock
+	touch $@
+
+.PHONY: lock
+lock: .venv/ready  ## requirements.lock anew from pyproject.toml
+	uv pip compile pyproject.toml --group dev --universal --generate-hashes --no-emit-index-url --no-annotate --no-header --upgrade -q -o requirements.lock
+
+.PHONY: check-params
+check-params: .venv/ready  ## is params.yaml right? Runs nothing else
+	python -m stages.check
+
+# Prefect (docs/prefect.md): a server with its UI, a worker and the schedule, each in the folder .prefect/ of this one.
+# Another server: set PREFECT_API_URL (and PREFECT_API_AUTH_STRING, where it asks for a password).
+PREFECT_SERVER_API_PORT ?= 4200
+server worker deploy: export PREFECT_HOME ?= $(CURDIR)/.prefect
+ifndef PREFECT_API_URL
+worker deploy: export PREFECT_API_URL := http://127.0.0.1:$(PREFECT_SERVER_API_PORT)/api
+worker deploy: export PREFECT_API_AUTH_STRING = $(shell cat .prefect/auth)
+endif
+
+.PHONY: server
+server: .venv/ready .prefect/auth  ## Prefect's server and UI on 127.0.0.1
+	@echo "http://127.0.0.1:$(PREFECT_SERVER_API_PORT) asks for this password: $$(cat .prefect/auth)"
+	@PREFECT_SERVER_API_AUTH_STRING=$$(cat .prefect/auth) prefect server start --port $(PREFECT_SERVER_API_PORT)
+
+.PHONY: worker
+worker: .venv/ready  ## runs in this folder what the server schedules
+	prefect worker start --pool refit --type process
+
+.PHONY: deploy
+deploy: .venv/ready  ## tells the server of the flows in prefect.yaml and their schedules
+	prefect work-pool create refit --type process >/dev/null 2>&1 || prefect work-pool inspect refit >/dev/null
+	prefect --no-prompt deploy --all
+
+# Who may use the API may run commands as you: not every user of this machine, and no web page.
+.prefect/auth: | .venv/ready
+	@umask 077 && mkdir -p $(@D) && python -c "import secrets; print('refit:' + secrets.token_urlsafe())" > $@

@@ -1,0 +1,106 @@
+"""One decoding policy: the same rules turn a file into pixels in `prepare` and in `predict`.
+
+EXIF orientation is applied; an animation gives its first frame; 16-bit grey is scaled to 8 bits; transparency is
+laid over white; every other mode is converted by Pillow. The image is resized until it just covers the
+wanted size, then cropped at the centre.
+"""
+
+import os
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+
+Color = Literal["grey", "rgb"]
+Pixels = npt.NDArray[np.uint8]
+
+MAX_PIXELS = 128 * 2**20  # decoded, this is half a GiB of RGBA: no photo, but a decompression bomb
+_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+_GREY_MODES = frozenset({"1", "L", "LA", "I", "I;16", "I;16B", "I;16L"})
+_DECODER_ERRORS = (OSError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
+
+
+class BadImageError(ValueError):
+    """An image that cannot be decoded; the message says why."""
+
+
+class Header(NamedTuple):
+    """What an image file says of itself, before its pixels are decoded."""
+
+    width: int
+    """Pixels, after EXIF orientation."""
+    height: int
+    color: Color
+
+
+def find_images(folder: Path) -> Iterator[Path]:
+    """Image files below a folder, sorted; hidden files and linked folders (which may form loops) are passed over."""
+    for parent, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(files):
+            if not name.startswith(".") and Path(name).suffix.lower() in _SUFFIXES:
+                yield Path(parent, name)
+
+
+def open_image(path: Path) -> Image.Image:
+    """Open an image file without decoding its pixels. Raises BadImageError."""
+    try:
+        return Image.open(path)
+    except _DECODER_ERRORS as error:
+        raise BadImageError(_reason(error)) from None
+
+
+def read_header(image: Image.Image) -> Header:
+    """Size and colour of an opened image. Raises BadImageError for one of too many pixels."""
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise BadImageError(f"{width} x {height} pixels are more than the {MAX_PIXELS} allowed")
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except _DECODER_ERRORS as error:
+        raise BadImageError(_reason(error)) from None
+    if orientation in (5, 6, 7, 8):  # those that lie on their side
+        width, height = height, width
+    return Header(width, height, "grey" if image.mode in _GREY_MODES else "rgb")
+
+
+def decode(image: Image.Image, color: Color, size: tuple[int, int] | None) -> Pixels:
+    """Pixels of an opened image: uint8 (C, H, W), C = 1 for grey and 3 for rgb, resized to `size` (H, W) unless None.
+
+    Raises BadImageError where the pixels cannot be read.
+    """
+    read_header(image)
+    try:
+        image.load()
+        image = ImageOps.exif_transpose(image)
+    except _DECODER_ERRORS as error:
+        raise BadImageError(_reason(error)) from None
+    image = _to_eight_bits(image, color)
+    if size is not None:
+        image = ImageOps.fit(image, (size[1], size[0]), Image.Resampling.BICUBIC)
+    pixels = np.asarray(image)
+    return np.ascontiguousarray(pixels[None] if color == "grey" else pixels.transpose(2, 0, 1))
+
+
+def _to_eight_bits(image: Image.Image, color: Color) -> Image.Image:
+    mode = "L" if color == "grey" else "RGB"
+    if image.mode == "F":
+        raise BadImageError("32-bit float pixels have no agreed range; convert the image to 8 or 16 bits")
+    if image.mode.startswith("I"):  # convert() would clip 16 bits to two levels
+        wide = np.asarray(image).astype(np.int64)
+        if wide.min() < 0 or wide.max() > 65535:
+            raise BadImageError("32-bit integer pixels have no agreed range; convert the image to 8 or 16 bits")
+        image = Image.fromarray((wide // 257).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image if image.mode == mode else image.convert(mode)
+
+
+def _reason(error: Exception) -> str:
+    """Pillow's messages without the object addresses and absolute paths some of them hold."""
+    return "not an image that can be identified" if isinstance(error, UnidentifiedImageError) else str(error)

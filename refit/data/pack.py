@@ -1,0 +1,200 @@
+"""Decode a source's images once and pack them into the prepared format."""
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from refit.data.images import BadImageError, Color, Header, Pixels, decode, read_header
+from refit.data.prepared import FORMAT, DatasetInfo
+from refit.data.sources import SPLITS, Item, Source, SplitName
+from refit.data.splits import assign_splits, find_label_conflicts
+from refit.files import write_json
+from refit.params import DataParams
+from refit.progress import progress
+
+AUTO_SIZE = 128  # pixels, where images of several sizes come with image_size: auto
+_CHUNK = 512  # images held in memory at a time
+
+
+class _Decoded(NamedTuple):
+    item: Item
+    header: Header
+    row: int
+    """Where its pixels lie in the scratch array."""
+    sha256: str
+    """Of its pixels."""
+
+
+def pack(source: Source, data: DataParams, seed: int, folder: Path) -> tuple[DatasetInfo, dict[str, int | float]]:
+    """Write the prepared data set to `folder`; returns what it is and a report of counts.
+
+    Raises ValueError that names the images which cannot be decoded or which have two labels, unless
+    `data.bad_images` is skip.
+    """
+    items = source.list_items()
+    headers = _read_headers(items, data)
+    color = _choose_color(headers, data)
+    size = _choose_size(headers, data)
+    scratch = folder / "scratch.npy"
+    shape = (1 if color == "grey" else 3, *(size or (headers[0][1].height, headers[0][1].width)))
+    pixels = np.lib.format.open_memmap(scratch, "w+", np.uint8, (len(headers), *shape))
+    images = _without_conflicts(_decode_all(headers, color, size, pixels, data), data)
+    hashes = [image.sha256 for image in images]
+    assigned = assign_splits([image.item for image in images], hashes, data, seed)
+    splits = {name: [image for image, own in zip(images, assigned, strict=True) if own == name] for name in SPLITS}
+    train_classes = Counter(image.item.label for image in splits["train"])
+    if missing := [name for label, name in enumerate(source.classes) if label not in train_classes]:
+        raise ValueError(f"data.source = {data.source!r}: no training image of class {', '.join(map(repr, missing))}")
+
+    for name, members in splits.items():
+        _write_split(folder, name, members, pixels)
+    _write_manifest(folder / "manifest.parquet", source.classes, splits)
+    mean, std = _channel_statistics(pixels, [image.row for image in splits["train"]])
+    del pixels
+    scratch.unlink()
+    info = DatasetInfo(
+        format=FORMAT,
+        source=data.source,
+        classes=list(source.classes),
+        color=color,
+        shape=list(shape),
+        counts={name: len(members) for name, members in splits.items()},
+        mean=mean,
+        std=std,
+        sha256=_content_hash(source.classes, splits),
+    )
+    write_json(folder / "dataset.json", info.as_json())
+    return info, {
+        **info.counts,
+        "skipped": len(items) - len(images),
+        "duplicates": len(hashes) - len(set(hashes)),
+        "left_out_copies": assigned.count(None),
+        "imbalance": round(max(train_classes.values()) / min(train_classes.values()), 4),
+    }
+
+
+def _fault(name: str, reason: object, data: DataParams) -> None:
+    """An image that cannot be used: an error or a line, as `data.bad_images` says."""
+    if data.bad_images == "fail":
+        raise ValueError(f"{name}: {reason}; mend or remove it, or set data.bad_images to skip")
+    print(f"skipped {name}: {reason}", flush=True)
+
+
+def _read_headers(items: Sequence[Item], data: DataParams) -> list[tuple[Item, Header]]:
+    headers = []
+    for item in progress(items, "reading headers", len(items)):
+        try:
+            with item.open() as image:
+                headers.append((item, read_header(image)))
+        except BadImageError as error:
+            _fault(item.name, error, data)
+    if not headers:
+        raise ValueError(f"data.source = {data.source!r} has no image that can be read")
+    return headers
+
+
+def _choose_color(headers: Sequence[tuple[Item, Header]], data: DataParams) -> Color:
+    if data.color != "auto":
+        return data.color
+    return "grey" if all(header.color == "grey" for _, header in headers) else "rgb"
+
+
+def _choose_size(headers: Sequence[tuple[Item, Header]], data: DataParams) -> tuple[int, int] | None:
+    """Height and width to resize to, pixels; None where every image is kept as it is."""
+    sizes = {(header.width, header.height) for _, header in headers}
+    if data.image_size != "auto":
+        square = (data.image_size, data.image_size)
+        return None if sizes == {square} else square
+    if len(sizes) == 1:
+        return None
+    print(f"images of {len(sizes)} sizes are resized to {AUTO_SIZE} x {AUTO_SIZE}; data.image_size sets another")
+    return AUTO_SIZE, AUTO_SIZE
+
+
+def _decode_all(
+    headers: Sequence[tuple[Item, Header]], color: Color, size: tuple[int, int] | None, pixels: Pixels, data: DataParams
+) -> list[_Decoded]:
+    """Fill `pixels`, uint8 (N, C, H, W), row by row; the row of an image that cannot be decoded stays unused."""
+
+    def decode_one(listed: tuple[Item, Header]) -> Pixels | BadImageError:
+        try:
+            with listed[0].open() as image:
+                return decode(image, color, size)
+        except BadImageError as error:
+            return error
+
+    def decode_chunks() -> Iterator[Pixels | BadImageError]:
+        with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow decodes without the interpreter's lock
+            for start in range(0, len(headers), _CHUNK):
+                yield from pool.map(decode_one, headers[start : start + _CHUNK])
+
+    decoded = []
+    for row, image in enumerate(progress(decode_chunks(), "decoding", len(headers))):
+        item, header = headers[row]
+        if isinstance(image, BadImageError):
+            _fault(item.name, image, data)
+        else:
+            pixels[row] = image
+            decoded.append(_Decoded(item, header, row, hashlib.sha256(image.tobytes()).hexdigest()))
+    return decoded
+
+
+def _without_conflicts(images: list[_Decoded], data: DataParams) -> list[_Decoded]:
+    """Leave out identical images of different classes: which label is right cannot be known."""
+    conflicts = find_label_conflicts([image.item for image in images], [image.sha256 for image in images])
+    for group in conflicts:
+        names = " and ".join(images[i].item.name for i in group)
+        _fault(names, "identical images with different labels", data)
+    left_out = {i for group in conflicts for i in group}
+    return [image for i, image in enumerate(images) if i not in left_out]
+
+
+def _write_split(folder: Path, name: str, members: Sequence[_Decoded], pixels: Pixels) -> None:
+    path = folder / f"{name}_images.npy"
+    packed = np.lib.format.open_memmap(path, "w+", np.uint8, (len(members), *pixels.shape[1:]))
+    for start in range(0, len(members), _CHUNK):
+        packed[start : start + _CHUNK] = pixels[[image.row for image in members[start : start + _CHUNK]]]
+    packed.flush()
+    np.save(folder / f"{name}_labels.npy", np.array([image.item.label for image in members], dtype=np.int64))
+
+
+def _write_manifest(path: Path, classes: Sequence[str], splits: dict[SplitName, list[_Decoded]]) -> None:
+    images = [image for members in splits.values() for image in members]
+    columns = {
+        # A file name need not be valid text; parquet's strings must be.
+        "name": [image.item.name.encode("utf-8", "backslashreplace").decode() for image in images],
+        "split": [name for name, members in splits.items() for _ in members],
+        "class": [classes[image.item.label] for image in images],
+        "sha256": [image.sha256 for image in images],
+        "width": pa.array([image.header.width for image in images], pa.int32()),
+        "height": pa.array([image.header.height for image in images], pa.int32()),
+    }
+    pq.write_table(pa.table(columns), path)
+
+
+def _channel_statistics(pixels: Pixels, rows: Sequence[int]) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of each channel, pixels scaled to 0..1; exact, as the sums are whole numbers."""
+    channels = pixels.shape[1]
+    total, squares = np.zeros(channels, np.int64), np.zeros(channels, np.int64)
+    for start in range(0, len(rows), _CHUNK):
+        chunk = pixels[list(rows[start : start + _CHUNK])].astype(np.int64)
+        total += chunk.sum(axis=(0, 2, 3))
+        squares += (chunk**2).sum(axis=(0, 2, 3))
+    count = len(rows) * pixels[0, 0].size
+    mean = total / count
+    std = np.sqrt(np.maximum(squares / count - mean**2, 1.0))  # at least one grey level: a blank channel divides by it
+    return (mean / 255).tolist(), (std / 255).tolist()
+
+
+def _content_hash(classes: Sequence[str], splits: dict[SplitName, list[_Decoded]]) -> str:
+    lines = [f"class {name}" for name in classes]
+    lines += [f"{name} {image.sha256} {image.item.label}" for name, members in splits.items() for image in members]
+    return hashlib.sha256("\n".join(lines).encode("utf-8", "backslashreplace")).hexdigest()

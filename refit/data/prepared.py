@@ -1,0 +1,64 @@
+"""The prepared data set on disk, and reading it.
+
+A folder of few files: for each split `SPLIT_images.npy`, uint8 (N, C, H, W), and `SPLIT_labels.npy`, int64 (N,);
+`dataset.json`; and `manifest.parquet`, one row an image. Images are memory-mapped, so a batch is one gather.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from refit.data.images import Color, Pixels
+
+PREPARED = Path("data/prepared")
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Split:
+    images: Pixels
+    """uint8 (N, C, H, W), memory-mapped."""
+    labels: npt.NDArray[np.int64]
+    """(N,)."""
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """What dataset.json holds."""
+
+    format: int
+    source: str
+    classes: list[str]
+    color: Color
+    shape: list[int]
+    """C, H, W of every image."""
+    counts: dict[str, int]
+    """Images in each split."""
+    mean: list[float]
+    """Of the train split, by channel, with pixels scaled to 0..1."""
+    std: list[float]
+    sha256: str
+    """Of every split's images and labels: names this data set's content."""
+
+    def as_json(self) -> dict[str, object]:
+        return asdict(self)
+
+
+def read_info(folder: Path = PREPARED) -> DatasetInfo:
+    """Raises ValueError where there is no prepared data set, or one of another format."""
+    path = folder / "dataset.json"
+    if not path.is_file():
+        raise ValueError(f"{path} is not here; run: dvc repro prepare")
+    values = json.loads(path.read_text(encoding="utf-8"))
+    if values.get("format") != FORMAT:
+        raise ValueError(f"{path} has format {values.get('format')!r}, expected {FORMAT}; run: dvc repro prepare")
+    return DatasetInfo(**values)
+
+
+def read_split(name: str, folder: Path = PREPARED) -> Split:
+    """The images and labels of `train`, `val` or `test`."""
+    # Mapped copy-on-write: PyTorch has no read-only tensors, and nothing here writes.
+    return Split(np.load(folder / f"{name}_images.npy", mmap_mode="c"), np.load(folder / f"{name}_labels.npy"))

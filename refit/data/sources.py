@@ -1,0 +1,162 @@
+"""Where images come from. A source is a function of `DataParams` that lists labelled images without decoding them.
+
+To add one, write such a function and name it in `SOURCES`: nothing else knows which sources there are.
+"""
+
+import contextlib
+import io
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image
+
+from refit.data.images import find_images, open_image
+from refit.params import DataParams
+
+SplitName = Literal["train", "val", "test"]
+SPLITS: tuple[SplitName, ...] = ("train", "val", "test")
+
+_SPLIT_FOLDERS: dict[str, SplitName] = {
+    "train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test",
+}  # fmt: skip
+_TORCHVISION_BY_FLAG = ("MNIST", "FashionMNIST", "KMNIST", "USPS", "CIFAR10", "CIFAR100")  # train=True or False
+_TORCHVISION_BY_NAME = ("SVHN", "STL10")  # split="train" or "test"
+
+
+@dataclass(frozen=True)
+class Item:
+    """One labelled image, not yet decoded."""
+
+    name: str
+    """Where it lies in its source: a path relative to data.root, or split/number."""
+    label: int
+    split: SplitName | None
+    """The split the source puts it in; None where the source has none."""
+    open: Callable[[], Image.Image]
+
+
+@dataclass(frozen=True)
+class Source:
+    classes: tuple[str, ...]
+    list_items: Callable[[], Sequence[Item]]
+
+
+def open_source(data: DataParams) -> Source:
+    """Find the images that `data.source` names; downloads a torchvision set that is not under `data.root`.
+
+    Raises ValueError where there is no such source, or its images cannot be had.
+    """
+    kind, _, name = data.source.partition(":")
+    if kind not in SOURCES or bool(name) != (kind == "torchvision"):
+        raise ValueError(f"data.source = {data.source!r} is unknown; expected digits, folder or torchvision:NAME")
+    if not Path(data.root).is_dir():
+        raise ValueError(f"data.root = {data.root!r} is not a folder; create it or name the folder of the raw images")
+    return SOURCES[kind](data)
+
+
+def _digits(_: DataParams) -> Source:
+    def list_items() -> list[Item]:
+        from sklearn.datasets import load_digits  # a second of imports that only this source needs
+
+        digits = load_digits()
+        images = (digits.images * (255 / 16)).round().astype(np.uint8)  # 17 grey levels
+        return [
+            Item(f"{number:04}", int(label), None, partial(Image.fromarray, image))
+            for number, (image, label) in enumerate(zip(images, digits.target, strict=True))
+        ]
+
+    return Source(tuple("0123456789"), list_items)
+
+
+def _torchvision(data: DataParams) -> Source:
+    name = data.source.partition(":")[2]
+    known = [*_TORCHVISION_BY_FLAG, *_TORCHVISION_BY_NAME]
+    if name not in known:
+        raise ValueError(f"data.source = {data.source!r} is unknown; expected torchvision: and one of {', '.join(known)}")
+    splits: tuple[Literal["train", "test"], ...] = ("train", "test")
+    sets = {split: _load_or_download(name, split, Path(data.root)) for split in splits}
+    classes = getattr(sets["train"], "classes", None) or sorted({int(label) for label in _labels(sets["train"])})
+
+    def list_items() -> list[Item]:
+        return [
+            Item(f"{split}/{number:05}", int(label), split, partial(_image_of, images, number))
+            for split, images in sets.items()
+            for number, label in enumerate(_labels(images))
+        ]
+
+    return Source(tuple(str(name) for name in classes), list_items)
+
+
+def _load_or_download(name: str, split: Literal["train", "test"], root: Path) -> Any:
+    from torchvision import datasets
+
+    which = {"split": split} if name in _TORCHVISION_BY_NAME else {"train": split == "train"}
+    load = partial(getattr(datasets, name), **which)
+    with contextlib.suppress(RuntimeError):  # torchvision's way to say that the set is not there
+        return load(str(root))
+    download = root / f".{name}.partial"  # so that a failed download leaves nothing where the set belongs
+    print(f"downloading torchvision:{name} to {root}", flush=True)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # its progress, and each mirror that failed
+            load(str(download), download=True)
+        shutil.copytree(download, root, dirs_exist_ok=True)
+    except (OSError, RuntimeError) as error:
+        reason = str(error).strip() or type(error).__name__
+        raise ValueError(
+            f"data.source = 'torchvision:{name}' is not in data.root = {str(root)!r} and could not be downloaded "
+            f"({reason}); put it there or mend the network"
+        ) from None
+    finally:
+        shutil.rmtree(download, ignore_errors=True)
+    return load(str(root))
+
+
+def _labels(images: Any) -> Any:
+    return images.targets if hasattr(images, "targets") else images.labels
+
+
+def _image_of(images: Any, number: int) -> Image.Image:
+    image: Image.Image = images[number][0]
+    return image
+
+
+def _folder(data: DataParams) -> Source:
+    root = Path(data.root)
+    parents: list[tuple[Path, SplitName | None]] = [
+        (folder, _SPLIT_FOLDERS[folder.name]) for folder in _subfolders(root) if folder.name in _SPLIT_FOLDERS
+    ]
+    if not any(split == "train" for _, split in parents):  # else these are classes that happen to be called so
+        parents = [(root, None)]
+    class_folders = [(folder, split) for parent, split in parents for folder in _subfolders(parent)]
+    # One list of classes over all splits: a class missing from one must not shift the labels of the others.
+    classes = tuple(sorted({folder.name for folder, _ in class_folders}))
+    if len(classes) < 2:
+        raise ValueError(f"data.root = {data.root!r} has {len(classes)} class folders; expected two or more, "
+                         "one for each class, at the top or in each of train/ val/ test/")  # fmt: skip
+
+    def list_items() -> list[Item]:
+        items = [
+            Item(path.relative_to(root).as_posix(), classes.index(folder.name), split, partial(open_image, path))
+            for folder, split in class_folders
+            for path in find_images(folder)
+        ]
+        for label, name in enumerate(classes):
+            if not any(item.label == label for item in items):
+                raise ValueError(
+                    f"data.root = {data.root!r}: class folder {name!r} has no image; fill it or remove it"
+                )
+        return items
+
+    return Source(classes, list_items)
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+SOURCES: dict[str, Callable[[DataParams], Source]] = {"digits": _digits, "torchvision": _torchvision, "folder": _folder}

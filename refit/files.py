@@ -1,0 +1,64 @@
+"""Files that are there whole or not at all."""
+
+import csv
+import io
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file that a reader sees whole or not at all, also after a power cut."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sibling = path.with_name(f".{path.name}.partial")
+    with sibling.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    sibling.replace(path)
+    _fsync_folder(path.parent)
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write `value` as indented JSON. Raises ValueError on NaN and infinity, which JSON does not have."""
+    write_bytes(path, (json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n").encode())
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
+    """Write rows that share their keys; the first row's keys are the header. An empty sequence writes an empty file."""
+    text = io.StringIO(newline="")
+    if rows:
+        writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    write_bytes(path, text.getvalue().encode())
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """A new empty folder to fill, which takes the place of `path` if the block ends well and is removed if not."""
+    sibling = path.with_name(f".{path.name}.partial")
+    shutil.rmtree(sibling, ignore_errors=True)
+    sibling.mkdir(parents=True)
+    try:
+        yield sibling
+        for file in sibling.rglob("*"):
+            if file.is_file():
+                with file.open("rb") as written:
+                    os.fsync(written.fileno())
+        shutil.rmtree(path, ignore_errors=True)
+        sibling.replace(path)
+        _fsync_folder(path.parent)
+    finally:
+        shutil.rmtree(sibling, ignore_errors=True)
+
+
+def _fsync_folder(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,112 @@
+"""The model artifact: a folder that needs nothing else to be used, and that is read without unpickling.
+
+`model.safetensors` holds the weights; `model.json` how to build the network, how to make its input, what its
+outputs mean, and where it came from. The sha256 of `model.safetensors` names the model everywhere.
+"""
+
+import hashlib
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+
+from refit.data.images import Color
+from refit.data.prepared import DatasetInfo
+from refit.files import whole_folder, write_bytes, write_json
+from refit.params import LossParams, ModelParams, OptimizerParams
+from refit.systems.classifier import Classifier
+from refit.systems.networks import build_network
+
+MODEL = Path("data/model")
+FORMAT = 1
+
+
+class ModelDescription(BaseModel):
+    """What model.json holds."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: Literal[1] = FORMAT
+    system: Literal["classifier"] = "classifier"
+    network: ModelParams
+    classes: list[str]
+    color: Color
+    shape: tuple[int, int, int]
+    """C, H, W of the uint8 images that go in."""
+    mean: list[float]
+    std: list[float]
+    batch_size: int
+    """The micro-batch it was trained with: what fits the memory."""
+    data_sha256: str
+    sha256: str
+    """Of model.safetensors."""
+    params: dict[str, Any]
+    """Every parameter of the fit; for people, nothing reads it."""
+
+
+def build_classifier(
+    network: ModelParams,
+    info: DatasetInfo | ModelDescription,
+    optimizer: OptimizerParams | None = None,
+    loss: LossParams | None = None,
+    learning_rate: float = 0.0,
+) -> Classifier:
+    """A freshly initialised classifier for images such as `info` describes."""
+    channels, height, width = info.shape
+    return Classifier(
+        build_network(network, channels, (height, width), len(info.classes)),
+        info.mean,
+        info.std,
+        len(info.classes),
+        optimizer,
+        loss.label_smoothing if loss else 0.0,
+        learning_rate,
+    )
+
+
+def write_model(
+    system: Classifier, network: ModelParams, info: DatasetInfo, batch_size: int, params: dict[str, Any],
+    folder: Path = MODEL,
+) -> ModelDescription:  # fmt: skip
+    """Write the artifact whole; returns its description."""
+    weights = save({name: weight.contiguous() for name, weight in system.network.state_dict().items()})
+    description = ModelDescription(
+        network=network,
+        classes=info.classes,
+        color=info.color,
+        shape=(info.shape[0], info.shape[1], info.shape[2]),
+        mean=info.mean,
+        std=info.std,
+        batch_size=batch_size,
+        data_sha256=info.sha256,
+        sha256=hashlib.sha256(weights).hexdigest(),
+        params=params,
+    )
+    with whole_folder(folder) as new:
+        write_bytes(new / "model.safetensors", weights)
+        write_json(new / "model.json", description.model_dump(mode="json"))
+    return description
+
+
+def read_model(folder: Path = MODEL) -> tuple[Classifier, ModelDescription]:
+    """The trained classifier and its description. Raises ValueError that says what is missing or wrong."""
+    description_file, weights_file = folder / "model.json", folder / "model.safetensors"
+    for file in (description_file, weights_file):
+        if not file.is_file():
+            raise ValueError(f"{file} is not here; run: dvc repro fit")
+    try:
+        description = ModelDescription.model_validate_json(description_file.read_bytes())
+    except ValidationError as error:
+        fault = error.errors()[0]
+        where = ".".join(map(str, fault["loc"]))
+        raise ValueError(f"{description_file}: {where}: {fault['msg']}; run: dvc repro --force fit") from None
+    if hashlib.sha256(weights_file.read_bytes()).hexdigest() != description.sha256:
+        raise ValueError(f"{weights_file} is not the file that model.json describes; run: dvc checkout {folder}")
+    system = build_classifier(description.network, description)
+    try:
+        system.network.load_state_dict(load_file(weights_file))
+    except (SafetensorError, RuntimeError) as error:
+        raise ValueError(f"{weights_file} does not fit the network in model.json: {error}") from None
+    return system, description

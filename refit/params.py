@@ -1,0 +1,254 @@
+"""Every choice a user can make, typed, frozen and strict: the one reader of `params.yaml`.
+
+No key has a default here. `params.yaml` holds the values; this module says which keys there are,
+what they mean and what they may be. A file that fails the check never reaches any work.
+"""
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+PARAMS_FILE = Path("params.yaml")
+OUR_NETWORKS = ("mlp", "cnn", "resnet9")
+
+# YAML 1.1 reads 1e-3 as text, so numbers may also be numerals in text.
+Real = Annotated[float, Field(strict=False, allow_inf_nan=False)]
+Fraction = Annotated[Real, Field(ge=0, lt=1)]
+Positive = Annotated[Real, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+
+
+class DataParams(Section):
+    source: Annotated[str, Field(min_length=1)]
+    """Where images come from: digits (bundled), torchvision:NAME, or folder (class folders in data.root)."""
+    root: Annotated[str, Field(min_length=1)]
+    """Folder that holds the raw images; torchvision sets are found or downloaded here. Must exist."""
+    image_size: Literal["auto"] | Annotated[int, Field(ge=4, le=1024)]
+    """Side of the square images after prepare, pixels. auto: their own size if they share one, else 128."""
+    color: Literal["auto", "grey", "rgb"]
+    """Colour mode of the set. auto: grey if every image is grey, else rgb."""
+    val: Fraction
+    """Share of the training images held out for validation, where the source has no validation split of its own."""
+    test: Fraction
+    """Share of the training images held out for the test, where the source has no test split of its own."""
+    bad_images: Literal["fail", "skip"]
+    """An image that cannot be decoded, or has two labels: fail names it; skip leaves it out and counts it."""
+
+    @model_validator(mode="after")
+    def _some_left_to_train(self) -> Self:
+        if self.val + self.test >= 1:
+            raise ValueError(
+                f"val + test = {self.val + self.test:g}; expected less than 1, to leave some to train"
+            )
+        return self
+
+
+class AugmentParams(Section):
+    shift: Annotated[int, Field(ge=0, le=64)]
+    """Largest random shift of a training image along each axis, pixels (zero-padded random crop)."""
+    flip: bool
+    """Mirror each training image left to right with probability one half."""
+    cutout: Annotated[int, Field(ge=0, le=512)]
+    """Side of a square set to zero at a random place in each training image, pixels; 0: none."""
+
+
+class ModelParams(Section):
+    network: str
+    """mlp, cnn or resnet9 (ours, for small images), or torchvision:NAME for any torchvision classifier."""
+    width: Annotated[int, Field(ge=4, le=1024)] | None
+    """Channels of our network's first layer (mlp: hidden units); null: the network's own."""
+    dropout: Fraction | None
+    """Dropout before our network's last layer; null: the network's own."""
+
+    @model_validator(mode="after")
+    def _network_is_known(self) -> Self:
+        if self.network.startswith("torchvision:"):  # the name behind the colon is checked where torchvision is at hand
+            if self.width is not None or self.dropout is not None:
+                raise ValueError(f"width and dropout have no effect with {self.network}; set both to null")
+        elif self.network not in OUR_NETWORKS:
+            raise ValueError(f"network {self.network!r} is unknown{_nearest(self.network, [*OUR_NETWORKS])}; expected "
+                             f"{', '.join(OUR_NETWORKS)} or torchvision:NAME")  # fmt: skip
+        return self
+
+
+class BatchParams(Section):
+    size: Literal["auto"] | Count
+    """Effective batch, images: what the optimizer sees. auto: as large as max_size with 16 steps an epoch or more."""
+    max_size: Count
+    """Largest effective batch that auto may choose, images."""
+    memory_budget: Positive
+    """Memory that one training step may take on a CPU, GiB. An accelerator's own memory is its budget."""
+
+
+class OptimizerParams(Section):
+    name: Literal["adamw", "sgd"]
+    """adamw (decoupled weight decay) or sgd (Nesterov momentum)."""
+    learning_rate: Literal["auto"] | Positive
+    """Peak learning rate. auto: the one find_lr suggests."""
+    fallback_learning_rate: Positive
+    """Taken, with a warning, where learning_rate is auto and find_lr has no suggestion."""
+    weight_decay: Annotated[Real, Field(ge=0)]
+    """Weight decay of matrices and kernels; norms and biases have none."""
+    momentum: Fraction
+    """SGD's Nesterov momentum, or AdamW's first beta."""
+    schedule: Literal["one_cycle", "cosine", "constant"]
+    """Learning rate over the whole fit, stepped at each optimizer step."""
+
+
+class LossParams(Section):
+    label_smoothing: Fraction
+    """Share of each target spread evenly over all classes (Szegedy et al. 2016)."""
+
+
+class FitParams(Section):
+    max_epochs: Count
+    """Passes over the training images."""
+    monitor: Literal["val_loss", "val_accuracy"]
+    """What chooses the best epoch, whose weights are kept, and what early stopping watches."""
+    patience: Count | None
+    """Stop after this many epochs without a better monitor; null: never stop early."""
+    gradient_clip_val: Positive | None
+    """Clip the gradient's global norm to this; null: no clipping."""
+
+
+class TrainerParams(Section):
+    accelerator: Literal["auto", "cpu", "gpu", "mps", "tpu"]
+    """Lightning's accelerator; one device of it is used."""
+    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed", "64-true"]
+    """Lightning's precision. auto: bf16-mixed where the device does it natively, else 32-true."""
+    threads: Count
+    """PyTorch's CPU threads. A tracked choice: another number gives other last bits."""
+    deterministic: bool
+    """Use deterministic algorithms only."""
+
+
+class TestParams(Section):
+    __test__ = False  # not a test, whatever its name says to pytest
+    confidence: Annotated[Real, Field(gt=0.5, lt=1)]
+    """Confidence level of the accuracy's Wilson score interval."""
+    calibration_bins: Annotated[int, Field(ge=2, le=100)]
+    """Equal-width confidence bins of the reliability diagram and of ECE."""
+    worst_mistakes: Annotated[int, Field(ge=0, le=100)]
+    """How many of the most confident mistakes the gallery shows."""
+
+
+class PredictParams(Section):
+    images: Annotated[str, Field(min_length=1)]
+    """Folder of new images, searched in full; where it holds none, the test split is predicted."""
+    top_k: Count
+    """How many of the most probable classes each row lists."""
+    abstain_below: Fraction
+    """A prediction whose probability is lower is marked as abstained."""
+
+
+class PipelinesParams(Section):
+    stage_time_limit: Positive
+    """Time limit of each stage in a Prefect flow, minutes. Past it the stage's processes are ended."""
+    stage_retries: Annotated[int, Field(ge=0, le=10)]
+    """How often a Prefect flow runs a stage again after it failed (never after a user's error, exit code 2)."""
+
+
+class Params(Section):
+    seed: Annotated[int, Field(ge=0, le=2**32 - 1)]
+    """Seed of every random choice: splits, initial weights, batch order, augmentation, dropout."""
+    data: DataParams
+    augment: AugmentParams
+    model: ModelParams
+    batch: BatchParams
+    optimizer: OptimizerParams
+    loss: LossParams
+    fit: FitParams
+    trainer: TrainerParams
+    test: TestParams
+    predict: PredictParams
+    pipelines: PipelinesParams
+
+    def only(self, *sections: str) -> Self:
+        """The same parameters with these sections alone; reading another raises AttributeError."""
+        return self.model_construct(**{name: getattr(self, name) for name in sections})
+
+
+def load_params(path: Path = PARAMS_FILE) -> Params:
+    """Read and check the whole of a parameter file.
+
+    Raises ValueError with a line for each fault: the file, the dotted key, what was expected.
+    """
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)  # noqa: S506, a SafeLoader
+    except FileNotFoundError:
+        raise ValueError(f"{path} is not here; run from the repository's root") from None
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    return check_params(values, str(path))
+
+
+def check_params(values: Any, where: str = str(PARAMS_FILE)) -> Params:
+    """Check parsed parameters. Raises ValueError with a line for each fault, led by `where`."""
+    if not isinstance(values, dict):
+        raise ValueError(f"{where}: expected sections of keys and values, found {type(values).__name__}")  # noqa: TRY004, the user's
+    try:
+        return Params.model_validate(values)
+    except ValidationError as error:
+        raise ValueError("\n".join(f"{where}: {line}" for line in _explain(error))) from None
+
+
+def _explain(error: ValidationError) -> list[str]:
+    """One line a faulty key; the branches of a union (`auto` or a number) count as one fault."""
+    faults: dict[str, list[str]] = {}
+    for fault in error.errors():
+        section, keys = _resolve(fault["loc"])
+        path = ".".join(keys)
+        if fault["type"] == "extra_forbidden":
+            line = f"{path} is not a known key{_nearest(keys[-1], list(section.model_fields), keys[:-1])}"
+        elif fault["type"] == "missing":
+            line = f"{path} is missing; {_expected(section, keys[-1])}"
+        elif fault["type"] == "value_error":
+            line = f"{path}: {fault['ctx']['error']}"
+        else:
+            line = f"{path} = {fault['input']!r}: {_expected(section, keys[-1])}"
+            faults.setdefault(line, []).append(fault["msg"].removeprefix("Input should be "))
+            continue
+        faults[line] = []
+    return [line + (f" It must be {' or '.join(rules)}." if rules else "") for line, rules in faults.items()]
+
+
+def _resolve(loc: tuple[int | str, ...]) -> tuple[type[Section], list[str]]:
+    """The section that owns the faulty key, and the key's path without pydantic's union branches."""
+    section: type[Section] = Params
+    keys: list[str] = []
+    for part in loc:
+        keys.append(str(part))
+        field = section.model_fields.get(str(part))
+        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, Section)):
+            break
+        if len(keys) < len(loc):
+            section = field.annotation
+    return section, keys
+
+
+def _expected(section: type[Section], key: str) -> str:
+    field = section.model_fields.get(key)
+    return f"expected: {field.description}" if field and field.description else "expected a section of keys."
+
+
+def _nearest(name: str, known: list[str], parents: list[str] | None = None) -> str:
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"; did you mean {'.'.join([*(parents or []), close[0]])}?" if close else ""
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """YAML lets a later key replace an earlier one without a word; here that is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", node.start_mark)
+        return super().construct_mapping(node, deep)

@@ -1,0 +1,1 @@
+"""LightningModules and the networks in them."""

@@ -1,0 +1,108 @@
+"""The image classifier as a LightningModule: a network with its loss, metrics and optimizer."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F  # noqa: N812
+from pytorch_lightning.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torchmetrics import CatMetric, MeanMetric
+from torchmetrics.classification import MulticlassAccuracy
+
+from refit.data.module import Batch
+from refit.params import OptimizerParams
+
+
+class Classifier(pl.LightningModule):
+    """Images to class logits.
+
+    Metrics are summed on the device and reduced once an epoch: nothing in a step waits for the device.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        mean: Sequence[float],
+        std: Sequence[float],
+        classes: int,
+        optimizer: OptimizerParams | None = None,
+        label_smoothing: float = 0.0,
+        learning_rate: float = 0.0,
+    ) -> None:
+        """`mean` and `std` are of the training images, by channel, pixels scaled to 0..1; the arguments after
+        `classes` are for training alone."""
+        super().__init__()
+        self.network = network
+        self.mean: Tensor
+        self.std: Tensor
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
+        self.optimizer_params = optimizer
+        self.label_smoothing = label_smoothing
+        self.learning_rate = learning_rate
+        self.train_loss, self.val_loss = MeanMetric(), MeanMetric()
+        self.train_accuracy = MulticlassAccuracy(classes, average="micro", validate_args=False)
+        self.val_accuracy = MulticlassAccuracy(classes, average="micro", validate_args=False)
+        self.test_probabilities = CatMetric(nan_strategy="disable")
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits, float (N, classes), of uint8 images (N, C, H, W)."""
+        logits: Tensor = self.network((images.to(self.mean.dtype) / 255 - self.mean) / self.std)
+        return logits
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        logits = self(batch.images)
+        loss = F.cross_entropy(logits, batch.labels, label_smoothing=self.label_smoothing)
+        self.train_loss.update(loss.detach(), len(batch.labels))
+        self.train_accuracy.update(logits.detach(), batch.labels)
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        logits = self(batch.images)
+        self.val_loss.update(F.cross_entropy(logits, batch.labels), len(batch.labels))
+        self.val_accuracy.update(logits, batch.labels)
+
+    def on_validation_epoch_end(self) -> None:
+        """Both splits' metrics in one place, so that whoever listens sees an epoch whole."""
+        for name in ("train_loss", "train_accuracy", "val_loss", "val_accuracy"):
+            metric = getattr(self, name)
+            self.log(name, metric.compute(), prog_bar=True)
+            metric.reset()
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Keep each image's probabilities: every figure of the report follows from them."""
+        self.test_probabilities.update(self.predict_step(batch, batch_idx))
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Probabilities, float32 (N, classes)."""
+        return self(batch.images).float().softmax(dim=1)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        params = self.optimizer_params
+        assert params is not None, "this classifier was made to be used, not to be trained"
+        optimizer = self._optimizer(params)
+        if params.schedule == "constant":
+            return optimizer
+        steps = int(self.trainer.estimated_stepping_batches)
+        scheduler: torch.optim.lr_scheduler.LRScheduler
+        if params.schedule == "one_cycle":
+            scheduler = torch.optim.lr_scheduler.OneCycleLR(
+                optimizer, self.learning_rate, total_steps=steps, cycle_momentum=False
+            )
+        else:
+            scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _optimizer(self, params: OptimizerParams) -> torch.optim.Optimizer:
+        # Decay shrinks what multiplies; norms and biases only shift and scale.
+        weights = [weight for weight in self.network.parameters() if weight.ndim > 1]
+        others = [weight for weight in self.network.parameters() if weight.ndim <= 1]
+        groups: list[dict[str, Any]] = [
+            {"params": weights, "weight_decay": params.weight_decay},
+            {"params": others, "weight_decay": 0.0},
+        ]
+        if params.name == "adamw":
+            return torch.optim.AdamW(groups, lr=self.learning_rate, betas=(params.momentum, 0.999))
+        return torch.optim.SGD(groups, lr=self.learning_rate, momentum=params.momentum, nesterov=params.momentum > 0)

@@ -1,0 +1,1 @@
+"""The Trainer, its Tuner and its callbacks."""

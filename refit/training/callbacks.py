@@ -1,0 +1,59 @@
+"""What watches a fit."""
+
+import math
+import time
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Callback, RichProgressBar
+
+
+class TerminalBar(RichProgressBar):
+    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
+        metrics = super().get_metrics(trainer, pl_module)
+        metrics.pop("v_num", None)  # the logger's version says nothing about the fit
+        return metrics
+
+
+class EpochLines(Callback):
+    """One line an epoch, where the output is a log."""
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        metrics = "  ".join(f"{name} {float(value):.4f}" for name, value in trainer.callback_metrics.items())
+        print(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {metrics}", flush=True)
+
+
+class History(Callback):
+    """Each epoch's metrics and learning rate, and a stop where the loss is no longer a number."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, float]] = []
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.learning_rate = trainer.optimizers[0].param_groups[0]["lr"]
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        if not all(map(math.isfinite, metrics.values())):
+            raise ValueError(
+                f"the loss is not finite after epoch {trainer.current_epoch + 1}: {metrics}; "
+                "lower optimizer.learning_rate, or set fit.gradient_clip_val"
+            )
+        self.rows.append({"epoch": trainer.current_epoch + 1, **metrics, "learning_rate": self.learning_rate})
+
+
+class Throughput(Callback):
+    """Training images a second, which go to the run's logger alone: a time has no place in a tracked output."""
+
+    def __init__(self, images_per_epoch: int) -> None:
+        self.images_per_epoch = images_per_epoch
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.started = time.perf_counter()
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.seconds = time.perf_counter() - self.started
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        for logger in trainer.loggers:
+            logger.log_metrics({"images_per_second": self.images_per_epoch / self.seconds}, trainer.global_step)

@@ -1,0 +1,47 @@
+"""What the tuning stages chose: the small files between them and `fit`."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+BATCH = Path("data/tuning/batch.json")
+LEARNING_RATE = Path("data/tuning/learning_rate.json")
+
+
+@dataclass(frozen=True)
+class BatchChoice:
+    """Sizes in images; effective_batch = micro_batch x accumulate_grad_batches."""
+
+    effective_batch: int
+    micro_batch: int
+    accumulate_grad_batches: int
+    chosen_by: Literal["params", "auto"]
+    hardware: str
+    """The hardware class that the micro-batch was found on."""
+    memory_budget: int | None
+    """Bytes; None on an accelerator, whose own memory is the budget."""
+    tried: list[dict[str, Any]]
+    """Each micro-batch that was tried: its size, the bytes of its step (on a CPU), and whether it fits."""
+
+
+@dataclass(frozen=True)
+class LearningRateChoice:
+    learning_rate: float
+    chosen_by: Literal["params", "find_lr", "fallback"]
+    suggestion: float | None
+
+
+def read_batch(path: Path = BATCH) -> BatchChoice:
+    return BatchChoice(**_read(path, "scale_batch"))
+
+
+def read_learning_rate(path: Path = LEARNING_RATE) -> LearningRateChoice:
+    return LearningRateChoice(**_read(path, "find_lr"))
+
+
+def _read(path: Path, stage: str) -> dict[str, Any]:
+    if not path.is_file():
+        raise ValueError(f"{path} is not here; run: dvc repro {stage}")
+    values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return values

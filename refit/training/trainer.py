@@ -1,0 +1,66 @@
+"""The one place that makes a Lightning Trainer."""
+
+import logging
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback
+
+from refit.params import TrainerParams
+from refit.training.callbacks import EpochLines, TerminalBar
+
+
+def make_trainer(params: TrainerParams, *, callbacks: Sequence[Callback] = (), **options: Any) -> pl.Trainer:
+    """A Trainer on one device of `params.accelerator`, which writes nothing of its own accord.
+
+    `options` are the Trainer's own arguments. Raises ValueError where the accelerator is not there.
+    """
+    torch.set_num_threads(params.threads)
+    _silence_notices()
+    in_terminal = sys.stdout.isatty()
+    try:
+        return pl.Trainer(
+            accelerator=params.accelerator,
+            devices=1,
+            precision=choose_precision(params),
+            deterministic=params.deterministic,
+            callbacks=[*callbacks, TerminalBar(leave=True) if in_terminal else EpochLines()],
+            enable_progress_bar=in_terminal,
+            num_sanity_val_steps=0,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+            **{"logger": False, "enable_checkpointing": False, **options},
+        )
+    except pl.utilities.exceptions.MisconfigurationException as error:
+        raise ValueError(f"trainer.accelerator = {params.accelerator!r}: {error}") from None
+
+
+def choose_precision(params: TrainerParams) -> Any:
+    """auto: bf16-mixed on a CUDA device that computes it natively; else 32-true."""
+    if params.precision != "auto":
+        return params.precision
+    on_cuda = params.accelerator in ("auto", "gpu") and torch.cuda.is_available()
+    return "bf16-mixed" if on_cuda and torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
+
+
+def hardware_class(params: TrainerParams) -> str:
+    """What tuning results hold for: `cpu`, or the accelerator's name and rounded memory."""
+    if params.accelerator in ("auto", "gpu") and torch.cuda.is_available():
+        device = torch.cuda.get_device_properties(0)
+        return f"{device.name}, {round(device.total_memory / 2**30)} GiB"
+    if params.accelerator in ("auto", "gpu", "mps") and torch.backends.mps.is_available():
+        return "mps"
+    return params.accelerator if params.accelerator == "tpu" else "cpu"
+
+
+def _silence_notices() -> None:
+    """Leave Lightning its warnings, but not its advertisements and its list of absent accelerators."""
+    for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    # Batches are gathered from one tensor: a worker process would only copy them once more.
+    warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    warnings.filterwarnings("ignore", ".*LeafSpec.*is deprecated")

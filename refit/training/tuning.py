@@ -1,0 +1,197 @@
+"""Lightning's Tuner, made to give the same answer each time and to leave nothing behind."""
+
+import io
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, redirect_stderr
+from dataclasses import dataclass, field
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from pytorch_lightning.utilities.seed import isolate_rng
+from pytorch_lightning.tuner.tuning import Tuner
+from torch import Tensor
+
+from refit.data.module import Batch, PreparedData
+from refit.params import BatchParams, OptimizerParams, TrainerParams
+from refit.systems.classifier import Classifier
+from refit.training.choices import BatchChoice, LearningRateChoice
+from refit.training.trainer import hardware_class, make_trainer
+
+MIN_STEPS_AN_EPOCH = 16
+LEARNING_RATES = (1e-6, 1.0)
+LEARNING_RATE_STEPS = 100
+_WARM_UP = 10  # steps whose smoothed loss rests on too few values
+
+FloatArray = npt.NDArray[np.float64]
+
+
+def choose_effective_batch(batch: BatchParams, train_images: int) -> int:
+    """The batch that the optimizer sees: it follows from the parameters and the data, never from the hardware.
+
+    Raises ValueError where batch.size is larger than the train split.
+    """
+    if batch.size != "auto":
+        if batch.size > train_images:
+            raise ValueError(f"batch.size = {batch.size} is more than the {train_images} training images; lower it")
+        return batch.size
+    size = 2
+    while size * 2 <= min(batch.max_size, train_images // MIN_STEPS_AN_EPOCH):
+        size *= 2
+    return size
+
+
+def scale_batch(
+    system: Classifier, data: PreparedData, batch: BatchParams, trainer_params: TrainerParams
+) -> BatchChoice:
+    """Find the largest micro-batch that fits, among the effective batch and its repeated halves.
+
+    Each size runs one optimizer step, and only one that ran is returned. On a CPU a size fits if what the step keeps
+    in memory (weights, gradients, optimizer state, inputs and what backward needs) is within `batch.memory_budget`;
+    on an accelerator, if it does not run out of memory. Raises ValueError where none fits.
+    """
+    hardware = hardware_class(trainer_params)
+    budget = int(batch.memory_budget * 2**30) if hardware == "cpu" else None
+    candidates = _halves(data.effective_batch)
+    data.batch_size = candidates[0]
+    trials = _Trials(budget)
+    with TemporaryDirectory() as folder, isolate_rng(), trials.watch(system):
+        trainer = make_trainer(trainer_params, default_root_dir=folder, max_epochs=1)
+        Tuner(trainer).scale_batch_size(
+            system,
+            datamodule=data,
+            mode="power",
+            steps_per_trial=1,
+            init_val=candidates[0],
+            max_trials=len(candidates),
+            max_val=2 * candidates[-1],  # out of reach: the Tuner does not run the one it is told here
+        )
+    if not trials.fitting:
+        raise ValueError(
+            f"no batch fits: {candidates[0]} images need more than batch.memory_budget = {batch.memory_budget} GiB; "
+            "raise it, lower data.image_size, or choose a smaller model.network or an even batch.size"
+        )
+    micro_batch = max(trials.fitting)
+    return BatchChoice(
+        effective_batch=data.effective_batch,
+        micro_batch=micro_batch,
+        accumulate_grad_batches=data.effective_batch // micro_batch,
+        chosen_by="auto" if batch.size == "auto" else "params",
+        hardware=hardware,
+        memory_budget=budget,
+        tried=[{"size": size, "bytes": trials.bytes.get(size), "fits": size in trials.fitting} for size in trials.sizes],
+    )
+
+
+def find_learning_rate(
+    system: Classifier, data: PreparedData, batch: BatchChoice, optimizer: OptimizerParams, trainer_params: TrainerParams
+) -> tuple[LearningRateChoice, list[dict[str, float]]]:
+    """The learning-rate range test of Smith (2017): the choice, and the curve of losses it rests on."""
+    with TemporaryDirectory() as folder, isolate_rng():
+        trainer = make_trainer(
+            trainer_params,
+            default_root_dir=folder,
+            max_epochs=-1,  # as many as the steps need
+            accumulate_grad_batches=batch.accumulate_grad_batches,
+            check_val_every_n_epoch=10**6,
+        )
+        with nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO()):  # its bar, in a log
+            finder = Tuner(trainer).lr_find(
+                system,
+                datamodule=data,
+                min_lr=LEARNING_RATES[0],
+                max_lr=LEARNING_RATES[1],
+                num_training=LEARNING_RATE_STEPS,
+                update_attr=False,
+            )
+    assert finder is not None
+    rates, losses = np.array(finder.results["lr"]), np.array(finder.results["loss"])
+    usable = np.isfinite(losses)
+    rates, losses = rates[usable], losses[usable]
+    curve = [{"learning_rate": rate, "loss": loss} for rate, loss in zip(rates.tolist(), losses.tolist(), strict=True)]
+    suggestion = suggest_learning_rate(rates, losses)
+    if optimizer.learning_rate != "auto":
+        return LearningRateChoice(optimizer.learning_rate, "params", suggestion), curve
+    if suggestion is None:
+        return LearningRateChoice(optimizer.fallback_learning_rate, "fallback", None), curve
+    return LearningRateChoice(suggestion, "find_lr", suggestion), curve
+
+
+def suggest_learning_rate(rates: FloatArray, losses: FloatArray) -> float | None:
+    """Where the smoothed loss falls fastest per decade of learning rate; None where it falls nowhere.
+
+    Lightning's own suggestion takes the slope over the learning rate itself, which is steepest where the rates lie
+    closest: on an exponential range it names one some fifty times too low.
+    """
+    rates, losses = rates[_WARM_UP:-1], losses[_WARM_UP:-1]
+    if len(losses) < 2:
+        return None
+    slope = np.gradient(losses, np.log10(rates))
+    steepest = int(np.argmin(slope))
+    return float(rates[steepest]) if slope[steepest] < 0 else None
+
+
+def _halves(effective_batch: int) -> list[int]:
+    """The effective batch and its repeated halves, ascending; none below 2, as batch norm cannot train on one image."""
+    sizes = [effective_batch]
+    while sizes[0] % 2 == 0 and sizes[0] > 2:
+        sizes.insert(0, sizes[0] // 2)
+    return sizes
+
+
+@dataclass
+class _Trials:
+    """What ran. The Tuner takes a Trainer's callbacks away, so the system's own hooks are watched."""
+
+    budget: int | None
+    sizes: list[int] = field(default_factory=list)
+    bytes: dict[int, int] = field(default_factory=dict)
+    fitting: list[int] = field(default_factory=list)
+
+    @contextmanager
+    def watch(self, system: Classifier) -> Iterator[None]:
+        step = system.training_step
+
+        def watched_step(batch: Batch, batch_idx: int) -> Tensor:
+            size = len(batch.labels)
+            self.sizes.append(size)
+            if self.budget is None:
+                return step(batch, batch_idx)
+            kept = _KeptTensors()
+            with torch.autograd.graph.saved_tensors_hooks(kept.keep, lambda tensor: tensor):
+                loss = step(batch, batch_idx)
+            # Weights, their gradients, and the two moments of AdamW: the largest optimizer state on offer.
+            weights = 4 * sum(weight.nbytes for weight in system.parameters())
+            self.bytes[size] = weights + batch.images.nbytes + kept.bytes()
+            if self.bytes[size] > self.budget:
+                # The words by which Lightning's Tuner knows that a CPU has no more memory.
+                raise RuntimeError("DefaultCPUAllocator: can't allocate memory: over batch.memory_budget")
+            return loss
+
+        def ran(outputs: Any, batch: Batch, batch_idx: int) -> None:
+            self.fitting.append(len(batch.labels))
+
+        system.training_step, system.on_train_batch_end = watched_step, ran  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            del system.training_step, system.on_train_batch_end
+
+
+class _KeptTensors:
+    """The memory that autograd keeps for the backward pass, each storage counted once."""
+
+    def __init__(self) -> None:
+        self.storages: dict[int, torch.UntypedStorage] = {}  # held, so that no address is used twice
+
+    def keep(self, tensor: Tensor) -> Tensor:
+        if not isinstance(tensor, torch.nn.Parameter):
+            storage = tensor.untyped_storage()
+            self.storages[storage.data_ptr()] = storage
+        return tensor
+
+    def bytes(self) -> int:
+        return sum(storage.nbytes() for storage in self.storages.values())

@@ -1,0 +1,28 @@
+"""Is every choice in params.yaml right, and are the raw images at hand? Asked before any other stage begins.
+
+Its output, the schema that editors read, does not depend on the values: a right value invalidates nothing.
+"""
+
+import json
+from pathlib import Path
+
+from refit.data.sources import open_source
+from refit.files import write_bytes
+from refit.params import Params
+from refit.stage import run_stage
+
+SCHEMA = Path("docs/params.schema.json")
+
+
+def main(params: Params) -> None:
+    open_source(params.data)
+    if params.model.network.startswith("torchvision:"):
+        from refit.systems.networks import check_torchvision_name  # seconds of imports that ours do not need
+
+        check_torchvision_name(params.model.network)
+    write_bytes(SCHEMA, (json.dumps(Params.model_json_schema(), indent=2) + "\n").encode())
+    print("params.yaml is right")
+
+
+if __name__ == "__main__":
+    run_stage(main, reads=tuple(Params.model_fields))

@@ -1,0 +1,41 @@
+"""The learning rate: a range test, its curve, and what is chosen from it."""
+
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import pytorch_lightning as pl
+
+from refit.data.module import PreparedData
+from refit.data.prepared import read_info
+from refit.files import write_csv, write_json
+from refit.model_file import build_classifier
+from refit.params import Params
+from refit.stage import run_stage
+from refit.training.choices import LEARNING_RATE, read_batch
+from refit.training.tuning import find_learning_rate
+
+READS = ("seed", "augment", "model", "optimizer", "loss", "trainer")
+CURVE = Path("data/tuning/learning_rate.csv")
+
+
+def main(params: Params) -> None:
+    info, batch = read_info(), read_batch()
+    pl.seed_everything(params.seed, verbose=False)
+    constant = params.optimizer.model_copy(update={"schedule": "constant"})  # the test itself moves the learning rate
+    system = build_classifier(params.model, info, constant, params.loss)
+    data = PreparedData(params.augment, batch.micro_batch, batch.effective_batch, params.seed)
+    choice, curve = find_learning_rate(system, data, batch, params.optimizer, params.trainer)
+    write_json(LEARNING_RATE, asdict(choice))
+    write_csv(CURVE, curve)
+    if choice.chosen_by == "fallback":
+        print(
+            f"warning: the range test has no suggestion; fit takes optimizer.fallback_learning_rate = "
+            f"{choice.learning_rate:g}",
+            file=sys.stderr,
+        )
+    print(f"learning rate {choice.learning_rate:.3g}, chosen by {choice.chosen_by}")
+
+
+if __name__ == "__main__":
+    run_stage(main, reads=READS)

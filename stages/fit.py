@@ -1,0 +1,80 @@
+"""Train, keep the best epoch, and write it as the model artifact."""
+
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
+
+from refit.data.module import PreparedData
+from refit.data.prepared import read_info
+from refit.files import write_csv, write_json
+from refit.model_file import build_classifier, write_model
+from refit.params import FitParams, Params, load_params
+from refit.stage import run_stage
+from refit.tracking import RunLogger
+from refit.training.callbacks import History, Throughput
+from refit.training.choices import read_batch, read_learning_rate
+from refit.training.trainer import hardware_class, make_trainer
+
+READS = ("seed", "augment", "model", "optimizer", "loss", "fit", "trainer")
+EVALUATION = Path("data/evaluation")
+TUNING = Path("data/tuning")
+
+
+def main(params: Params) -> None:
+    info, batch, rate = read_info(), read_batch(), read_learning_rate()
+    if batch.hardware != hardware_class(params.trainer):
+        print(
+            f"warning: the micro-batch of {batch.micro_batch} was found on {batch.hardware!r}; if memory runs out here, "
+            "run: dvc repro --force --single-item scale_batch",
+            file=sys.stderr,
+        )
+    print(f"learning rate {rate.learning_rate:.3g} from {rate.chosen_by}, effective batch {batch.effective_batch}")
+
+    pl.seed_everything(params.seed, verbose=False)
+    system = build_classifier(params.model, info, params.optimizer, params.loss, rate.learning_rate)
+    data = PreparedData(params.augment, batch.micro_batch, batch.effective_batch, params.seed)
+    history = History()
+    logger = RunLogger(load_params().model_dump(), {"data_sha256": info.sha256})  # the whole file, for the record
+    try:
+        with TemporaryDirectory() as folder:
+            best = ModelCheckpoint(folder, monitor=params.fit.monitor, mode=_mode(params.fit), save_weights_only=True)
+            trainer = make_trainer(
+                params.trainer,
+                default_root_dir=folder,
+                max_epochs=params.fit.max_epochs,
+                accumulate_grad_batches=batch.accumulate_grad_batches,
+                gradient_clip_val=params.fit.gradient_clip_val,
+                enable_checkpointing=True,
+                callbacks=[history, best, *_early_stopping(params.fit), Throughput(info.counts["train"])],
+                logger=logger,
+            )
+            trainer.fit(system, datamodule=data)
+            system.load_state_dict(torch.load(best.best_model_path, weights_only=True)["state_dict"])
+    except BaseException:
+        logger.fail()
+        raise
+
+    kept = min(history.rows, key=lambda row: row["val_loss"] if params.fit.monitor == "val_loss" else -row["val_accuracy"])
+    model = write_model(system, params.model, info, batch.micro_batch, params.model_dump(include=set(READS)))
+    write_json(EVALUATION / "fit.json", {**kept, "epochs": len(history.rows)})
+    write_csv(EVALUATION / "history.csv", history.rows)
+    logger.log_files(*sorted(TUNING.iterdir()), EVALUATION / "history.csv")
+    print(f"best epoch {kept['epoch']} of {len(history.rows)}; model {model.sha256[:12]}")
+
+
+def _mode(fit: FitParams) -> str:
+    return "min" if fit.monitor == "val_loss" else "max"
+
+
+def _early_stopping(fit: FitParams) -> list[EarlyStopping]:
+    if fit.patience is None:
+        return []
+    return [EarlyStopping(fit.monitor, mode=_mode(fit), patience=fit.patience)]
+
+
+if __name__ == "__main__":
+    run_stage(main, reads=READS)

@@ -1,0 +1,86 @@
+"""The trained model on new images: a folder of them, or the test split where the folder holds none."""
+
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import torch
+from pyarrow.parquet import read_table
+
+from refit.data.folder import FolderLoader
+from refit.data.images import find_images
+from refit.data.module import EVALUATION_FACTOR, EvaluationLoader
+from refit.data.prepared import PREPARED, read_split
+from refit.files import whole_folder, write_csv, write_json
+from refit.model_file import read_model
+from refit.params import Params
+from refit.stage import run_stage
+from refit.training.trainer import make_trainer
+
+READS = ("trainer", "predict")
+PREDICTIONS = Path("data/predictions")
+
+
+def main(params: Params) -> None:
+    system, model = read_model()
+    folder, batch_size = Path(params.predict.images), EVALUATION_FACTOR * model.batch_size
+    if not folder.is_dir():
+        raise ValueError(f"predict.images = {str(folder)!r} is not a folder; create it or name the folder of new images")
+
+    new_images = FolderLoader(list(find_images(folder)), model.color, model.shape[1:], batch_size)
+    loader = new_images if len(new_images) else EvaluationLoader(read_split("test"), batch_size)
+    batches = make_trainer(params.trainer).predict(system, loader)
+    names = [_text(file.relative_to(folder)) for file in new_images.files] if len(new_images) else _test_names()
+    unreadable = [{"file": _text(file.relative_to(folder)), "reason": why} for file, why in new_images.unreadable.items()]
+    for bad in unreadable:
+        print(f"warning: {bad['file']} is left out: {bad['reason']}", file=sys.stderr)
+    if not names:
+        raise ValueError(f"predict.images = {str(folder)!r}: none of its {len(unreadable)} images can be decoded")
+
+    probabilities = torch.cat(batches).numpy()  # type: ignore[arg-type]  # one loader gives one list of batches
+    rows = [
+        _row(name, row, model.classes, params.predict.top_k, params.predict.abstain_below)
+        for name, row in zip(names, probabilities, strict=True)
+    ]
+    summary = {
+        "model_sha256": model.sha256,
+        "images": len(rows),
+        "of": "new images" if len(new_images) else "the test split",
+        "abstained": sum(row["abstained"] == "yes" for row in rows),
+        "predicted": dict(sorted(Counter(str(row["label"]) for row in rows).items())),
+        "unreadable": unreadable,
+    }
+    with whole_folder(PREDICTIONS) as new:
+        write_csv(new / "predictions.csv", rows)
+        write_json(new / "summary.json", summary)
+    print(f"predicted {len(rows):,} images of {summary['of']}, abstained on {summary['abstained']}")
+
+
+def _row(name: str, probabilities: np.ndarray, classes: list[str], top_k: int, abstain_below: float) -> dict[str, object]:
+    """One line of predictions.csv: the most probable class first, then those that follow it."""
+    best = np.argsort(-probabilities, kind="stable")[:top_k]
+    top = float(probabilities[best[0]])
+    row: dict[str, object] = {
+        "file": name,
+        "label": classes[best[0]],
+        "probability": round(top, 6),
+        "abstained": "yes" if top < abstain_below else "no",
+    }
+    for place, index in enumerate(best[1:], start=2):
+        row |= {f"label_{place}": classes[index], f"probability_{place}": round(float(probabilities[index]), 6)}
+    return row
+
+
+def _test_names() -> list[str]:
+    manifest = read_table(PREPARED / "manifest.parquet", columns=["name", "split"]).to_pydict()
+    return [name for name, split in zip(manifest["name"], manifest["split"], strict=True) if split == "test"]
+
+
+def _text(path: Path) -> str:
+    """A file name need not be valid text; a table's cells must be."""
+    return path.as_posix().encode("utf-8", "backslashreplace").decode()
+
+
+if __name__ == "__main__":
+    run_stage(main, reads=READS)

@@ -1,0 +1,40 @@
+"""The effective batch, and the micro-batch of it that fits this machine's memory."""
+
+from dataclasses import asdict
+
+import pytorch_lightning as pl
+
+from refit.data.module import PreparedData
+from refit.data.prepared import read_info
+from refit.files import write_json
+from refit.model_file import build_classifier
+from refit.params import AugmentParams, OptimizerParams, Params
+from refit.stage import run_stage
+from refit.training.choices import BATCH
+from refit.training.tuning import choose_effective_batch, scale_batch
+
+READS = ("seed", "model", "batch", "trainer")
+
+# Neither changes what fits: the scaler counts the largest optimizer state, and augmentation keeps an image's size.
+ANY_OPTIMIZER = OptimizerParams(
+    name="adamw", learning_rate="auto", fallback_learning_rate=0.001, weight_decay=0, momentum=0.9, schedule="constant"
+)
+NO_AUGMENTATION = AugmentParams(shift=0, flip=False, cutout=0)
+
+
+def main(params: Params) -> None:
+    info = read_info()
+    effective_batch = choose_effective_batch(params.batch, info.counts["train"])
+    pl.seed_everything(params.seed, verbose=False)
+    system = build_classifier(params.model, info, ANY_OPTIMIZER)
+    data = PreparedData(NO_AUGMENTATION, effective_batch, effective_batch, params.seed)
+    choice = scale_batch(system, data, params.batch, params.trainer)
+    write_json(BATCH, asdict(choice))
+    print(
+        f"effective batch {choice.effective_batch}: {choice.accumulate_grad_batches} x {choice.micro_batch} images "
+        f"({choice.hardware})"
+    )
+
+
+if __name__ == "__main__":
+    run_stage(main, reads=READS)
