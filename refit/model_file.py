@@ -12,15 +12,13 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
-from refit.data.images import Color
-from refit.data.prepared import DatasetInfo
+from refit.data.prepared import Color, DatasetInfo
 from refit.files import whole_folder, write_bytes, write_json
 from refit.params import LossParams, ModelParams, OptimizerParams
 from refit.systems.classifier import Classifier
 from refit.systems.networks import build_network
 
 MODEL = Path("data/model")
-FORMAT = 1
 
 
 class ModelDescription(BaseModel):
@@ -28,7 +26,7 @@ class ModelDescription(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    format: Literal[1] = FORMAT
+    format: Literal[1] = 1
     system: Literal["classifier"] = "classifier"
     network: ModelParams
     classes: list[str]
@@ -55,15 +53,9 @@ def build_classifier(
 ) -> Classifier:
     """A freshly initialised classifier for images such as `info` describes."""
     channels, height, width = info.shape
-    return Classifier(
-        build_network(network, channels, (height, width), len(info.classes)),
-        info.mean,
-        info.std,
-        len(info.classes),
-        optimizer,
-        loss.label_smoothing if loss else 0.0,
-        learning_rate,
-    )
+    classes = len(info.classes)
+    network_module = build_network(network, (channels, height, width), classes, info.mean, info.std)
+    return Classifier(network_module, classes, optimizer, loss.label_smoothing if loss else 0.0, learning_rate)
 
 
 def write_model(

@@ -44,9 +44,7 @@ class DataParams(Section):
     @model_validator(mode="after")
     def _some_left_to_train(self) -> Self:
         if self.val + self.test >= 1:
-            raise ValueError(
-                f"val + test = {self.val + self.test:g}; expected less than 1, to leave some to train"
-            )
+            raise ValueError(f"val + test = {self.val + self.test:g}; expected less than 1, to leave some to train")
         return self
 
 
@@ -124,7 +122,8 @@ class TrainerParams(Section):
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed", "64-true"]
     """Lightning's precision. auto: bf16-mixed where the device does it natively, else 32-true."""
     threads: Count
-    """PyTorch's CPU threads. A tracked choice: another number gives other last bits."""
+    """PyTorch's CPU threads. A tracked choice: another number gives other last bits. More than one is for large
+    networks on an otherwise idle machine: two such trainings side by side wait for each other at every step."""
     deterministic: bool
     """Use deterministic algorithms only."""
 
@@ -170,9 +169,9 @@ class Params(Section):
     predict: PredictParams
     pipelines: PipelinesParams
 
-    def only(self, *sections: str) -> Self:
+    def only(self, *sections: str) -> "Params":
         """The same parameters with these sections alone; reading another raises AttributeError."""
-        return self.model_construct(**{name: getattr(self, name) for name in sections})
+        return Params.model_construct(None, **{name: getattr(self, name) for name in sections})
 
 
 def load_params(path: Path = PARAMS_FILE) -> Params:

@@ -11,12 +11,12 @@ from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from refit.data.module import PreparedData
 from refit.data.prepared import read_info
 from refit.files import write_csv, write_json
-from refit.model_file import build_classifier, write_model
+from refit.model_file import MODEL, build_classifier, write_model
 from refit.params import FitParams, Params, load_params
 from refit.stage import run_stage
-from refit.tracking import RunLogger
 from refit.training.callbacks import History, Throughput
 from refit.training.choices import read_batch, read_learning_rate
+from refit.training.run_logger import RunLogger
 from refit.training.trainer import hardware_class, make_trainer
 
 READS = ("seed", "augment", "model", "optimizer", "loss", "fit", "trainer")
@@ -28,8 +28,8 @@ def main(params: Params) -> None:
     info, batch, rate = read_info(), read_batch(), read_learning_rate()
     if batch.hardware != hardware_class(params.trainer):
         print(
-            f"warning: the micro-batch of {batch.micro_batch} was found on {batch.hardware!r}; if memory runs out here, "
-            "run: dvc repro --force --single-item scale_batch",
+            f"warning: the micro-batch of {batch.micro_batch} was found on {batch.hardware!r}; if memory runs out "
+            "here, run: dvc repro --force --single-item scale_batch",
             file=sys.stderr,
         )
     print(f"learning rate {rate.learning_rate:.3g} from {rate.chosen_by}, effective batch {batch.effective_batch}")
@@ -58,11 +58,14 @@ def main(params: Params) -> None:
         logger.fail()
         raise
 
-    kept = min(history.rows, key=lambda row: row["val_loss"] if params.fit.monitor == "val_loss" else -row["val_accuracy"])
+    best_of = min if _mode(params.fit) == "min" else max
+    kept = best_of(history.rows, key=lambda row: row[params.fit.monitor])
     model = write_model(system, params.model, info, batch.micro_batch, params.model_dump(include=set(READS)))
     write_json(EVALUATION / "fit.json", {**kept, "epochs": len(history.rows)})
     write_csv(EVALUATION / "history.csv", history.rows)
     logger.log_files(*sorted(TUNING.iterdir()), EVALUATION / "history.csv")
+    exportable = system.network.to(memory_format=torch.contiguous_format)
+    logger.finish(MODEL, exportable, torch.from_numpy(data.train.images[:2]))
     print(f"best epoch {kept['epoch']} of {len(history.rows)}; model {model.sha256[:12]}")
 
 

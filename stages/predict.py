@@ -5,6 +5,7 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from pyarrow.parquet import read_table
 
@@ -21,20 +22,22 @@ from refit.training.trainer import make_trainer
 READS = ("trainer", "predict")
 PREDICTIONS = Path("data/predictions")
 
+Floats = npt.NDArray[np.float32]
+
 
 def main(params: Params) -> None:
     system, model = read_model()
     folder, batch_size = Path(params.predict.images), EVALUATION_FACTOR * model.batch_size
     if not folder.is_dir():
-        raise ValueError(f"predict.images = {str(folder)!r} is not a folder; create it or name the folder of new images")
+        raise ValueError(f"predict.images = {str(folder)!r} is not a folder; create it, or name another")
 
     new_images = FolderLoader(list(find_images(folder)), model.color, model.shape[1:], batch_size)
     loader = new_images if len(new_images) else EvaluationLoader(read_split("test"), batch_size)
     batches = make_trainer(params.trainer).predict(system, loader)
     names = [_text(file.relative_to(folder)) for file in new_images.files] if len(new_images) else _test_names()
-    unreadable = [{"file": _text(file.relative_to(folder)), "reason": why} for file, why in new_images.unreadable.items()]
+    unreadable = [{"file": _text(file.relative_to(folder)), "why": why} for file, why in new_images.unreadable.items()]
     for bad in unreadable:
-        print(f"warning: {bad['file']} is left out: {bad['reason']}", file=sys.stderr)
+        print(f"warning: {bad['file']} is left out: {bad['why']}", file=sys.stderr)
     if not names:
         raise ValueError(f"predict.images = {str(folder)!r}: none of its {len(unreadable)} images can be decoded")
 
@@ -57,7 +60,7 @@ def main(params: Params) -> None:
     print(f"predicted {len(rows):,} images of {summary['of']}, abstained on {summary['abstained']}")
 
 
-def _row(name: str, probabilities: np.ndarray, classes: list[str], top_k: int, abstain_below: float) -> dict[str, object]:
+def _row(name: str, probabilities: Floats, classes: list[str], top_k: int, abstain_below: float) -> dict[str, object]:
     """One line of predictions.csv: the most probable class first, then those that follow it."""
     best = np.argsort(-probabilities, kind="stable")[:top_k]
     top = float(probabilities[best[0]])

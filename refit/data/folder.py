@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from refit.data.images import BadImageError, Color, Pixels, decode, open_image
+from refit.data.images import BadImageError, decode, open_image
 from refit.data.module import Batch
+from refit.data.prepared import Color, Pixels
 
 
 class FolderLoader:

@@ -56,7 +56,7 @@ class TrainLoader:
         order = torch.from_numpy(random.permutation(len(self.labels))[: self.used])
         height, width = self.images.shape[2:]
         draws = draw(self.augmentation, len(self.labels), (height, width), random)
-        for indices in order.split(self.batch_size):
+        for indices in torch.split(order, self.batch_size):
             yield Batch(self.images[indices], self.labels[indices], draws.take(indices))
 
 
@@ -64,8 +64,8 @@ class EvaluationLoader:
     """A split's batches in order."""
 
     def __init__(self, split: Split, batch_size: int) -> None:
-        self.images = torch.from_numpy(split.images).split(batch_size)
-        self.labels = torch.from_numpy(split.labels).split(batch_size)
+        self.images = torch.split(torch.from_numpy(split.images), batch_size)
+        self.labels = torch.split(torch.from_numpy(split.labels), batch_size)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -98,7 +98,12 @@ class PreparedData(pl.LightningDataModule):
         trainer = self.trainer
         assert trainer is not None
         return TrainLoader(
-            self.train, self.batch_size, self.effective_batch, self.augmentation, self.seed, lambda: trainer.current_epoch
+            self.train,
+            self.batch_size,
+            self.effective_batch,
+            self.augmentation,
+            self.seed,
+            lambda: trainer.current_epoch,
         )
 
     def val_dataloader(self) -> EvaluationLoader:

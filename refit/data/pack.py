@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from refit.data.images import BadImageError, Color, Header, Pixels, decode, read_header
-from refit.data.prepared import FORMAT, DatasetInfo
+from refit.data.images import BadImageError, Header, decode, read_header
+from refit.data.prepared import FORMAT, Color, DatasetInfo, Pixels
 from refit.data.sources import SPLITS, Item, Source, SplitName
 from refit.data.splits import assign_splits, find_label_conflicts
 from refit.files import write_json

@@ -7,11 +7,13 @@ A folder of few files: for each split `SPLIT_images.npy`, uint8 (N, C, H, W), an
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from refit.data.images import Color, Pixels
+Color = Literal["grey", "rgb"]
+Pixels = npt.NDArray[np.uint8]
 
 PREPARED = Path("data/prepared")
 FORMAT = 1

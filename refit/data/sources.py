@@ -77,7 +77,7 @@ def _torchvision(data: DataParams) -> Source:
     name = data.source.partition(":")[2]
     known = [*_TORCHVISION_BY_FLAG, *_TORCHVISION_BY_NAME]
     if name not in known:
-        raise ValueError(f"data.source = {data.source!r} is unknown; expected torchvision: and one of {', '.join(known)}")
+        raise ValueError(f"data.source = {data.source!r} is unknown; the sets are {', '.join(known)}")
     splits: tuple[Literal["train", "test"], ...] = ("train", "test")
     sets = {split: _load_or_download(name, split, Path(data.root)) for split in splits}
     classes = getattr(sets["train"], "classes", None) or sorted({int(label) for label in _labels(sets["train"])})
@@ -147,9 +147,7 @@ def _folder(data: DataParams) -> Source:
         ]
         for label, name in enumerate(classes):
             if not any(item.label == label for item in items):
-                raise ValueError(
-                    f"data.root = {data.root!r}: class folder {name!r} has no image; fill it or remove it"
-                )
+                raise ValueError(f"data.root = {data.root!r}: class folder {name!r} has no image; fill it or remove it")
         return items
 
     return Source(classes, list_items)

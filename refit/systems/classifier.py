@@ -1,6 +1,5 @@
 """The image classifier as a LightningModule: a network with its loss, metrics and optimizer."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import pytorch_lightning as pl
@@ -24,21 +23,14 @@ class Classifier(pl.LightningModule):
     def __init__(
         self,
         network: nn.Module,
-        mean: Sequence[float],
-        std: Sequence[float],
         classes: int,
         optimizer: OptimizerParams | None = None,
         label_smoothing: float = 0.0,
         learning_rate: float = 0.0,
     ) -> None:
-        """`mean` and `std` are of the training images, by channel, pixels scaled to 0..1; the arguments after
-        `classes` are for training alone."""
+        """`network` takes uint8 images (N, C, H, W) to logits (N, classes); the last three are for training alone."""
         super().__init__()
-        self.network = network
-        self.mean: Tensor
-        self.std: Tensor
-        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
-        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
+        self.network = network.to(memory_format=torch.channels_last)  # the layout that convolutions like best
         self.optimizer_params = optimizer
         self.label_smoothing = label_smoothing
         self.learning_rate = learning_rate
@@ -49,7 +41,7 @@ class Classifier(pl.LightningModule):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits, float (N, classes), of uint8 images (N, C, H, W)."""
-        logits: Tensor = self.network((images.to(self.mean.dtype) / 255 - self.mean) / self.std)
+        logits: Tensor = self.network(images)
         return logits
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -77,7 +69,8 @@ class Classifier(pl.LightningModule):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Probabilities, float32 (N, classes)."""
-        return self(batch.images).float().softmax(dim=1)
+        logits: Tensor = self(batch.images)
+        return logits.float().softmax(dim=1)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         params = self.optimizer_params

@@ -1,16 +1,28 @@
-"""Networks by name: normalised float images (N, C, H, W) to logits (N, classes)."""
+"""Networks by name: uint8 images (N, C, H, W) to float logits (N, classes)."""
 
+import math
+from collections.abc import Sequence
+
+import torch
 import torchvision
 from torch import Tensor, nn
 
 from refit.params import ModelParams
 
 
-def build_network(model: ModelParams, in_channels: int, image_size: tuple[int, int], classes: int) -> nn.Module:
-    """The network that `model` names, freshly initialised.
+def build_network(
+    model: ModelParams, shape: tuple[int, int, int], classes: int, mean: Sequence[float], std: Sequence[float]
+) -> nn.Module:
+    """The network that `model` names, freshly initialised, behind the normalisation of its input.
 
+    `shape` is an image's (C, H, W); `mean` and `std` are of the training images, by channel, pixels scaled to 0..1.
     Raises ValueError for an unknown torchvision name.
     """
+    return nn.Sequential(Normalize(mean, std), _build(model, shape, classes))
+
+
+def _build(model: ModelParams, shape: tuple[int, int, int], classes: int) -> nn.Module:
+    in_channels = shape[0]
     if model.network.startswith("torchvision:"):
         check_torchvision_name(model.network)
         network: nn.Module = torchvision.models.get_model(
@@ -19,8 +31,7 @@ def build_network(model: ModelParams, in_channels: int, image_size: tuple[int, i
         return nn.Sequential(GreyToRgb(), network) if in_channels == 1 else network
     width, dropout = model.width, model.dropout
     if model.network == "mlp":
-        pixels = in_channels * image_size[0] * image_size[1]
-        return mlp(pixels, classes, width or 256, 0.2 if dropout is None else dropout)
+        return mlp(math.prod(shape), classes, width or 256, 0.2 if dropout is None else dropout)
     if model.network == "cnn":
         return cnn(in_channels, classes, width or 32, 0.1 if dropout is None else dropout)
     assert model.network == "resnet9", model.network
@@ -86,6 +97,20 @@ class Residual(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         output: Tensor = images + self.branch(images)
         return output
+
+
+class Normalize(nn.Module):
+    """uint8 pixels to floats of mean 0 and standard deviation 1 over the training images."""
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.mean: Tensor
+        self.std: Tensor
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return (images.to(self.mean.dtype) / 255 - self.mean) / self.std
 
 
 class GreyToRgb(nn.Module):

@@ -9,6 +9,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 
 from refit.params import TrainerParams
 from refit.training.callbacks import EpochLines, TerminalBar
@@ -35,7 +36,7 @@ def make_trainer(params: TrainerParams, *, callbacks: Sequence[Callback] = (), *
             use_distributed_sampler=False,
             **{"logger": False, "enable_checkpointing": False, **options},
         )
-    except pl.utilities.exceptions.MisconfigurationException as error:
+    except MisconfigurationException as error:
         raise ValueError(f"trainer.accelerator = {params.accelerator!r}: {error}") from None
 
 
@@ -63,4 +64,6 @@ def _silence_notices() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     # Batches are gathered from one tensor: a worker process would only copy them once more.
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    # Metrics are logged once an epoch, whatever its number of steps.
+    warnings.filterwarnings("ignore", ".*smaller than the logging interval.*")
     warnings.filterwarnings("ignore", ".*LeafSpec.*is deprecated")

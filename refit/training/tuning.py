@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from pytorch_lightning.utilities.seed import isolate_rng
 from pytorch_lightning.tuner.tuning import Tuner
+from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor
 
 from refit.data.module import Batch, PreparedData
@@ -82,16 +82,22 @@ def scale_batch(
         chosen_by="auto" if batch.size == "auto" else "params",
         hardware=hardware,
         memory_budget=budget,
-        tried=[{"size": size, "bytes": trials.bytes.get(size), "fits": size in trials.fitting} for size in trials.sizes],
+        tried=[
+            {"size": size, "bytes": trials.bytes.get(size), "fits": size in trials.fitting} for size in trials.sizes
+        ],
     )
 
 
 def find_learning_rate(
-    system: Classifier, data: PreparedData, batch: BatchChoice, optimizer: OptimizerParams, trainer_params: TrainerParams
+    system: Classifier,
+    data: PreparedData,
+    batch: BatchChoice,
+    optimizer: OptimizerParams,
+    trainer_params: TrainerParams,
 ) -> tuple[LearningRateChoice, list[dict[str, float]]]:
     """The learning-rate range test of Smith (2017): the choice, and the curve of losses it rests on."""
     with TemporaryDirectory() as folder, isolate_rng():
-        trainer = make_trainer(
+        range_test = make_trainer(
             trainer_params,
             default_root_dir=folder,
             max_epochs=-1,  # as many as the steps need
@@ -99,7 +105,7 @@ def find_learning_rate(
             check_val_every_n_epoch=10**6,
         )
         with nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO()):  # its bar, in a log
-            finder = Tuner(trainer).lr_find(
+            finder = Tuner(range_test).lr_find(
                 system,
                 datamodule=data,
                 min_lr=LEARNING_RATES[0],

@@ -1,0 +1,90 @@
+"""The report of one run: every picture and the page that holds them, from the outputs of all stages."""
+
+import csv
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from refit.data.prepared import read_info
+from refit.files import whole_folder, write_bytes
+from refit.model_file import ModelDescription
+from refit.reports import plots
+from refit.reports.classification import ClassificationReport
+from refit.reports.page import Pictures, write_report
+from refit.training.choices import read_batch, read_learning_rate
+
+EVALUATION = Path("data/evaluation")
+PAGE = EVALUATION / "report.html"
+PICTURES = EVALUATION / "pictures"
+LEARNING_RATE_CURVE = Path("data/tuning/learning_rate.csv")
+
+
+def write_run_report(
+    report: ClassificationReport,
+    model: ModelDescription,
+    worst: Sequence[dict[str, Any]],
+    worst_images: npt.NDArray[np.uint8],
+) -> list[Path]:
+    """Write the pictures and the page; returns their paths.
+
+    `worst` are the rows of outcomes.csv for the most confident mistakes, `worst_images` their uint8 (M, C, H, W).
+    """
+    info, batch, rate = read_info(), read_batch(), read_learning_rate()
+    fitted = json.loads((EVALUATION / "fit.json").read_text(encoding="utf-8"))
+    curve = _numbers(LEARNING_RATE_CURVE)
+    pictures = Pictures(
+        learning_rate=plots.learning_rate_curve(
+            [row["learning_rate"] for row in curve], [row["loss"] for row in curve], rate.suggestion, rate.learning_rate
+        ),
+        training=plots.training_curves(_numbers(EVALUATION / "history.csv"), fitted["epoch"]),
+        confusion=plots.confusion_matrix(report),
+        reliability=plots.reliability_diagram(report),
+        curves=plots.roc_and_precision_recall(report),
+        mistakes=plots.mistakes_gallery(
+            worst_images,
+            [row["actual"] for row in worst],
+            [row["predicted"] for row in worst],
+            [row["probability"] for row in worst],
+            report.images - sum(row[label] for label, row in enumerate(report.confusion)),
+            report.images,
+        ),
+    )
+    with whole_folder(PICTURES) as folder:
+        for name, png in vars(pictures).items():
+            write_bytes(folder / f"{name}.png", png)
+    write_report(
+        PAGE,
+        report,
+        model.sha256,
+        data={
+            "source": info.source,
+            "classes": len(info.classes),
+            "image": " x ".join(map(str, info.shape)),
+            **{f"{name} images": count for name, count in info.counts.items()},
+        },
+        tuning={
+            "effective batch": batch.effective_batch,
+            "micro-batch": f"{batch.accumulate_grad_batches} x {batch.micro_batch} on {batch.hardware}",
+            "learning rate": rate.learning_rate,
+            "chosen by": rate.chosen_by,
+        },
+        training={
+            "best epoch": fitted["epoch"],
+            "epochs": fitted["epochs"],
+            "validation accuracy": fitted["val_accuracy"],
+            "validation loss": fitted["val_loss"],
+        },
+        mistakes=worst,
+        params=model.params,
+        pictures=pictures,
+    )
+    return [PAGE, *sorted(PICTURES.iterdir())]
+
+
+def _numbers(path: Path) -> list[dict[str, float]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]

@@ -1,0 +1,67 @@
+"""The model on images it has never seen: figures, tables, pictures and one report."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from pyarrow.parquet import read_table
+
+from refit.data.module import EVALUATION_FACTOR, EvaluationLoader
+from refit.data.prepared import PREPARED, Split, read_split
+from refit.files import whole_folder, write_csv, write_json
+from refit.model_file import read_model
+from refit.params import Params
+from refit.reports.classification import evaluate, predictions, worst_mistakes
+from refit.reports.run_report import EVALUATION, write_run_report
+from refit.stage import run_stage
+from refit.tracking import log_to_model_run
+from refit.training.trainer import make_trainer
+
+READS = ("trainer", "test")
+
+
+def main(params: Params) -> None:
+    system, model = read_model()
+    split = read_split("test")
+    loader = EvaluationLoader(split, EVALUATION_FACTOR * model.batch_size)
+    make_trainer(params.trainer).test(system, loader, verbose=False)
+    probabilities: npt.NDArray[np.float32] = system.test_probabilities.compute().cpu().numpy()
+
+    report = evaluate(probabilities, split.labels, model.classes, params.test.confidence, params.test.calibration_bins)
+    outcomes = _outcomes(probabilities, split, model.classes)
+    write_json(EVALUATION / "test.json", report.test_summary())
+    write_csv(EVALUATION / "outcomes.csv", outcomes)
+    with whole_folder(EVALUATION / "tables") as tables:
+        write_csv(tables / "classes.csv", report.class_rows())
+        write_csv(tables / "reliability.csv", report.reliability_rows())
+        write_csv(tables / "roc.csv", report.roc_rows())
+        write_csv(tables / "precision_recall.csv", report.precision_recall_rows())
+    worst = worst_mistakes(probabilities, split.labels, params.test.worst_mistakes)
+    written = write_run_report(report, model, [outcomes[i] for i in worst], split.images[worst])
+
+    log_to_model_run(model.sha256, {f"test_{name}": value for name, value in report.test_summary().items()}, written)
+    print(
+        f"test accuracy {report.accuracy:.4f} ({report.accuracy_low:.4f} to {report.accuracy_high:.4f}) "
+        f"on {report.images:,} images"
+    )
+
+
+def _outcomes(probabilities: npt.NDArray[np.float32], split: Split, classes: Sequence[str]) -> list[dict[str, Any]]:
+    """A row an image: what the confusion plot, the gallery and paired comparisons of models are made from."""
+    manifest = read_table(PREPARED / "manifest.parquet", columns=["name", "split"]).to_pydict()
+    names = [name for name, own in zip(manifest["name"], manifest["split"], strict=True) if own == "test"]
+    return [
+        {
+            "file": name,
+            "actual": classes[label],
+            "predicted": classes[best],
+            "probability": round(float(row[best]), 6),
+            "probability_of_actual": round(float(row[label]), 6),
+        }
+        for name, label, best, row in zip(names, split.labels, predictions(probabilities), probabilities, strict=True)
+    ]
+
+
+if __name__ == "__main__":
+    run_stage(main, reads=READS)

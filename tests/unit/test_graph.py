@@ -1,0 +1,108 @@
+"""dvc.yaml misses nothing that a stage depends on, and names nothing that it does not."""
+
+import ast
+import importlib
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+STAGES: dict[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+WORK = [name for name in STAGES if name != "check"]
+
+
+@cache
+def imports_of(file: Path) -> frozenset[Path]:
+    """Project files that a module imports, in functions too, not counting packages' `__init__.py`."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: imports are absolute here"
+            assert node.module
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        else:
+            continue
+        found |= {ROOT / f"{name.replace('.', '/')}.py" for name in names}
+    return frozenset(path for path in found if path.is_file())
+
+
+def all_imports_of(file: Path) -> set[Path]:
+    reached, todo = {file}, [file]
+    while todo:
+        new = imports_of(todo.pop()) - reached
+        reached |= new
+        todo += new
+    return reached
+
+
+def code_deps(stage: str) -> list[str]:
+    return [dep for dep in STAGES[stage]["deps"] if dep.endswith(".py")]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_deps_are_the_stage_and_every_project_file_it_imports(stage: str) -> None:
+    imported = all_imports_of(ROOT / "stages" / f"{stage}.py")
+    assert code_deps(stage) == sorted(str(path.relative_to(ROOT)) for path in imported)
+
+
+@pytest.mark.parametrize("stage", WORK)
+def test_params_are_the_sections_that_the_stage_is_given(stage: str) -> None:
+    assert STAGES[stage]["params"] == list(importlib.import_module(f"stages.{stage}").READS)
+
+
+def test_check_depends_on_the_whole_of_params_yaml() -> None:
+    assert "params.yaml" in STAGES["check"]["deps"]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_is_run_as_its_own_module(stage: str) -> None:
+    assert STAGES[stage]["cmd"] == f"python -m stages.{stage}"
+
+
+@pytest.mark.parametrize("package", ["refit", "stages", "pipelines"])
+def test_packages_hold_no_code_outside_their_modules(package: str) -> None:
+    """Else their `__init__.py` would be a dependency that dvc.yaml does not name."""
+    for file in (ROOT / package).rglob("__init__.py"):
+        body = ast.parse(file.read_text()).body
+        assert all(isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) for node in body), file
+
+
+def module_names(file: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module.partition(".")[0])
+    return names
+
+
+@pytest.mark.parametrize("package", ["refit", "stages"])
+def test_training_code_knows_neither_scheduler_nor_versions(package: str) -> None:
+    forbidden = {"prefect", "dvc", "pipelines"} | ({"stages"} if package == "refit" else set())
+    for file in (ROOT / package).rglob("*.py"):
+        assert not module_names(file) & forbidden, file
+
+
+def test_only_tracking_knows_mlflow() -> None:
+    knowing = {file.name for package in ("refit", "stages", "pipelines") for file in (ROOT / package).rglob("*.py")
+               if "mlflow" in module_names(file)}  # fmt: skip
+    assert knowing == {"tracking.py"}
+
+
+def test_pipelines_reach_no_torch() -> None:
+    heavy = {"torch", "torchvision", "torchmetrics", "pytorch_lightning"}
+    for file in (ROOT / "pipelines").glob("*.py"):
+        for reached in all_imports_of(file):
+            at_import = {
+                name.partition(".")[0]
+                for node in ast.parse(reached.read_text()).body
+                if isinstance(node, ast.Import | ast.ImportFrom)
+                for name in ([node.module or ""] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names])
+            }
+            assert not at_import & heavy, f"{file.name} reaches {reached.relative_to(ROOT)}"
