@@ -14,7 +14,7 @@ from refit.files import write_csv, write_json
 from refit.model_file import MODEL, build_classifier, write_model
 from refit.params import FitParams, Params, load_params
 from refit.stage import run_stage
-from refit.training.callbacks import History, Throughput
+from refit.training.callbacks import EpochFacts, History
 from refit.training.choices import read_batch, read_learning_rate
 from refit.training.run_logger import RunLogger
 from refit.training.trainer import hardware_class, make_trainer
@@ -49,7 +49,7 @@ def main(params: Params) -> None:
                 accumulate_grad_batches=batch.accumulate_grad_batches,
                 gradient_clip_val=params.fit.gradient_clip_val,
                 enable_checkpointing=True,
-                callbacks=[history, best, *_early_stopping(params.fit), Throughput(info.counts["train"])],
+                callbacks=[history, best, *_early_stopping(params.fit), EpochFacts(info.counts["train"])],
                 logger=logger,
             )
             trainer.fit(system, datamodule=data)

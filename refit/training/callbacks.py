@@ -42,18 +42,23 @@ class History(Callback):
         self.rows.append({"epoch": trainer.current_epoch + 1, **metrics, "learning_rate": self.learning_rate})
 
 
-class Throughput(Callback):
-    """Training images a second, which go to the run's logger alone: a time has no place in a tracked output."""
+class EpochFacts(Callback):
+    """Learning rate and training images a second, sent to the run's logger at the step of the epoch's other metrics.
+
+    A time has no place in a tracked output, so it goes nowhere else.
+    """
 
     def __init__(self, images_per_epoch: int) -> None:
         self.images_per_epoch = images_per_epoch
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.learning_rate = trainer.optimizers[0].param_groups[0]["lr"]
         self.started = time.perf_counter()
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.seconds = time.perf_counter() - self.started
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        facts = {"learning_rate": self.learning_rate, "images_per_second": self.images_per_epoch / self.seconds}
         for logger in trainer.loggers:
-            logger.log_metrics({"images_per_second": self.images_per_epoch / self.seconds}, trainer.global_step)
+            logger.log_metrics(facts, trainer.global_step - 1)

@@ -24,6 +24,7 @@ from refit.training.trainer import hardware_class, make_trainer
 MIN_STEPS_AN_EPOCH = 16
 LEARNING_RATES = (1e-6, 1.0)
 LEARNING_RATE_STEPS = 100
+_SMOOTHING = 0.98  # Lightning's, of the losses it gives
 _WARM_UP = 10  # steps whose smoothed loss rests on too few values
 
 FloatArray = npt.NDArray[np.float64]
@@ -114,7 +115,7 @@ def find_learning_rate(
                 update_attr=False,
             )
     assert finder is not None
-    rates, losses = np.array(finder.results["lr"]), np.array(finder.results["loss"])
+    rates, losses = np.array(finder.results["lr"]), _unbiased(np.array(finder.results["loss"]))
     usable = np.isfinite(losses)
     rates, losses = rates[usable], losses[usable]
     curve = [{"learning_rate": rate, "loss": loss} for rate, loss in zip(rates.tolist(), losses.tolist(), strict=True)]
@@ -138,6 +139,13 @@ def suggest_learning_rate(rates: FloatArray, losses: FloatArray) -> float | None
     slope = np.gradient(losses, np.log10(rates))
     steepest = int(np.argmin(slope))
     return float(rates[steepest]) if slope[steepest] < 0 else None
+
+
+def _unbiased(smoothed: FloatArray) -> FloatArray:
+    """Lightning's running mean of the loss, whose bias correction counts one step too many: its first is half."""
+    steps = np.arange(1, len(smoothed) + 1)
+    corrected: FloatArray = smoothed * (1 - _SMOOTHING ** (steps + 1)) / (1 - _SMOOTHING**steps)
+    return corrected
 
 
 def _halves(effective_batch: int) -> list[int]:

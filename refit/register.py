@@ -1,0 +1,25 @@
+"""Make the current model a version in MLflow's registry: `python -m refit.register [NAME]`."""
+
+import sys
+from pathlib import Path
+
+from refit.tracking import EXPERIMENT, model_sha256, register
+
+MODEL = Path("data/model")
+
+
+def main(arguments: list[str]) -> None:
+    if len(arguments) > 1 or any(argument.startswith("-") for argument in arguments):
+        raise ValueError("usage: python -m refit.register [NAME]")
+    name = arguments[0] if arguments else EXPERIMENT
+    sha256 = model_sha256(MODEL)
+    version, new = register(sha256, name)
+    print(f"model {sha256[:12]} {'is now' if new else 'was already'} models:/{name}/{version}")
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

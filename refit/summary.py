@@ -1,0 +1,94 @@
+"""What the last run gave, for a person to read: `python -m refit.summary`."""
+
+import json
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from refit.tracking import find_run, model_sha256
+
+REPORT = Path("data/evaluation/report.html")
+
+NEXT = """\
+What next
+  make mlflow                                  curves and pictures of every run
+  make compare                                 experiments, best first
+  dvc exp run -S optimizer.weight_decay=0.1    try a change, keep both results
+  dvc exp run -S data.source=folder -S data.root=FOLDER
+                                               your own images, a folder a class"""
+
+_CHOSEN_BY = {
+    "auto": "from scale_batch",
+    "find_lr": "from find_lr",
+    "params": "from params.yaml",
+    "fallback": "from optimizer.fallback_learning_rate: find_lr had no suggestion",
+}
+
+
+class Fact(NamedTuple):
+    name: str
+    text: str
+    link: str | None = None
+
+
+def summary(root: Path = Path()) -> str:
+    """Plain text, 80 columns wide but for long names. Raises ValueError where a file of the run is missing."""
+    lines = []
+    for name, text, link in facts(root):
+        lines.append(_wrap(name, text))
+        if link and link.startswith("http"):
+            lines.append(f"  {link}")
+    return "\n".join(["Result", *lines, "", NEXT])
+
+
+def summary_markdown(root: Path = Path()) -> str:
+    """The same facts as a table with links. Raises ValueError where a file of the run is missing."""
+    rows = [f"| {name} | {f'[{text}]({link})' if link else text} |" for name, text, link in facts(root)]
+    return "\n".join(["| | |", "|---|---|", *rows, ""])
+
+
+def facts(root: Path) -> list[Fact]:
+    """What there is to say of the run whose outputs lie in `root`/data; MLflow is asked for the run of its model."""
+    data, batch = _read(root / "data/prepared/dataset.json"), _read(root / "data/tuning/batch.json")
+    rate, fit = _read(root / "data/tuning/learning_rate.json"), _read(root / "data/evaluation/fit.json")
+    test, sha256 = _read(root / "data/evaluation/test.json"), model_sha256(root / "data/model")
+    run = find_run(sha256)
+    counts = ", ".join(f"{count:,} {split}" for split, count in data["counts"].items())
+    shape = "x".join(map(str, data["shape"]))
+    parts = f"{batch['accumulate_grad_batches']} x {batch['micro_batch']}"
+    return [
+        Fact("data", f"{data['source']}: {counts} images of {len(data['classes'])} classes, {shape}"),
+        Fact("batch size", f"{batch['effective_batch']} images = {parts}, {_CHOSEN_BY[batch['chosen_by']]}"),
+        Fact("learning rate", f"{rate['learning_rate']:.3g}, {_CHOSEN_BY[rate['chosen_by']]}"),
+        Fact("best epoch", f"{fit['epoch']} of {fit['epochs']}, validation accuracy {fit['val_accuracy']:.4f}"),
+        Fact(
+            "test accuracy",
+            f"{test['accuracy']:.4f} (confidence interval {test['accuracy_low']:.4f} to {test['accuracy_high']:.4f})",
+        ),
+        Fact("macro F1", f"{test['macro_f1']:.4f}"),
+        Fact("ECE", f"{test['ece']:.4f}"),
+        Fact("model", f"data/model, sha256 {sha256[:12]}"),
+        Fact("report", str(REPORT), (root / REPORT).resolve().as_uri()),
+        Fact("MLflow run", f"{run.name}, {run.run_id}", run.url) if run else Fact("MLflow run", "none of this model"),
+    ]
+
+
+def _wrap(name: str, text: str) -> str:
+    return textwrap.fill(text, 80, initial_indent=f"  {name:<15}", subsequent_indent=" " * 17,
+                         break_long_words=False, break_on_hyphens=False)  # fmt: skip
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ValueError(f"no {path} yet; run: dvc repro")
+    values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return values
+
+
+if __name__ == "__main__":
+    try:
+        print(summary())
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,407 @@
+"""MLflow, and only here: one run for each trained model, and the model registry.
+
+MLflow keeps the history; nothing needs it. Where its store cannot be reached, one line says so and the work goes on.
+"""
+
+import fcntl
+import hashlib
+import os
+import re
+import sqlite3
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:  # mlflow and torch take seconds to import: only who calls in here pays
+    from mlflow import MlflowClient
+    from mlflow.entities import Metric, Run
+    from torch import Tensor, nn
+
+EXPERIMENT = "refit"
+WEIGHTS = "model.safetensors"
+LOCAL_UI = "http://127.0.0.1:5000"  # where `make mlflow` shows the local store
+
+_MODEL_TAG = "model_sha256"
+_PASSWORD = re.compile(r"//[^/@\s]*@")
+_LOCAL_STORE = "mlflow.db"
+_LOCAL_ARTIFACTS = "mlruns"
+
+# MLflow reads these when it is imported; what the user has set stands.
+_DEFAULTS = {
+    # A server that is gone costs 10 s at most, once. MLflow's own retries take minutes.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
+    "MLFLOW_LOGGING_LEVEL": "CRITICAL",  # our one line says it all; MLflow's own would be a page of traceback
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+}
+
+
+class RunLink(NamedTuple):
+    """A finished run."""
+
+    run_id: str
+    name: str
+    url: str
+    """Its page: on the server, or where `make mlflow` shows the local store."""
+
+
+def tracking_uri() -> str:
+    """MLFLOW_TRACKING_URI, else mlflow.db in the repository's root: the main one also in DVC's temporary workspaces."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or _local_store()
+
+
+def model_sha256(model_dir: Path) -> str:
+    """The name of the model in `model_dir`. Raises ValueError where there is none."""
+    weights = model_dir / WEIGHTS
+    if not weights.is_file():
+        raise ValueError(f"{weights} is not here; run: dvc repro fit")
+    with weights.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class TrackedRun:
+    """The MLflow run of one fit. No method raises for a store that fails: the first failure is told, then it is silent.
+
+    Metrics and files go out on a thread of their own, so that no step of the fit waits for a disk or a network.
+    """
+
+    def __init__(self, params: Mapping[str, Any], tags: Mapping[str, str]) -> None:
+        """`params` may be nested; they are logged flat, with dotted keys. `tags` join those of git, DVC and Prefect."""
+        self._run_id = ""
+        self._uri = tracking_uri()
+        self._lost = False
+        self._unsent: deque[Metric] = deque()
+        self._jobs: list[Future[None]] = []
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="mlflow")
+        self._attempt(self._open, flatten(params), {**_origin_tags(), **tags})
+
+    @property
+    def run_id(self) -> str | None:
+        """None where the store could not be reached."""
+        return self._run_id or None
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Send metrics at a step, once an epoch or so. Returns in microseconds, whatever the store does."""
+        if self._lost:
+            return
+        from mlflow.entities import Metric
+
+        now = _now()
+        self._unsent.extend(Metric(name, float(value), now, step or 0) for name, value in metrics.items())
+        self._later(self._send_metrics)
+
+    def log_files(self, *paths: Path) -> None:
+        """Add files to the run, each under the name of its folder."""
+        self._later(self._send_files, paths)
+
+    def finish(self, model_dir: Path, network: "nn.Module", images: "Tensor") -> None:
+        """Log the trained model and mark the run finished; or delete it, where a run holds this very model already.
+
+        `network` takes uint8 images (N, C, H, W), on the CPU, to float logits (N, classes), and is left in eval mode;
+        two or more such `images` are the example of its input that is stored with it.
+        """
+        self._drain()
+        self._attempt(self._finish, model_sha256(model_dir), network, images)
+
+    def fail(self) -> None:
+        """Mark the run failed; or killed, where the exception being handled is a signal's."""
+        # Lightning turns SIGTERM into a SystemExit.
+        killed = isinstance(sys.exception(), (SystemExit, KeyboardInterrupt))
+        self._later(self._end, "KILLED" if killed else "FAILED")
+        self._drain()
+
+    def _open(self, params: Mapping[str, str], tags: Mapping[str, str]) -> None:
+        self._client, self._experiment_id = _connect(self._uri)
+        from mlflow.entities import Param
+
+        self._name = " ".join(filter(None, (params.get("data.source"), params.get("model.network")))) or "fit"
+        run = self._client.create_run(self._experiment_id, tags=dict(tags), run_name=self._name)
+        self._run_id = run.info.run_id
+        listed = [Param(name, value) for name, value in params.items()]
+        for start in range(0, len(listed), 100):  # as many as MLflow takes at once
+            self._client.log_batch(self._run_id, params=listed[start : start + 100])
+
+    def _send_metrics(self) -> None:
+        # What gathered while the last batch was under way goes out as one; 1,000 is MLflow's limit.
+        while self._unsent:
+            batch = [self._unsent.popleft() for _ in range(min(len(self._unsent), 1000))]
+            self._client.log_batch(self._run_id, metrics=batch)
+
+    def _send_files(self, paths: Sequence[Path]) -> None:
+        for path in paths:
+            self._client.log_artifact(self._run_id, str(path), path.absolute().parent.name)
+
+    def _end(self, status: str) -> None:
+        self._client.set_terminated(self._run_id, status)
+
+    def _finish(self, sha256: str, network: "nn.Module", images: "Tensor") -> None:
+        if existing := _find(self._client, self._experiment_id, sha256):
+            self._client.delete_run(self._run_id)
+            print(f"MLflow: run {existing.info.run_name} ({existing.info.run_id}) holds this very model; no run added")
+            return
+        self._client.set_tag(self._run_id, _MODEL_TAG, sha256)
+        self._client.update_run(self._run_id, name=f"{self._name} {sha256[:8]}")
+        self._log_model(sha256, network, images)
+
+    def _log_model(self, sha256: str, network: "nn.Module", images: "Tensor") -> None:
+        import mlflow.pytorch
+        import torch
+        from mlflow.models import infer_signature
+
+        network.eval()
+        example = images[:2]
+        with torch.no_grad():
+            logits = network(example)
+        mlflow.set_tracking_uri(self._uri)
+        with mlflow.start_run(run_id=self._run_id):  # marks the run finished at its end
+            try:
+                mlflow.pytorch.log_model(
+                    network,
+                    name="model",
+                    signature=infer_signature(example.numpy(), logits.numpy()),
+                    input_example=example.numpy(),
+                    pip_requirements=[f"torch=={version('torch').partition('+')[0]}"],  # inferring them takes 7 s
+                    tags={_MODEL_TAG: sha256},
+                )
+            except RuntimeError as error:  # torch.export has no graph for every network
+                print(f"warning: MLflow's run holds no model, which cannot be registered: {_root_cause(error)}",
+                      file=sys.stderr)  # fmt: skip
+
+    def _later(self, call: Callable[..., None], *args: Any) -> None:
+        if not self._lost:
+            self._jobs.append(self._thread.submit(self._attempt, call, *args))
+
+    def _attempt(self, call: Callable[..., None], *args: Any) -> None:
+        if self._lost:
+            return
+        try:
+            call(*args)
+        except _failures() as error:
+            self._lost = True
+            _warn(self._uri, error, "training goes on; from here nothing of this run is kept there")
+
+    def _drain(self) -> None:
+        for job in self._jobs:
+            job.result()  # a fault of ours on the thread comes out here
+        self._jobs.clear()
+
+
+def find_run(model_sha256: str) -> RunLink | None:
+    """The finished run of this model; None where there is none, or, after a warning, where MLflow cannot be reached."""
+    uri = tracking_uri()
+    if uri == _local_store() and not (_root() / _LOCAL_STORE).is_file():
+        return None  # MLflow would make the store only to find it empty
+    try:
+        client, experiment_id = _connect(uri)
+        run = _find(client, experiment_id, model_sha256)
+    except _failures() as error:
+        _warn(uri, error, "this model's run cannot be looked up")
+        return None
+    return _link(uri, run) if run else None
+
+
+def log_to_model_run(model_sha256: str, metrics: Mapping[str, float], files: Sequence[Path]) -> None:
+    """Add metrics and files to the finished run of this model; a repeat replaces what it added before.
+
+    Where there is no such run, or MLflow cannot be reached, a warning says so.
+    """
+    uri = tracking_uri()
+    try:
+        client, experiment_id = _connect(uri)
+        run = _find(client, experiment_id, model_sha256)
+        if run is None:
+            print(f"warning: MLflow at {_hide_password(uri)} holds no run of model {model_sha256[:8]}: the test "
+                  "results are not kept there", file=sys.stderr)  # fmt: skip
+            return
+        from mlflow.entities import Metric
+
+        # MLflow appends a repeated metric to the first as if it were a curve: only what changed is sent.
+        changed = {name: value for name, value in metrics.items() if run.data.metrics.get(name) != value}
+        now = _now()
+        client.log_batch(run.info.run_id, metrics=[Metric(name, value, now, 0) for name, value in changed.items()])
+        for file in files:
+            client.log_artifact(run.info.run_id, str(file), file.absolute().parent.name)
+    except _failures() as error:
+        _warn(uri, error, "the test results are not kept there")
+
+
+def register(model_sha256: str, name: str) -> tuple[str, bool]:
+    """Make this model a version of the registered model `name`: the version, and whether it is new.
+
+    Raises ValueError where there is no run that holds the model, MLflow refuses the name or cannot be reached.
+    """
+    uri = tracking_uri()
+    try:
+        client, experiment_id = _connect(uri)
+        import mlflow
+        from mlflow.entities import LoggedModelStatus
+
+        registered = client.search_model_versions(f"name = '{name}' and tags.{_MODEL_TAG} = '{model_sha256}'")
+        if registered:
+            return str(registered[0].version), False
+        run = _find(client, experiment_id, model_sha256)
+        if run is None:
+            raise ValueError(
+                f"MLflow at {_hide_password(uri)} holds no run of model {model_sha256[:8]}; "
+                "to train it again: dvc repro --force --single-item fit"
+            )
+        outputs = run.outputs.model_outputs if run.outputs else []
+        models = [client.get_logged_model(output.model_id) for output in outputs]
+        ready = [model.model_id for model in models if model.status == LoggedModelStatus.READY]
+        if not ready:
+            raise ValueError(f"MLflow's run {run.info.run_name} holds no model: it could not be exported")
+        mlflow.set_tracking_uri(uri)
+        return str(mlflow.register_model(f"models:/{ready[0]}", name, tags={_MODEL_TAG: model_sha256}).version), True
+    except _failures() as error:
+        raise ValueError(f"MLflow at {_hide_password(uri)}: {_root_cause(error)}") from None
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested values as text under dotted keys."""
+    flat: dict[str, str] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = str(value)
+    return flat
+
+
+def _connect(uri: str) -> "tuple[MlflowClient, str]":
+    """A client that has reached its store, and the id of the experiment, made where it is new."""
+    for name, value in _DEFAULTS.items():
+        os.environ.setdefault(name, value)
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    if uri == _local_store() and not (_root() / _LOCAL_STORE).is_file():
+        _make_local_store()
+    _probe_sqlite(uri)
+    name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT
+    try:
+        client = MlflowClient(uri, registry_uri=uri)
+        experiment = client.get_experiment_by_name(name)
+    except (ValueError, ImportError) as error:  # no URI at all; a database whose driver is not installed
+        raise ConnectionError(f"MLFLOW_TRACKING_URI cannot be used: {error}") from error
+    if experiment is None:
+        artifacts = (_root() / _LOCAL_ARTIFACTS).as_uri() if uri == _local_store() else None
+        try:
+            return client, client.create_experiment(name, artifact_location=artifacts)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":  # else: made by another run at the same time
+                raise
+        experiment = client.get_experiment_by_name(name)
+        assert experiment is not None, name
+    return client, experiment.experiment_id
+
+
+def _make_local_store() -> None:
+    """MLflow builds its tables over seconds, unguarded: killed meanwhile, or two at a time, it leaves a store that
+    never opens again. So one process at a time makes it, aside, and it appears whole."""
+    from mlflow import MlflowClient
+
+    folder, store = _root() / _LOCAL_ARTIFACTS, _root() / _LOCAL_STORE
+    folder.mkdir(exist_ok=True)
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not store.is_file():
+            with TemporaryDirectory(dir=folder) as aside:
+                MlflowClient(f"sqlite:///{aside}/{store.name}").search_experiments(max_results=1)
+                Path(aside, store.name).replace(store)
+    finally:
+        os.close(lock)
+
+
+def _probe_sqlite(uri: str) -> None:
+    """MLflow tries for 100 s to open an SQLite file that cannot be opened; SQLite itself says so at once."""
+    if not uri.startswith("sqlite:"):
+        return
+    from sqlalchemy.engine import make_url
+
+    database = make_url(uri).database
+    if database and Path(database).parent.is_dir():
+        connection = sqlite3.connect(database)
+        try:
+            connection.execute("PRAGMA schema_version")
+        finally:
+            connection.close()
+
+
+def _find(client: "MlflowClient", experiment_id: str, sha256: str) -> "Run | None":
+    filters = f"tags.{_MODEL_TAG} = '{sha256}' and attributes.status = 'FINISHED'"
+    runs = client.search_runs([experiment_id], filters, max_results=1, order_by=["attributes.start_time ASC"])
+    return runs[0] if runs else None
+
+
+def _failures() -> tuple[type[Exception], ...]:
+    """What a failing store raises: MLflow's own (which wrap requests' and most of SQLAlchemy's), SQLAlchemy's while
+    the store is opened, and the file system's for artifacts."""
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    return MlflowException, SQLAlchemyError, sqlite3.Error, OSError
+
+
+def _warn(uri: str, error: BaseException, consequence: str) -> None:
+    print(f"warning: MLflow at {_hide_password(uri)} failed ({_root_cause(error)}): {consequence}",
+          file=sys.stderr, flush=True)  # fmt: skip
+
+
+def _root_cause(error: BaseException) -> str:
+    """The first line of the innermost exception: `Connection refused`, where MLflow's own text is a paragraph."""
+    while inner := error.__cause__ or error.__context__:
+        error = inner
+    lines = str(error).splitlines() or [""]
+    return _hide_password(f"{type(error).__name__}: {lines[0][:200]}")
+
+
+def _hide_password(text: str) -> str:
+    return _PASSWORD.sub("//***@", text)
+
+
+def _link(uri: str, run: "Run") -> RunLink:
+    site = _PASSWORD.sub("//", uri).rstrip("/") if uri.startswith("http") else LOCAL_UI
+    page = f"{site}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
+    return RunLink(run.info.run_id, run.info.run_name, page)
+
+
+def _origin_tags() -> dict[str, str]:
+    """Where a run comes from: the git commit, the DVC experiment, the Prefect flow run."""
+    tags: dict[str, str] = {}
+    if commit := _git("rev-parse", "--verify", "HEAD"):
+        changes = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!dvc.lock")  # DVC is writing that
+        tags |= {"mlflow.source.git.commit": commit, "git_dirty": str(bool(changes)).lower()}
+    for tag, variable in {"dvc_experiment": "DVC_EXP_NAME", "prefect_flow_run_id": "PREFECT__FLOW_RUN_ID"}.items():
+        if value := os.environ.get(variable):
+            tags[tag] = value
+    return tags
+
+
+def _git(*arguments: str) -> str | None:
+    """What git says; None without git, a repository or a commit."""
+    try:
+        answer = subprocess.run(["git", *arguments], capture_output=True, text=True, check=True)
+    except (FileNotFoundError, subprocess.CalledProcessError):
+        return None
+    return answer.stdout.strip()
+
+
+def _local_store() -> str:
+    return f"sqlite:///{_root() / _LOCAL_STORE}"
+
+
+def _root() -> Path:
+    return Path(os.environ.get("DVC_ROOT") or ".").resolve()
+
+
+def _now() -> int:
+    return int(time.time() * 1000)

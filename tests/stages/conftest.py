@@ -1,0 +1,95 @@
+"""A copy of the project in a git and DVC repository of its own, where the pipeline really runs."""
+
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class Project:
+    root: Path
+
+    def run(self, *command: str, ok: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
+        """Run a command in the project as a user would; its output is captured."""
+        done = subprocess.run(
+            command, cwd=self.root, env=_environment(**environment), capture_output=True, text=True, check=False
+        )
+        assert not ok or done.returncode == 0, f"{command} exited {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done
+
+    def set_param(self, key: str, value: object) -> None:
+        """Change one value in params.yaml, keeping everything else as it stands. `key` is section.name."""
+        section, name = key.split(".")
+        path = self.root / "params.yaml"
+        pattern = rf"(?ms)(^{section}:\n(?:  [^\n]*\n)*?  {name}: *)[^\s#]+"
+        text, count = re.subn(pattern, lambda match: f"{match[1]}{value}", path.read_text())
+        assert count == 1, key
+        path.write_text(text)
+
+    def commit(self) -> None:
+        self.run("git", "add", "--all")
+        self.run("git", "commit", "--quiet", "--allow-empty", "--message", "a state")
+
+    def restore(self) -> None:
+        """Back to the last commit, with its outputs."""
+        self.run("git", "checkout", "--quiet", ".")
+        self.run("dvc", "checkout", "--quiet", "--force")
+
+    def stages_run(self, *options: str) -> list[str]:
+        """The stages that `dvc repro` would run."""
+        return re.findall(r"Running stage '(\w+)'", self.run("dvc", "repro", "--dry", *options).stdout)
+
+    def outputs(self) -> dict[str, bytes]:
+        return {
+            path.relative_to(self.root).as_posix(): path.read_bytes()
+            for path in sorted((self.root / "data").rglob("*"))
+            if path.is_file()
+        }
+
+
+def _environment(**changes: str) -> dict[str, str]:
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("DVC_", "MLFLOW_", "GIT_"))}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    author = {f"GIT_{who}_{what}": "test@example.org" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+    return kept | author | {"PATH": path, "DVC_NO_ANALYTICS": "1", "PYTHONWARNINGS": "default"} | changes
+
+
+def make_project(root: Path) -> Project:
+    """The working copy's files, ignored ones left behind, as a repository with one commit."""
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    for name in filter(None, listed.stdout.split("\0")):
+        if (ROOT / name).is_file():
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            (root / name).write_bytes((ROOT / name).read_bytes())
+    project = Project(root)
+    (root / "dvc.lock").unlink(missing_ok=True)
+    project.set_param("fit.max_epochs", 3)
+    project.run("git", "init", "--quiet", "--initial-branch=main")
+    project.commit()
+    return project
+
+
+@pytest.fixture(scope="session")
+def reproduced(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """The project after one `dvc repro` on the embedded data, its dvc.lock committed."""
+    project = make_project(tmp_path_factory.mktemp("reproduced"))
+    project.run("dvc", "repro")
+    project.commit()
+    return project
+
+
+@pytest.fixture
+def project(reproduced: Project) -> Project:
+    """The reproduced project, put back as it was before each test."""
+    reproduced.restore()
+    return reproduced

@@ -1,0 +1,227 @@
+"""The pipeline as DVC runs it: what runs again, what stays the same to the bit, and what a mistake leaves behind."""
+
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from mlflow import MlflowClient
+from PIL import Image
+
+from tests.stages.conftest import Project, make_project
+
+ALL = ["check", "prepare", "scale_batch", "find_lr", "fit", "test", "predict"]
+
+
+def test_a_second_repro_runs_no_stage(project: Project) -> None:
+    output = project.run("dvc", "repro").stdout
+    assert "Running stage" not in output
+    assert "Data and pipelines are up to date." in output
+
+
+def test_a_forced_rerun_from_nothing_leaves_dvc_lock_unchanged_and_adds_no_mlflow_run(project: Project) -> None:
+    shutil.rmtree(project.root / ".dvc/cache")
+    for folder in ("prepared", "tuning", "model", "evaluation", "predictions"):
+        shutil.rmtree(project.root / "data" / folder)
+    ran = re.findall(r"Running stage '(\w+)'", project.run("dvc", "repro", "--force").stdout)
+    assert sorted(ran) == sorted(ALL)
+    assert project.run("git", "diff", "--exit-code", "dvc.lock", ok=False).returncode == 0
+    assert len(finished_runs(project)) == 1
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "stages"),
+    [
+        ("optimizer.weight_decay", 0.01, ["check", "find_lr", "fit", "test", "predict"]),
+        ("batch.max_size", 32, ["check", "scale_batch", "find_lr", "fit", "test", "predict"]),
+        ("fit.patience", 2, ["check", "fit", "test", "predict"]),
+        ("test.worst_mistakes", 3, ["check", "test"]),
+        ("predict.top_k", 2, ["check", "predict"]),
+        ("pipelines.stage_retries", 1, ["check"]),
+        ("seed", None, ALL),
+    ],
+)
+def test_a_changed_parameter_reruns_what_reads_it_and_what_follows(
+    project: Project, key: str, value: object, stages: list[str]
+) -> None:
+    if key == "seed":
+        params = project.root / "params.yaml"
+        params.write_text(params.read_text().replace("seed: 0", "seed: 1"))
+    else:
+        project.set_param(key, value)
+    # A dry run takes everything below a stage for stale; what check writes stays the same, so it is asked apart.
+    assert sorted(rerun_after_check(project)) == sorted(stages)
+
+
+def rerun_after_check(project: Project) -> list[str]:
+    ran = re.findall(r"Running stage '(\w+)'", project.run("dvc", "repro", "check").stdout)
+    return ran + project.stages_run()
+
+
+@pytest.mark.parametrize(
+    ("file", "stages"),
+    [
+        ("refit/tracking.py", ["fit", "test", "predict"]),
+        ("refit/reports/plots.py", ["test"]),
+        ("refit/summary.py", []),
+        ("pipelines/reproduce.py", []),
+        ("README.md", []),
+        ("refit/data/folder.py", ["predict"]),
+    ],
+)
+def test_a_comment_reruns_only_what_imports_the_file(project: Project, file: str, stages: list[str]) -> None:
+    with (project.root / file).open("a") as source:
+        source.write("# a comment\n")
+    assert sorted(project.stages_run()) == sorted(stages)
+
+
+OFFLINE = dict.fromkeys(("http_proxy", "https_proxy"), "http://127.0.0.1:9")
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("+fit.max_epoch=3", "fit.max_epoch is not a known key; did you mean fit.max_epochs?"),
+        ("optimizer.learning_rate=-1", "optimizer.learning_rate = -1: expected"),
+        ("model.network=cnnn", "network 'cnnn' is unknown; did you mean cnn?"),
+        ("model.network=torchvision:resnet17", "'torchvision:resnet17' is unknown"),
+        ("data.source=digit", "data.source = 'digit' is unknown"),
+        ("data.val=1.2", "data.val = 1.2: expected"),
+        ("data.source=torchvision:KMNIST", "torchvision:KMNIST' is not in data.root"),
+    ],
+)
+def test_a_wrong_parameter_is_one_line_before_any_work(project: Project, override: str, line: str) -> None:
+    before = project.outputs()
+    failed = project.run("dvc", "exp", "run", "--set-param", override, ok=False, **OFFLINE)
+    assert failed.returncode != 0
+    assert re.findall(r"Running stage '(\w+)'", failed.stdout) == ["check"]
+    told = [text for text in failed.stderr.splitlines() if text.startswith("error: ")]
+    assert len(told) == 1, failed.stderr
+    assert line in told[0]
+    assert project.outputs() == before
+    assert project.run("git", "diff", "--exit-code", "dvc.lock", ok=False).returncode == 0
+
+
+def finished_runs(project: Project) -> list[dict[str, dict[str, Any]]]:
+    client = MlflowClient(f"sqlite:///{project.root / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("refit")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    return [{"params": run.data.params, "metrics": run.data.metrics, "tags": run.data.tags} for run in runs]
+
+
+def test_mlflow_holds_one_run_of_the_model_with_its_parameters_fit_and_test(project: Project) -> None:
+    (run,) = finished_runs(project)
+    description = json.loads((project.root / "data/model/model.json").read_text())
+    tested = json.loads((project.root / "data/evaluation/test.json").read_text())
+    assert run["tags"]["model_sha256"] == description["sha256"]
+    assert run["tags"]["data_sha256"] == description["data_sha256"]
+    assert run["params"]["optimizer.weight_decay"] == "0.05"
+    assert run["metrics"]["test_accuracy"] == tested["accuracy"]
+    assert {"val_loss", "train_accuracy", "images_per_second"} <= set(run["metrics"])
+
+
+def test_experiments_run_in_the_workspace_apart_from_it_and_from_the_queue(project: Project) -> None:
+    project.run("dvc", "exp", "run", "--name", "here", "--set-param", "predict.top_k=1")
+    project.restore()
+    project.run("dvc", "exp", "run", "--temp", "--name", "apart", "--set-param", "predict.top_k=2")
+    project.run("dvc", "exp", "run", "--queue", "--name", "queued", "--set-param", "predict.top_k=4")
+    project.run("dvc", "queue", "start")
+    project.run("dvc", "queue", "logs", "--follow", "queued")
+    project.run("dvc", "exp", "branch", "queued", "from-queue")
+    shown = json.loads(project.run("dvc", "exp", "show", "--json").stdout)
+    experiments = {one["name"]: one["revs"][0]["data"] for entry in shown for one in entry.get("experiments") or []}
+    assert set(experiments) == {"here", "apart", "queued"}
+    for name, top_k in {"here": 1, "apart": 2, "queued": 4}.items():
+        assert experiments[name]["params"]["params.yaml"]["data"]["predict"]["top_k"] == top_k
+        assert experiments[name]["metrics"]["data/evaluation/test.json"]["data"]["accuracy"] > 0
+    project.run("dvc", "exp", "apply", "here")
+    assert yaml.safe_load((project.root / "params.yaml").read_text())["predict"]["top_k"] == 1
+    assert len(finished_runs(project)) == 1  # one model, whatever was predicted with it
+
+
+def make_photos(folder: Path, count: int, seed: int) -> None:
+    """Noisy photos of two classes, of many sizes: bright above, or bright on the left."""
+    random = np.random.default_rng(seed)
+    for number in range(count):
+        for name in ("above", "left"):
+            height, width = random.integers(40, 120, 2)
+            pixels = random.integers(0, 100, (height, width, 3))
+            pixels[: height // 2 if name == "above" else height, : width // 2 if name == "left" else width] += 120
+            target = folder / name / f"{number}.jpg"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels.astype(np.uint8)).save(target)
+
+
+def test_a_folder_of_photos_goes_in_with_two_changed_keys(tmp_path: Path) -> None:
+    project = make_project(tmp_path / "project")
+    make_photos(tmp_path / "photos", 40, seed=0)
+    make_photos(tmp_path / "unseen", 5, seed=1)
+    (tmp_path / "unseen/broken.jpg").write_bytes(b"no image")
+    project.set_param("data.source", "folder")
+    project.set_param("data.root", tmp_path / "photos")
+    project.run("dvc", "repro")
+    assert json.loads((project.root / "data/prepared/dataset.json").read_text())["shape"] == [3, 128, 128]
+    project.set_param("predict.images", tmp_path / "unseen")
+    output = project.run("dvc", "repro").stdout
+    assert re.findall(r"Running stage '(\w+)'", output) == ["check", "predict"]
+    summary = json.loads((project.root / "data/predictions/summary.json").read_text())
+    assert (summary["images"], summary["of"]) == (10, "new images")
+    assert [bad["file"] for bad in summary["unreadable"]] == ["broken.jpg"]
+
+
+RECORD = """
+import json, os, runpy, sys
+stage, root = sys.argv[1], os.getcwd()
+opened, sections = set(), set()
+def hook(event, arguments):
+    if event == "open" and isinstance(arguments[0], (str, bytes)):
+        path = os.path.relpath(os.path.abspath(os.fsdecode(arguments[0])), root)
+        mode = arguments[1] or ""
+        if path.startswith("data" + os.sep) and os.path.isfile(path):
+            opened.add(path)
+from refit.params import Params
+get = Params.__getattribute__
+def record(self, name):
+    if name in Params.model_fields:
+        sections.add(name)
+    return get(self, name)
+only = Params.only
+def limited(self, *names):
+    part = only(self, *names)
+    sections.clear()
+    return part
+Params.only, Params.__getattribute__ = limited, record
+sys.addaudithook(hook)
+try:
+    runpy.run_module(f"stages.{stage}", run_name="__main__", alter_sys=True)
+finally:
+    print("RECORD", json.dumps({"opened": sorted(opened), "sections": sorted(sections)}))
+"""
+
+
+@pytest.mark.parametrize("stage", ALL[1:])
+def test_a_stage_opens_only_the_data_and_reads_all_the_sections_it_declares(project: Project, stage: str) -> None:
+    declared = yaml.safe_load((project.root / "dvc.yaml").read_text())["stages"][stage]
+    paths = [*declared["deps"], *declared.get("outs", []), *declared.get("metrics", [])]
+    paths = [{"${data.root}": "data/raw", "${predict.images}": "data/new"}.get(path, path) for path in paths]
+    output = project.run(sys.executable, "-c", RECORD, stage).stdout
+    record = json.loads(output.rpartition("RECORD ")[2])
+    strays = [
+        path for path in record["opened"]
+        if not any(path == own or path.startswith((f"{own}/", partial(own))) for own in paths)
+    ]  # fmt: skip
+    assert not strays
+    if stage != "predict":
+        assert record["opened"] or stage == "prepare"
+    assert record["sections"] == sorted(declared["params"])
+
+
+def partial(path: str) -> str:
+    """The sibling that a file or folder is written to before it takes its place."""
+    return str(Path(path).with_name(f".{Path(path).name}.partial"))
