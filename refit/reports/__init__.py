@@ -1,0 +1,1 @@
+"""What a run found, as figures, pictures and one page."""

@@ -1,0 +1,251 @@
+"""One page that tells what a run made: a single HTML file that needs no network, no script and no other file."""
+
+import base64
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from jinja2 import Environment, StrictUndefined, Template
+
+from refit.files import write_bytes
+from refit.reports.classification import ClassificationReport
+from refit.reports.plots import DPI, percent
+
+Facts = Mapping[str, object]
+UNDEFINED = "\N{EN DASH}"
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """PNG files as bytes, from refit.reports.plots."""
+
+    learning_rate: bytes
+    training: bytes
+    confusion: bytes
+    reliability: bytes
+    curves: bytes
+    mistakes: bytes
+
+
+def write_report(
+    path: Path,
+    report: ClassificationReport,
+    model_sha256: str,
+    data: Facts,
+    tuning: Facts,
+    training: Facts,
+    mistakes: Sequence[Facts],
+    params: Mapping[str, object],
+    pictures: Pictures,
+) -> None:
+    """Write the page. The same arguments give the same bytes.
+
+    data, tuning, training: a name and a value a line. mistakes: a row for each picture of the mistakes' gallery, all
+    with the same keys, which head the table. params: sections of keys and values, as in params.yaml.
+    Names and values are text: nothing in them is taken for HTML.
+    """
+    html = _template().render(
+        report=report,
+        headline=[
+            ("Accuracy", percent(report.accuracy), f"{report.confidence * 100:g} % interval: "
+                f"{percent(report.accuracy_low)} to {percent(report.accuracy_high)}"),
+            ("Macro F1", _number(report.macro_f1), "mean of the classes' F1; 1 is best"),
+            ("Loss", _number(report.loss), "nats an image; 0 is best"),
+            ("Calibration error", _number(report.ece), "mean distance of confidence from accuracy (ECE)"),
+            ("Brier score", _number(report.brier), "squared error of the probabilities; 0 to 2"),
+        ],
+        model_sha256=model_sha256,
+        data=data,
+        tuning=tuning,
+        training=training,
+        classes=sorted((asdict(row) for row in report.classes), key=_worst_first),
+        mistakes=mistakes,
+        params=_flat(params),
+        pictures={name: _inlined(png) for name, png in vars(pictures).items()},
+    )  # fmt: skip
+    write_bytes(path, html.encode())
+
+
+def _worst_first(row: Mapping[str, object]) -> tuple[bool, object]:
+    return row["f1"] is None, row["f1"]
+
+
+def _flat(params: Mapping[str, object], prefix: str = "") -> list[tuple[str, str]]:
+    """Dotted keys, with values as params.yaml writes them."""
+    rows = []
+    for key, value in params.items():
+        if isinstance(value, Mapping):
+            rows += _flat(value, f"{prefix}{key}.")
+        else:
+            rows.append(
+                (
+                    prefix + key,
+                    "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value),
+                )
+            )
+    return rows
+
+
+def _number(value: object) -> str:
+    if value is None:
+        return UNDEFINED
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, list | tuple):
+        return ", ".join(_number(part) for part in value)
+    return str(value)
+
+
+def _inlined(png: bytes) -> dict[str, object]:
+    """The picture as a data URL, with the width at which its letters have their real size."""
+    (pixels,) = struct.unpack(">I", png[16:20])
+    return {"url": f"data:image/png;base64,{base64.b64encode(png).decode()}", "width": pixels * 96 // DPI}
+
+
+_HTML = """\
+<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>{{ report.accuracy | percent }} on {{ "{:,}".format(report.images) }} test images</title>
+<style>
+  :root { --ink: #222; --quiet: #666; --line: #ddd; --page: #fff; --card: #f5f6f8; --bar: #8cc3e3; }
+  @media (prefers-color-scheme: dark) {
+    :root { --ink: #e6e6e6; --quiet: #a5a5a5; --line: #3a3d42; --page: #16181b; --card: #202327; --bar: #1d5a80; }
+  }
+  * { box-sizing: border-box; }
+  body { margin: 0 auto; padding: 1.5rem 1rem 4rem; max-width: 60rem; background: var(--page); color: var(--ink);
+         font: 16px/1.5 system-ui, sans-serif; }
+  h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 .3rem; }
+  h2 { font-size: 1.2rem; margin: 2.8rem 0 .6rem; padding-top: .6rem; border-top: 1px solid var(--line); }
+  p { margin: .4rem 0; max-width: 46rem; }
+  .quiet, caption, figcaption { color: var(--quiet); }
+  nav { margin: .8rem 0 0; display: flex; flex-wrap: wrap; gap: .2rem 1rem; }
+  a { color: inherit; text-underline-offset: .2em; }
+  code { font: .85em ui-monospace, monospace; overflow-wrap: anywhere; }
+  .headline { display: grid; grid-template-columns: repeat(auto-fit, minmax(10rem, 1fr)); gap: .7rem;
+              margin: 1.3rem 0; }
+  .headline div { background: var(--card); border-radius: .5rem; padding: .7rem .9rem; }
+  .headline dt { color: var(--quiet); font-size: .9rem; }
+  .headline dd { margin: 0; font-size: 1.55rem; font-weight: 650; font-variant-numeric: tabular-nums; }
+  .headline dd.quiet { font-size: .8rem; font-weight: 400; line-height: 1.35; }
+  .facts { display: grid; grid-template-columns: minmax(8rem, max-content) 1fr; gap: .15rem 1.5rem; margin: .6rem 0; }
+  .facts dt { color: var(--quiet); }
+  .facts dd { margin: 0; overflow-wrap: anywhere; }
+  figure { margin: 1rem 0; }
+  img { display: block; max-width: 100%; height: auto; background: #fff; border-radius: .5rem; }
+  .scroll { overflow-x: auto; }
+  table { border-collapse: collapse; font-size: .92rem; font-variant-numeric: tabular-nums; margin: .6rem 0; }
+  th, td { padding: .22rem .8rem .22rem 0; border-bottom: 1px solid var(--line);
+           text-align: right; vertical-align: top; }
+  th:first-child, td:first-child, .text td, .text th { text-align: left; overflow-wrap: anywhere; }
+  thead th { color: var(--quiet); font-weight: 500; }
+  tbody th { font-weight: 500; }
+  .bar { background: linear-gradient(var(--bar) 0 0) no-repeat 0 100% / var(--share) 3px; min-width: 8rem; }
+  @media print {
+    body { max-width: none; padding: 0; font-size: 11pt; } nav { display: none; }
+    figure, tr, .headline div { break-inside: avoid; } h2 { break-after: avoid; } img { max-height: 16cm; width: auto; }
+  }
+</style>
+</head>
+<body>
+{% macro facts(rows) %}
+<dl class="facts">
+  {% for name, value in rows.items() %}
+  <dt>{{ name }}</dt><dd>{{ value | number }}</dd>
+  {% endfor %}
+</dl>
+{% endmacro %}
+{% macro picture(name, alt) %}
+<figure><img src="{{ pictures[name].url }}" width="{{ pictures[name].width }}" alt="{{ alt }}"></figure>
+{% endmacro %}
+<header>
+<h1>{{ report.accuracy | percent }} of {{ "{:,}".format(report.images) }} test images right</h1>
+<p class="quiet">Model <code>{{ model_sha256 }}</code></p>
+<nav>
+  <a href="#data">Data</a> <a href="#tuning">Tuning</a> <a href="#training">Training</a>
+  <a href="#confusion">Confusion</a> <a href="#classes">Classes</a> <a href="#calibration">Calibration</a>
+  <a href="#curves">Curves</a> <a href="#mistakes">Mistakes</a> <a href="#parameters">Parameters</a>
+</nav>
+</header>
+<main>
+<dl class="headline">
+  {% for name, value, note in headline %}
+  <div><dt>{{ name }}</dt><dd>{{ value }}</dd><dd class="quiet">{{ note }}</dd></div>
+  {% endfor %}
+</dl>
+
+<h2 id="data">Data</h2>
+{{ facts(data) }}
+
+<h2 id="tuning">Tuning</h2>
+{{ facts(tuning) }}
+{{ picture("learning_rate", "Training loss over learning rate") }}
+
+<h2 id="training">Training</h2>
+{{ facts(training) }}
+{{ picture("training", "Loss, accuracy and learning rate by epoch") }}
+<p class="quiet">The training loss is that of augmented images, smoothed labels and dropout, as far as the parameters
+ask for them; the validation loss is free of all three, and so may lie below it.</p>
+
+<h2 id="confusion">Confusion</h2>
+{{ picture("confusion", "Test images by true and predicted class") }}
+
+<h2 id="classes">Classes</h2>
+<p class="quiet">The lowest F1 first. A dash: the test images do not define the figure.</p>
+<div class="scroll"><table>
+<thead><tr><th>class</th><th>F1</th><th>precision</th><th>recall</th><th>ROC area</th><th>average precision</th>
+<th>images</th></tr></thead>
+<tbody>
+{% for row in classes %}
+<tr><th>{{ row.name }}</th><td class="bar" style="--share: {{ "%.1f" | format((row.f1 or 0) * 100) }}%">\
+{{ row.f1 | figure }}</td><td>{{ row.precision | figure }}</td><td>{{ row.recall | figure }}</td>\
+<td>{{ row.roc_auc | figure }}</td><td>{{ row.average_precision | figure }}</td><td>{{ row.images | number }}</td></tr>
+{% endfor %}
+</tbody></table></div>
+
+<h2 id="calibration">Calibration</h2>
+{{ picture("reliability", "Accuracy against confidence, and how many images lie at each confidence") }}
+<p class="quiet">Of the images that a calibrated model is 80 % sure of, it gets 80 % right: its bars end on the dashed
+line.</p>
+
+<h2 id="curves">Each class against the rest</h2>
+{{ picture("curves", "ROC and precision-recall curves, mean of the classes and span from worst to best") }}
+
+<h2 id="mistakes">Mistakes</h2>
+{{ picture("mistakes", "The most confident mistakes") }}
+{% if mistakes %}
+<div class="scroll"><table class="text">
+<thead><tr>{% for key in mistakes[0] %}<th>{{ key }}</th>{% endfor %}</tr></thead>
+<tbody>
+{% for row in mistakes %}
+<tr>{% for value in row.values() %}<td>{{ value | number }}</td>{% endfor %}</tr>
+{% endfor %}
+</tbody></table></div>
+{% endif %}
+
+<h2 id="parameters">Parameters</h2>
+<div class="scroll"><table class="text"><tbody>
+{% for key, value in params %}
+<tr><td><code>{{ key }}</code></td><td><code>{{ value }}</code></td></tr>
+{% endfor %}
+</tbody></table></div>
+</main>
+</body>
+</html>
+"""
+
+
+def _template() -> Template:
+    page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    page.filters.update(
+        number=_number, percent=percent, figure=lambda value: UNDEFINED if value is None else f"{value:.3f}"
+    )
+    return page.from_string(_HTML)

@@ -1,0 +1,381 @@
+"""Pictures of a run, each as the bytes of a PNG file.
+
+The same figures give the same bytes: no time and no version goes into a file, the font is the one that
+matplotlib brings, and a user's own matplotlib settings have no say. Colours: Okabe and Ito (2008), told
+apart by colour-blind eyes.
+"""
+
+import functools
+import io
+import math
+import textwrap
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import ParamSpec
+
+import matplotlib.style
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import PowerNorm
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
+from numpy.typing import NDArray
+
+from refit.reports.classification import ClassificationReport, CurvePoint
+
+DPI = 150
+WIDTH = 8.0  # inches
+MOST_CLASSES_WITH_COUNTS = 20
+BLUE, ORANGE, GREEN, INK, QUIET, FAINT = "#0072B2", "#D55E00", "#009E73", "#222222", "#6B6B6B", "#DDDDDD"
+STYLE = {
+    "axes.edgecolor": QUIET,
+    "axes.axisbelow": True,
+    "axes.formatter.useoffset": False,
+    "axes.grid": True,
+    "axes.labelcolor": INK,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 10,
+    "axes.titlecolor": QUIET,
+    "figure.constrained_layout.use": True,
+    "figure.dpi": DPI,
+    "figure.titlesize": 12.5,
+    "figure.titleweight": "bold",
+    "font.family": "DejaVu Sans",
+    "font.size": 9.5,
+    "grid.color": FAINT,
+    "grid.linewidth": 0.6,
+    "lines.linewidth": 1.8,
+    "savefig.dpi": DPI,
+    "text.color": INK,
+    "text.parse_math": False,  # a class may be named $x$
+    "xtick.color": QUIET,
+    "xtick.labelcolor": INK,
+    "ytick.color": QUIET,
+    "ytick.labelcolor": INK,
+}
+Arguments = ParamSpec("Arguments")
+
+
+def _as_png(draw: Callable[Arguments, Figure]) -> Callable[Arguments, bytes]:
+    """Draw in the house style, whatever the user's own, and return the PNG's bytes."""
+
+    @functools.wraps(draw)
+    def png(*args: Arguments.args, **kwargs: Arguments.kwargs) -> bytes:
+        with matplotlib.style.context(["default", STYLE]), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font")  # drawn as a box
+            figure = draw(*args, **kwargs)
+            content = io.BytesIO()
+            figure.savefig(content, format="png", bbox_inches="tight", pad_inches=0.12, metadata={"Software": None})
+        return content.getvalue()
+
+    return png
+
+
+@_as_png
+def training_curves(history: Sequence[Mapping[str, float | None]], best_epoch: int) -> Figure:
+    """Loss, accuracy and learning rate by epoch.
+
+    history: a row an epoch with epoch, train_loss, val_loss, val_accuracy, learning_rate, and train_accuracy where
+    it was measured; what is None is not drawn. best_epoch: the epoch whose weights are kept.
+    """
+    figure = Figure(figsize=(WIDTH, 7))
+    loss, accuracy, rate = figure.subplots(3, 1, sharex=True, height_ratios=[3, 3, 1.3])
+    _series(loss, history, {"train_loss": ("train", ORANGE), "val_loss": ("validation", BLUE)})
+    _series(accuracy, history, {"train_accuracy": ("train", ORANGE), "val_accuracy": ("validation", BLUE)})
+    _series(rate, history, {"learning_rate": ("", QUIET)})
+    loss.set_title("Loss, nats an image")
+    accuracy.set_title("Accuracy")
+    accuracy.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
+    rate.set_title("Learning rate")
+    rate.set_xlabel("epoch")
+    rate.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    for axes, label in ((loss, "best"), (accuracy, ""), (rate, "")):
+        _upright(axes, best_epoch, label, GREEN)
+
+    best = next((row for row in history if row["epoch"] == best_epoch), {})
+    found = (("accuracy", best.get("val_accuracy"), percent), ("loss", best.get("val_loss"), "{:.3g}".format))
+    finding = ", ".join(f"{name} {show(value)}" for name, value, show in found if value is not None)
+    _headline(figure, f"Best epoch {best_epoch} of {len(history)}" + (f": validation {finding}" if finding else ""))
+    return figure
+
+
+@_as_png
+def learning_rate_curve(
+    learning_rates: Sequence[float], losses: Sequence[float], suggestion: float | None, chosen: float
+) -> Figure:
+    """Loss over learning rate as find_lr walked it. suggestion: None where it found none."""
+    figure = Figure(figsize=(WIDTH, 4.2))
+    axes = figure.subplots()
+    walked = [(x, y) for x, y in zip(learning_rates, losses, strict=True) if math.isfinite(y)]
+    if walked:
+        axes.plot(*zip(*walked, strict=True), color=BLUE)
+        # The finder walks on until the loss blows up; that part would flatten the rest.
+        finite = [y for _, y in walked]
+        least = finite.index(min(finite))
+        highest = max(finite[: least + 1] if least else finite)
+        pad = 0.06 * (highest - finite[least]) or 0.1
+        axes.set_ylim(finite[least] - pad, highest + pad)
+    rates = [x for x, _ in walked] + [chosen] + ([] if suggestion is None else [suggestion])
+    axes.set_xlim(min(rates) / 2, max(rates) * 2)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda rate, _: f"{rate:g}"))
+    axes.set_xlabel("learning rate")
+    axes.set_ylabel("training loss, nats an image")
+    if suggestion is not None and suggestion != chosen:
+        _upright(axes, suggestion, f"suggested {suggestion:.3g}", ORANGE, on_left=suggestion < chosen)
+    _upright(axes, chosen, f"taken {chosen:.3g}", GREEN, on_left=suggestion is not None and chosen < suggestion)
+    if suggestion is None:
+        _headline(figure, f"No learning rate suggests itself; training takes {chosen:.3g}")
+    elif suggestion == chosen:
+        _headline(figure, f"Learning rate {chosen:.3g}: where the loss falls fastest")
+    else:
+        _headline(figure, f"Training takes {chosen:.3g}; the finder suggests {suggestion:.3g}")
+    return figure
+
+
+@_as_png
+def confusion_matrix(report: ClassificationReport) -> Figure:
+    """Test images by true class (rows) and predicted class (columns), coloured by their share of the row."""
+    names = [row.name for row in report.classes]
+    counts = np.array(report.confusion)
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    side = float(np.clip(3.2 + 0.36 * len(names), 5.6, 13))
+    figure = Figure(figsize=(side + 0.9, side + 0.6))
+    axes = figure.subplots()
+    # By the square root, so that a few mistakes among hundreds still show.
+    scale = PowerNorm(0.5, 0, 1)
+    right, wrong = ScalarMappable(scale, colormaps["Blues"]), ScalarMappable(scale, colormaps["Oranges"])
+    diagonal = np.eye(len(names), dtype=bool)[..., None]
+    colours = np.where(diagonal, right.to_rgba(shares), wrong.to_rgba(shares))
+    colours[counts == 0] = (0.975, 0.975, 0.975, 1)
+    axes.imshow(colours, interpolation="nearest")
+    axes.set_anchor("NW")
+    if len(names) <= MOST_CLASSES_WITH_COUNTS:
+        _write_counts(axes, counts, shares, 10 if len(names) <= 12 else 8)
+    else:
+        for place, mappable, label in ((1.02, wrong, "wrong"), (1.02 + 1.4 / side, right, "right")):
+            bar = figure.colorbar(mappable, cax=axes.inset_axes((place, 0.6, 0.02, 0.4)))
+            bar.set_ticks([0, 0.02, 0.1, 0.25, 0.5, 1], labels=["0", "2 %", "10 %", "25 %", "50 %", "100 %"])
+            bar.set_label(f"{label}, share of the row", color=INK)
+    size = float(np.clip(75 * side / 13 / len(names) * 7, 5, 9.5))
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_ticks(range(len(names)), [_short(name, 20) for name in names], fontsize=size)
+    if max(len(_short(name, 20)) for name in names) * len(names) * 0.075 > side - 1.5:
+        axes.tick_params(axis="x", labelrotation=90)
+    axes.set_xticks(np.arange(1, len(names)) - 0.5, minor=True)
+    axes.set_yticks(np.arange(1, len(names)) - 0.5, minor=True)
+    axes.grid(visible=False, which="major")
+    axes.grid(which="minor", color="white", linewidth=1.2 if len(names) <= MOST_CLASSES_WITH_COUNTS else 0.3)
+    axes.tick_params(which="both", length=0)
+    axes.spines[:].set_visible(False)
+    axes.set_xlabel("predicted class")
+    axes.set_ylabel("true class")
+    axes.set_title(_commonest_mistake(names, counts))
+    _headline(figure, accuracy_finding(report))
+    return figure
+
+
+@_as_png
+def reliability_diagram(report: ClassificationReport) -> Figure:
+    """Accuracy against confidence, bin by bin, over a histogram of confidence."""
+    figure = Figure(figsize=(7.2, 6.6))
+    axes, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+    filled = [row for row in report.reliability if row.images]
+    left = [row.low for row in filled]
+    width = 1 / len(report.reliability)
+    heights = [row.accuracy or 0.0 for row in filled]
+    confidence = [row.confidence or 0.0 for row in filled]
+    bars = {"width": width, "align": "edge", "linewidth": 0.8}
+    axes.bar(left, heights, color="#8CC3E3", edgecolor="white", **bars)
+    gaps = [c - a for c, a in zip(confidence, heights, strict=True)]
+    axes.bar(left, gaps, bottom=heights, color="none", edgecolor=ORANGE, hatch="////", **bars)
+    axes.plot([0, 1], [0, 1], color=QUIET, linewidth=1.2, linestyle=(0, (4, 2)))
+    axes.set_title("Bar: accuracy. Hatched: its distance from confidence. Dashed: confidence borne out")
+    axes.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy in the bin")
+    axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
+    counts = below.bar(left, [row.images for row in filled], color=QUIET, edgecolor="white", **bars)
+    if len(report.reliability) <= 20:
+        below.bar_label(counts, fmt="{:,.0f}", fontsize=8, color=QUIET)
+    below.margins(y=0.15)
+    below.set_ylabel("images")
+    below.set_xlabel("confidence: probability of the predicted class")
+    below.xaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
+    below.yaxis.set_major_locator(MaxNLocator(3, integer=True, min_n_ticks=1))
+    _headline(figure, calibration_finding(report))
+    return figure
+
+
+@_as_png
+def roc_and_precision_recall(report: ClassificationReport) -> Figure:
+    """Each class against all others: the classes' mean curve, and the span from the worst to the best."""
+    figure = Figure(figsize=(WIDTH, 4.7))
+    roc, precision_recall = figure.subplots(1, 2)
+    _one_vs_rest(roc, report.roc, "false positive rate", "true positive rate")
+    roc.plot([0, 1], [0, 1], color=QUIET, linewidth=1.2, linestyle=(0, (4, 2)))
+    roc.text(0.62, 0.56, "chance", color=QUIET)
+    _one_vs_rest(precision_recall, report.precision_recall, "recall", "precision")
+    area = _mean([row.roc_auc for row in report.classes])
+    precision = _mean([row.average_precision for row in report.classes])
+    roc.set_title("ROC" + (f": mean area {area:.4f}" if area is not None else ""))
+    precision_recall.set_title(
+        "Precision and recall" + (f": mean average {precision:.4f}" if precision is not None else "")
+    )
+    _headline(figure, separation_finding(report))
+    return figure
+
+
+@_as_png
+def mistakes_gallery(
+    images: NDArray[np.uint8],
+    truth: Sequence[str],
+    predicted: Sequence[str],
+    probability: Sequence[float],
+    mistakes: int,
+    tested: int,
+) -> Figure:
+    """The M most confident mistakes, the worst first.
+
+    images: (M, C, H, W), C = 1 (grey) or 3 (RGB). probability: of the predicted class.
+    mistakes, tested: how many mistakes there are, among how many test images.
+    """
+    shown = len(images)
+    if shown == 0:
+        figure = Figure(figsize=(WIDTH, 1.6))
+        words = f"No mistake among {tested:,} test images" if mistakes == 0 else f"{mistakes:,} mistakes, none shown"
+        figure.text(0.5, 0.5, words, ha="center", va="center", fontsize=14, color=QUIET)
+        return figure
+    columns = min(max(shown, 4), 6)
+    rows = math.ceil(shown / columns)
+    tile = WIDTH / columns
+    figure = Figure(figsize=(WIDTH, rows * (tile + 0.42) + 0.5))
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    enlarged = max(images.shape[2:]) <= tile * DPI
+    for axes in grid:
+        axes.set_axis_off()
+    for axes, image, true, said, p in zip(grid, images, truth, predicted, probability, strict=False):
+        pixels = image[0] if len(image) == 1 else image.transpose(1, 2, 0)
+        axes.imshow(pixels, cmap="gray", vmin=0, vmax=255, interpolation="nearest" if enlarged else "auto")
+        letters = int(tile * 11)
+        axes.set_title(f"is {_short(true, letters)}", color=INK, loc="left", pad=16, fontsize=9.5)
+        note = f"said {_short(said, letters - 9)}, {percent(p, 0)}"
+        axes.text(0, 1.035, note, color=ORANGE, fontsize=9.5, transform=axes.transAxes)
+    which = "One mistake" if mistakes == 1 else f"{mistakes:,} mistakes"
+    if shown < mistakes:
+        which = f"The {shown} most confident of {which}"
+    _headline(figure, f"{which} among {tested:,} test images")
+    return figure
+
+
+def accuracy_finding(report: ClassificationReport) -> str:
+    interval = (
+        f"{report.confidence * 100:g} % interval {percent(report.accuracy_low)} to {percent(report.accuracy_high)}"
+    )
+    return f"{percent(report.accuracy)} of {report.images:,} test images right ({interval})"
+
+
+def calibration_finding(report: ClassificationReport) -> str:
+    gap = report.mean_confidence - report.accuracy
+    verdict = f"{'Over' if gap > 0 else 'Under'}confident by {abs(gap) * 100:.1f} points"
+    if abs(gap) < 0.005:
+        verdict = "As sure as it is right"
+    means = f"mean confidence {percent(report.mean_confidence)}, accuracy {percent(report.accuracy)}"
+    return f"{verdict}: {means} (ECE {report.ece:.3f})"
+
+
+def separation_finding(report: ClassificationReport) -> str:
+    scored = [(row.average_precision, row.name) for row in report.classes if row.average_precision is not None]
+    if not scored:
+        return "Not defined: the test images are all of one class"
+    worst, name = min(scored)
+    return f"Hardest to tell from the rest: {_short(name, 30)} (average precision {worst:.3f})"
+
+
+def _series(axes: Axes, history: Sequence[Mapping[str, float | None]], lines: Mapping[str, tuple[str, str]]) -> None:
+    """Draw the named columns, each labelled at its end."""
+    ends = []
+    for key, (label, colour) in lines.items():
+        points = [(row["epoch"], y) for row in history if (y := row.get(key)) is not None and math.isfinite(y)]
+        if points:
+            axes.plot(*zip(*points, strict=True), color=colour, marker="o" if len(points) <= 40 else "", markersize=3)
+            ends.append((points[-1][1], label, colour))
+    axes.margins(x=0.02)
+    low, high = axes.get_ylim()
+    height = -math.inf
+    for index, (y, label, colour) in enumerate(sorted(ends)):
+        room = 0.97 - 0.1 * (len(ends) - 1 - index)  # so that two labels neither overlap nor leave the panel
+        height = max(min((y - low) / (high - low), room), height + 0.1)
+        axes.text(1.01, height, label, color=colour, va="center", transform=axes.transAxes)
+
+
+def _upright(axes: Axes, x: float, label: str, colour: str, *, on_left: bool = False) -> None:
+    """A dashed upright line with its label at the top."""
+    axes.axvline(x, color=colour, linewidth=1.2, linestyle=(0, (4, 2)), zorder=1)
+    axes.annotate(
+        label,
+        (x, 0.94),
+        (-5 if on_left else 5, 0),
+        xycoords=axes.get_xaxis_transform(),
+        textcoords="offset points",
+        ha="right" if on_left else "left",
+        color=colour,
+    )
+
+
+def _write_counts(axes: Axes, counts: NDArray[np.int64], shares: NDArray[np.float64], size: float) -> None:
+    for (row, column), count in np.ndenumerate(counts):
+        if count:
+            colour = "white" if shares[row, column] > 0.3 else INK
+            axes.text(column, row, f"{count:,}", ha="center", va="center", color=colour, fontsize=size)
+
+
+def _commonest_mistake(names: Sequence[str], counts: NDArray[np.int64]) -> str:
+    wrong = counts - np.diag(np.diag(counts))
+    if not wrong.any():
+        return "No class is taken for another"
+    row, column = divmod(int(np.argmax(wrong)), len(names))
+    times = "once" if wrong.max() == 1 else f"{wrong.max():,} times"
+    pair = f"{_short(names[row], 20)} taken for {_short(names[column], 20)}"
+    return f"Blue: right. Orange: wrong; most often {pair}, {times}"
+
+
+def _one_vs_rest(axes: Axes, points: Sequence[CurvePoint], x_label: str, y_label: str) -> None:
+    x = [point.x for point in points]
+    axes.fill_between(x, [p.lowest for p in points], [p.highest for p in points], color="#BFDDF0", linewidth=0)
+    axes.plot(x, [p.macro for p in points], color=BLUE)
+    axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), xlabel=x_label, ylabel=y_label, aspect="equal", anchor="N")
+    if points:
+        axes.text(0.3, 0.12, "line: mean of the classes\nband: worst to best class", color=BLUE)
+
+
+def _headline(figure: Figure, finding: str) -> None:
+    """The finding above the picture, in as many lines as its width asks for."""
+    letters = int(figure.get_figwidth() * 9.2)
+    figure.suptitle("\n".join(textwrap.wrap(finding, letters)), x=0.012, ha="left")
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def percent(share: float, decimals: int = 1) -> str:
+    """As 98.9 %; never rounded up to 100 % nor down to 0 %."""
+    value = round(share * 100, decimals)
+    step = 10**-decimals
+    if value >= 100 > share * 100:
+        value = 100 - step
+    if value <= 0 < share:
+        value = step
+    return f"{value:.{decimals}f}\N{NO-BREAK SPACE}%"
+
+
+def _short(name: str, most: int) -> str:
+    """A name on one line, cut in its middle where it is longer than `most` letters."""
+    name = " ".join(name.split())
+    if len(name) <= most:
+        return name
+    return f"{name[: most // 2]}…{name[len(name) - (most - 1) // 2 :]}"
