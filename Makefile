@@ -24,6 +24,8 @@ test: .venv/ready  ## everything CI runs: lint, format, types, then the tests, f
 	test -x .venv/bin/python || python3 -m venv .venv
 	python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
 	uv pip sync --quiet --python .venv/bin/python --require-hashes --compile-bytecode requirements.lock
+	python -m pipelines.offline_plots .venv/dvc_plots.html
+	dvc config --local plots.html_template ../.venv/dvc_plots.html
 	touch $@
 
 .PHONY: lock
@@ -60,3 +62,15 @@ deploy: .venv/ready  ## tells the server of the flows in prefect.yaml and their 
 # Who may use the API may run commands as you: not every user of this machine, and no web page.
 .prefect/auth: | .venv/ready
 	@umask 077 && mkdir -p $(@D) && python -c "import secrets; print('refit:' + secrets.token_urlsafe())" > $@
+
+.PHONY: mlflow
+mlflow: .venv/ready  ## the runs of the local store, at http://127.0.0.1:5000
+	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow server --host 127.0.0.1 --port 5000 --workers 1 --backend-store-uri sqlite:///$(CURDIR)/mlflow.db --artifacts-destination $(CURDIR)/mlruns
+
+.PHONY: register
+register: .venv/ready  ## the current model as a new version in MLflow's registry: make register [NAME=refit]
+	python -m refit.register $(NAME)
+
+.PHONY: compare
+compare: .venv/ready  ## experiments as a table that fits a terminal, best test accuracy first
+	dvc exp show --no-pager

@@ -15,13 +15,12 @@ from refit.model_file import MODEL, build_classifier, write_model
 from refit.params import FitParams, Params, load_params
 from refit.stage import run_stage
 from refit.training.callbacks import EpochFacts, History
-from refit.training.choices import read_batch, read_learning_rate
+from refit.training.choices import BATCH, LEARNING_RATE, read_batch, read_learning_rate
 from refit.training.run_logger import RunLogger
 from refit.training.trainer import hardware_class, make_trainer
 
 READS = ("seed", "augment", "model", "optimizer", "loss", "fit", "trainer")
 EVALUATION = Path("data/evaluation")
-TUNING = Path("data/tuning")
 
 
 def main(params: Params) -> None:
@@ -63,7 +62,7 @@ def main(params: Params) -> None:
     model = write_model(system, params.model, info, batch.micro_batch, params.model_dump(include=set(READS)))
     write_json(EVALUATION / "fit.json", {**kept, "epochs": len(history.rows)})
     write_csv(EVALUATION / "history.csv", history.rows)
-    logger.log_files(*sorted(TUNING.iterdir()), EVALUATION / "history.csv")
+    logger.log_files(BATCH, LEARNING_RATE, EVALUATION / "history.csv")
     exportable = system.network.to(memory_format=torch.contiguous_format)
     logger.finish(MODEL, exportable, torch.from_numpy(data.train.images[:2]))
     print(f"best epoch {kept['epoch']} of {len(history.rows)}; model {model.sha256[:12]}")

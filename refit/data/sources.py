@@ -106,7 +106,7 @@ def _load_or_download(name: str, split: Literal["train", "test"], root: Path) ->
             load(str(download), download=True)
         shutil.copytree(download, root, dirs_exist_ok=True)
     except (OSError, RuntimeError) as error:
-        reason = str(error).strip() or type(error).__name__
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(
             f"data.source = 'torchvision:{name}' is not in data.root = {str(root)!r} and could not be downloaded "
             f"({reason}); put it there or mend the network"

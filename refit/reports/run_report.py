@@ -29,7 +29,7 @@ def write_run_report(
     worst: Sequence[dict[str, Any]],
     worst_images: npt.NDArray[np.uint8],
 ) -> list[Path]:
-    """Write the pictures and the page; returns their paths.
+    """Write the pictures and the page; returns what belongs to the model's history: both, and the range test's curve.
 
     `worst` are the rows of outcomes.csv for the most confident mistakes, `worst_images` their uint8 (M, C, H, W).
     """
@@ -82,7 +82,7 @@ def write_run_report(
         params=model.params,
         pictures=pictures,
     )
-    return [PAGE, *sorted(PICTURES.iterdir())]
+    return [LEARNING_RATE_CURVE, PAGE, *sorted(PICTURES.iterdir())]
 
 
 def _numbers(path: Path) -> list[dict[str, float]]:

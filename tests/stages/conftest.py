@@ -39,12 +39,12 @@ class Project:
 
     def restore(self) -> None:
         """Back to the last commit, with its outputs."""
-        self.run("git", "checkout", "--quiet", ".")
+        self.run("git", "reset", "--quiet", "--hard")
         self.run("dvc", "checkout", "--quiet", "--force")
 
-    def stages_run(self, *options: str) -> list[str]:
-        """The stages that `dvc repro` would run."""
-        return re.findall(r"Running stage '(\w+)'", self.run("dvc", "repro", "--dry", *options).stdout)
+    def stale(self) -> list[str]:
+        """The stages that DVC would run as things are; what they write may make those below them stale in turn."""
+        return re.findall(r"Running stage '(\w+)'", self.run("dvc", "repro", "--dry").stdout)
 
     def outputs(self) -> dict[str, bytes]:
         return {
@@ -58,7 +58,7 @@ def _environment(**changes: str) -> dict[str, str]:
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("DVC_", "MLFLOW_", "GIT_"))}
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     author = {f"GIT_{who}_{what}": "test@example.org" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
-    return kept | author | {"PATH": path, "DVC_NO_ANALYTICS": "1", "PYTHONWARNINGS": "default"} | changes
+    return kept | author | {"PATH": path, "DVC_NO_ANALYTICS": "1"} | changes
 
 
 def make_project(root: Path) -> Project:

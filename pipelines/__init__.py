@@ -1,0 +1,1 @@
+"""When and where stages run: Prefect flows over DVC's graph. Nothing here imports torch."""

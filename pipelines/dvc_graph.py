@@ -1,0 +1,20 @@
+"""The one reader of the graph in dvc.yaml."""
+
+from dvc.exceptions import DvcException
+from dvc.repo import Repo
+from dvc.stage import PipelineStage
+
+
+def read_graph() -> dict[str, list[str]]:
+    """Each stage of the root's dvc.yaml, in the file's order, with the stages that must be done before it.
+
+    Raises ValueError where there is no repository here or dvc.yaml is wrong.
+    """
+    try:
+        with Repo(".") as repo:
+            index = repo.index
+            ours = [stage for stage in index.stages if isinstance(stage, PipelineStage) and stage.relpath == "dvc.yaml"]
+            # In DVC's graph a stage's successors are what it depends on.
+            return {stage.name: sorted(up.name for up in index.graph.successors(stage) if up in ours) for stage in ours}
+    except DvcException as error:
+        raise ValueError(f"the graph of dvc.yaml cannot be read: {error}") from error

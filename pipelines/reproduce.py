@@ -1,0 +1,142 @@
+"""The graph of dvc.yaml as a Prefect flow: `python -m pipelines.reproduce`, with a Prefect server or without one.
+
+What runs a stage is a plain function, `stage_process.run_stage`; here it gets its time limit, retries and logs.
+"""
+
+import asyncio
+import fcntl
+import os
+import signal
+import sys
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+from pipelines.dvc_graph import read_graph
+from pipelines.stage_process import QUIET, USER_ERROR, StageFailedError, run_stage
+from refit.params import load_params
+from refit.summary import summary_markdown
+
+os.environ.update(QUIET)  # here, since Prefect asks for them while it is imported
+
+from prefect import Task, flow, get_run_logger, task
+from prefect.artifacts import acreate_markdown_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.exceptions import TerminationSignal
+from prefect.states import Failed
+
+SUMMARY_KEY = "refit-summary"
+LOCK = Path(".dvc/tmp/refit-flow.lock")
+
+
+# A run that fails as it should returns a Failed state instead of raising: its message is then the stage's own error
+# and nothing else, in the log and in the UI.
+@flow(name="reproduce", persist_result=False)
+async def reproduce() -> State[None] | None:
+    """Bring every stage of dvc.yaml up to date, independent stages side by side, and show the summary as an artifact.
+
+    Runs in the repository's root, alone there. Fails with the stage's own error; what depends on it does not start.
+    """
+    try:
+        limits = load_params().pipelines
+        graph = read_graph()
+        with _no_other_flow_here():
+            failures = await _run_stages(graph, limits.stage_time_limit, limits.stage_retries)
+            if failures:
+                return Failed(message="; ".join(failures))
+            summary = await asyncio.to_thread(summary_markdown)  # it may wait for MLflow
+            get_run_logger().info(summary)
+            await acreate_markdown_artifact(summary, key=SUMMARY_KEY)
+    except ValueError as error:
+        return Failed(message=str(error))
+    return None
+
+
+async def _run_stages(graph: dict[str, list[str]], time_limit: float, retries: int) -> list[str]:
+    """Run each stage as soon as its upstream stages are done; returns a line for each that failed."""
+
+    async def run(stage: str) -> State[None] | None:
+        upstream = [await running[name] for name in graph[stage]]
+        if not all(state is not None and state.is_completed() for state in upstream):
+            return None
+        this = _stage_task.with_options(
+            name=stage, task_run_name=stage, timeout_seconds=time_limit * 60, retries=retries
+        )
+        return await _state_of(this(stage, wait_for=upstream, return_state=True))
+
+    running = {stage: asyncio.create_task(run(stage)) for stage in graph}
+    try:
+        await asyncio.gather(*running.values())
+    finally:  # nothing is left running where one of them was broken off
+        for one in running.values():
+            one.cancel()
+        await asyncio.gather(*running.values(), return_exceptions=True)
+
+    failures = []
+    for stage, one in running.items():
+        state = one.result()
+        if state is not None and state.name == "TimedOut":
+            failures.append(f"stage {stage!r} took longer than pipelines.stage_time_limit = {time_limit:g} minutes")
+        elif state is not None and not state.is_completed():
+            failures.append(state.message or f"stage {stage!r} ended as {state.name}")
+    return failures
+
+
+def _state_of(run: object) -> Coroutine[Any, Any, State[None]]:
+    """Prefect's type hints take the state of an async flow or task for awaited already; it is not."""
+    return cast("Coroutine[Any, Any, State[None]]", run)
+
+
+def _worth_another_try(_task: Task[..., object], _run: TaskRun, state: State[object]) -> bool:
+    return state.name != "UserError"
+
+
+# Not .submit()ted but awaited: Prefect's task runner lets time limits fire late and cancellation wait for the stage.
+@task(cache_policy=NO_CACHE, persist_result=False, retry_condition_fn=_worth_another_try)
+async def _stage_task(stage: str) -> State[None] | None:
+    try:
+        await run_stage(stage, get_run_logger().info)
+    except StageFailedError as error:
+        return Failed(name="UserError" if error.exit_code == USER_ERROR else "Failed", message=str(error))
+    return None
+
+
+@contextmanager
+def _no_other_flow_here() -> Iterator[None]:
+    """Raises ValueError where another flow is at work in this workspace; a killed flow holds no lock."""
+    with LOCK.open("a+", encoding="utf-8") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise ValueError(
+                f"another flow, process {lock.read()}, is at work in this workspace; wait for it or end it"
+            ) from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield
+
+
+def main() -> int:
+    try:
+        load_params()
+    except ValueError as error:  # told before Prefect starts anything
+        print("\n".join(f"error: {line}" for line in str(error).splitlines()), file=sys.stderr)
+        return USER_ERROR
+    try:
+        state = asyncio.run(_state_of(reproduce(return_state=True)))
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except TerminationSignal:
+        return 128 + signal.SIGTERM
+    if state.is_completed():
+        return 0
+    print(f"error: {state.message}", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,176 @@
+"""The one process launcher: a stage as processes of its own, its output line by line, and nobody left behind.
+
+Knows nothing of Prefect: whoever cancels `run_stage` (a time limit, a flow, Ctrl-C) ends the stage's whole group.
+"""
+
+import asyncio
+import codecs
+import os
+import re
+import signal
+import sys
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import closing, suppress
+from pathlib import Path
+
+from anyio import CancelScope
+
+# Nothing that we start phones home.
+QUIET = {
+    "DO_NOT_TRACK": "1",
+    "DVC_NO_ANALYTICS": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+}
+USER_ERROR = 2  # the exit code by which a stage says: the user's mistake
+GRACE = 10.0  # seconds between asking a stage to end and ending it
+
+_CHUNK = 1 << 16  # bytes
+_LAST_LINES = 50
+
+# Run by Python in place of the command, which it then becomes. Ctrl-C must reach the command even where a parent
+# ignores it (a shell's `cmd &`), and a killed parent must take the command along (Linux only). As a subprocess's
+# preexec_fn this would run Python between fork and exec of a process with threads, which can deadlock.
+_BECOME_COMMAND = """
+import ctypes, os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+if sys.platform == "linux":
+    PR_SET_PDEATHSIG = 1
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != int(sys.argv[1]):
+        sys.exit("the parent is gone already")
+os.execvp(sys.argv[2], sys.argv[2:])
+"""
+
+
+class StageFailedError(Exception):
+    """A stage did not finish: its name, the exit code of its command (DVC's own where it never ran), what it said."""
+
+    def __init__(self, stage: str, exit_code: int, reason: str) -> None:
+        super().__init__(f"stage {stage!r} failed: {reason} (exit code {exit_code})")
+        self.stage = stage
+        self.exit_code = exit_code
+
+
+async def run_stage(stage: str, on_line: Callable[[str], None]) -> None:
+    """Bring one stage of dvc.yaml up to date, its upstream stages being so; `on_line` is given each line it prints.
+
+    Raises StageFailedError, its message the stage's own error. When cancelled, returns after the last process ended.
+    """
+    last_lines: deque[str] = deque(maxlen=_LAST_LINES)
+
+    def hear(line: str) -> None:
+        last_lines.append(line)
+        on_line(line)
+
+    # The parallel neighbour may hold DVC's lock for as long as it writes its outputs to the cache.
+    dvc_exit_code = await run_process(["dvc", "--wait-for-lock", "repro", "--single-item", stage], hear)
+    if dvc_exit_code != 0:
+        raise StageFailedError(stage, *_explain(list(last_lines), dvc_exit_code))
+
+
+async def run_process(command: Sequence[str], on_line: Callable[[str], None]) -> int:
+    """Run a command in its own session and process group; `on_line` is given each line of stdout and stderr, in order.
+
+    Returns its exit code, negative where a signal ended it. When it ends, or when this is cancelled, the rest of its
+    group is ended too: by SIGINT, and by SIGKILL after GRACE seconds.
+    """
+    lines = _Lines(on_line)
+    # Our own pipe: asyncio's Process.wait waits for the end of its pipes, which a stray child may hold open.
+    read_end, write_end = os.pipe()
+    with os.fdopen(read_end, "rb", buffering=0) as ours, os.fdopen(write_end, "wb", buffering=0) as theirs:
+        transport, _ = await asyncio.get_running_loop().connect_read_pipe(lambda: lines, ours)
+        with closing(transport):
+            process = await asyncio.create_subprocess_exec(
+                *[sys.executable, "-I", "-S", "-c", _BECOME_COMMAND, str(os.getpid()), *command],
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=theirs,
+                stderr=theirs,
+                env=_environment(),
+                start_new_session=True,
+            )
+            theirs.close()
+            try:
+                return await process.wait()
+            finally:
+                with CancelScope(shield=True):  # or a retry would meet the dying processes of this try
+                    await _end_group(process)
+                    with suppress(TimeoutError):  # whoever left the group keeps the pipe
+                        await asyncio.wait_for(lines.ended, GRACE)
+
+
+class _Lines(asyncio.Protocol):
+    """Cuts what comes through a pipe into lines. No task: a loop that cancels all tasks must still empty the pipe, or
+    a stage that is saving its state would die of the broken pipe."""
+
+    def __init__(self, on_line: Callable[[str], None]) -> None:
+        self.ended = asyncio.get_running_loop().create_future()
+        self._on_line = on_line
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._rest = ""
+
+    def data_received(self, data: bytes) -> None:
+        *lines, self._rest = (self._rest + self._decoder.decode(data)).split("\n")
+        for line in lines:
+            self._on_line(_as_shown(line))
+        if len(self._rest) > _CHUNK:  # a progress bar that redraws itself for hours is one endless line
+            self._on_line(_as_shown(self._rest))
+            self._rest = ""
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._rest:
+            self._on_line(_as_shown(self._rest))
+        if not self.ended.done():
+            self.ended.set_result(None)
+
+
+def _as_shown(line: str) -> str:
+    """What a terminal shows of a line that was drawn over by carriage returns."""
+    return line.rstrip("\r").rsplit("\r", 1)[-1]
+
+
+async def _end_group(process: asyncio.subprocess.Process) -> None:
+    if process.returncode is None:
+        os.killpg(process.pid, signal.SIGINT)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(process.wait(), GRACE)
+    with suppress(ProcessLookupError):  # the group is empty
+        os.killpg(process.pid, signal.SIGKILL)
+    await process.wait()
+
+
+def _environment() -> dict[str, str]:
+    """Ours, with `dvc` and `python` of this very environment first, activated or not."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    return {**os.environ, **QUIET, "PATH": path, "PYTHONUNBUFFERED": "1"}
+
+
+def _explain(lines: list[str], dvc_exit_code: int) -> tuple[int, str]:
+    """The stage's exit code and its own last error, out of its last lines and DVC's.
+
+    DVC itself exits with 255 whatever the stage did, and tells the stage's code in its last line.
+    """
+    of_dvc = [number for number, line in enumerate(lines) if line.startswith("ERROR: failed to reproduce ")]
+    if not of_dvc:
+        return dvc_exit_code, _last([line for line in lines if line.strip()])
+    verdict = lines[of_dvc[-1]]
+    exited = re.search(r"exited with (-?\d+)$", verdict)
+    if exited is None:  # DVC did not run the stage, or could not keep what it made
+        return dvc_exit_code, verdict.removeprefix("ERROR: ")
+    said = [line for line in lines[: of_dvc[-1]] if line.strip() and not line.startswith(("> ", "Running stage "))]
+    return int(exited[1]), "; ".join(_errors(said)) or _last(said)
+
+
+def _errors(said: list[str]) -> list[str]:
+    """The lines by which a stage names the user's mistake, or else the exception that ended it."""
+    if ours := [line.removeprefix("error: ") for line in said if line.startswith("error: ")]:
+        return ours
+    if "Traceback (most recent call last):" not in said:
+        return []
+    after = len(said) - said[::-1].index("Traceback (most recent call last):")
+    return [line for line in said[after:] if not line.startswith(" ")][:1]
+
+
+def _last(lines: list[str]) -> str:
+    return lines[-1] if lines else "it said nothing"

@@ -1,0 +1,73 @@
+"""One Prefect server, worker and deployment for all tests here, made by the Makefile's own targets."""
+
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.flows.toy import Server, Toy, answers, eventually
+
+
+@pytest.fixture
+def toy(tmp_path: Path) -> Toy:
+    return Toy(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def deployed_toy(tmp_path_factory: pytest.TempPathFactory) -> Toy:
+    """Where the server, its worker and the scheduled runs live. `slow` lasts as long as there is a file `hold`."""
+    toy = Toy(tmp_path_factory.mktemp("deployed"))
+    toy.stage("first", always=True)
+    toy.stage(
+        "slow",
+        after=("first",),
+        always=True,
+        does="""
+child = subprocess.Popen(["sleep", "600"])
+Path("log/slow.pids").write_text(f"{os.getpid()} {child.pid}")
+while Path("hold").exists():
+    time.sleep(0.05)
+child.kill()
+child.wait()
+""",
+    )
+    toy.env |= {
+        "PREFECT_SERVER_API_PORT": str(_free_port()),
+        "PREFECT_WORKER_QUERY_SECONDS": "1",  # tests have no 10 s to wait
+    }
+    return toy
+
+
+@pytest.fixture(scope="session")
+def server(deployed_toy: Toy) -> Iterator[Server]:
+    """`make server`, on a free port."""
+    url = f"http://127.0.0.1:{deployed_toy.env['PREFECT_SERVER_API_PORT']}/api"
+    with deployed_toy.making("server"):
+        eventually(lambda: answers(f"{url}/health"), f"a server answers at {url}", seconds=60)
+        client = Server(url, (deployed_toy.root / ".prefect/auth").read_text().strip())
+        yield client
+        client.close()
+
+
+@pytest.fixture(scope="session")
+def deployment(deployed_toy: Toy, server: Server) -> Iterator[dict[str, Any]]:
+    """`make worker` and `make deploy`; the deployment as the server knows it."""
+    with deployed_toy.making("worker"):
+        deployed_toy.make("deploy")
+        yield server.get("/deployments/name/reproduce/nightly")
+
+
+@pytest.fixture
+def toy_with_server(toy: Toy, server: Server) -> Toy:
+    """A toy whose flows report to the server."""
+    toy.env |= {"PREFECT_API_URL": server.url, "PREFECT_API_AUTH_STRING": server.auth}
+    return toy
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

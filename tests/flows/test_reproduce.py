@@ -1,0 +1,126 @@
+"""The flow itself: `python -m pipelines.reproduce` in a toy repository."""
+
+import fcntl
+import os
+import signal
+
+import pytest
+import yaml
+
+from tests.flows.toy import Server, Toy, eventually, gone
+
+
+def _diamond(toy: Toy, **does: str) -> None:
+    toy.stage("first", does=does.get("first", ""))
+    toy.stage("left", after=("first",), does=does.get("left", ""))
+    toy.stage("right", after=("first",), does=does.get("right", ""))
+    toy.stage("last", after=("left", "right"), does=does.get("last", ""))
+
+
+def test_without_a_server_stages_run_in_the_graphs_order_and_side_by_side(toy: Toy) -> None:
+    meets = "wait_for(lambda: Path('log/{}.began').exists())"
+    _diamond(toy, left=meets.format("right"), right=meets.format("left"))
+    done = toy.flow()
+    assert done.returncode == 0, done.stdout
+    at = {name: int(toy.note(name)) for stage in ("first", "left", "right", "last")
+          for name in (f"{stage}.began", f"{stage}.ended")}  # fmt: skip
+    assert at["first.ended"] < min(at["left.began"], at["right.began"])
+    assert max(at["left.ended"], at["right.ended"]) < at["last.began"]
+    lock = yaml.safe_load((toy.root / "dvc.lock").read_text())
+    assert set(lock["stages"]) == {"first", "left", "right", "last"}
+    assert "| accuracy | 0.5 |" in done.stdout
+
+
+def test_a_failing_stage_fails_the_flow_with_its_own_error_and_later_stages_do_not_start(
+    toy_with_server: Toy, server: Server
+) -> None:
+    toy = toy_with_server
+    lasts = "wait_for(lambda: Path('log/left.failed').exists()); time.sleep(1)"
+    fails = "Path('log/left.failed').touch(); raise RuntimeError('loss is nan')"
+    _diamond(toy, left=fails, right=lasts)
+    done = toy.flow()
+    assert done.returncode == 1
+    message = "stage 'left' failed: RuntimeError: loss is nan (exit code 1)"
+    assert done.stdout.splitlines()[-1] == f"error: {message}"
+    assert toy.note("right.ended"), "its neighbour, which was running already, was not broken off"
+    assert not toy.note("last.began")
+    (run,) = server.post("/flow_runs/filter", {"sort": "START_TIME_DESC", "limit": 1})
+    assert (run["state"]["type"], run["state"]["message"]) == ("FAILED", message)
+
+
+def test_a_users_error_is_not_tried_again_and_another_failure_is(toy_with_server: Toy) -> None:
+    toy = toy_with_server
+    toy.set_params(stage_retries=1)
+    toy.stage("flaky", does="Path('log/flaky.tries').read_text() == 'x' and sys.exit(1)")
+    toy.stage("wrong", does="print('error: data.source is unknown', file=sys.stderr); sys.exit(2)")
+    done = toy.flow()
+    assert done.stdout.splitlines()[-1] == "error: stage 'wrong' failed: data.source is unknown (exit code 2)"
+    assert toy.note("wrong.tries") == "x"
+    assert toy.note("flaky.tries") == "xx"
+    assert toy.note("flaky.ended")
+
+
+def test_the_time_limit_ends_a_stage_and_all_its_children(toy_with_server: Toy) -> None:
+    toy = toy_with_server
+    toy.set_params(stage_time_limit=0.1)
+    notes_pids = "Path('log/endless.pids').write_text(f'{os.getpid()} {child.pid}')"
+    toy.stage("endless", does=f"child = subprocess.Popen(['sleep', '600']); {notes_pids}; child.wait()")
+    done = toy.flow()
+    assert done.returncode == 1
+    assert done.stdout.splitlines()[-1] == (
+        "error: stage 'endless' took longer than pipelines.stage_time_limit = 0.1 minutes"
+    )
+    assert gone(toy.note("endless.pids"))
+
+
+def test_wrong_params_end_it_in_one_line_before_anything_starts(toy: Toy) -> None:
+    _diamond(toy)
+    toy.set_params(stage_time_limits=3)
+    done = toy.flow()
+    assert done.returncode == 2
+    (line,) = done.stdout.splitlines()
+    assert line.startswith("error: params.yaml: pipelines.stage_time_limits is not a known key")
+    assert not toy.note("first.began")
+
+
+def test_a_second_flow_in_the_same_workspace_fails_and_names_the_first(toy_with_server: Toy) -> None:
+    toy = toy_with_server
+    toy.stage("only")
+    (toy.root / ".dvc/tmp").mkdir()
+    with (toy.root / ".dvc/tmp/refit-flow.lock").open("w") as held:
+        held.write(str(os.getpid()))
+        held.flush()
+        fcntl.flock(held, fcntl.LOCK_EX)
+        done = toy.flow()
+    assert done.returncode == 1
+    assert done.stdout.splitlines()[-1] == (
+        f"error: another flow, process {os.getpid()}, is at work in this workspace; wait for it or end it"
+    )
+    assert not toy.note("only.began")
+
+
+@pytest.mark.parametrize(("by", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_ending_a_flow_by_hand_ends_its_stage(toy_with_server: Toy, by: signal.Signals, exit_code: int) -> None:
+    toy = toy_with_server
+    toy.stage("endless", does="Path('log/endless.pid').write_text(str(os.getpid())); time.sleep(600)")
+    with toy.starting("python", "-m", "pipelines.reproduce") as flow:
+        pid = eventually(lambda: toy.note("endless.pid"), "the stage runs")
+        flow.send_signal(by)
+        assert flow.wait(20) == exit_code
+    assert gone(pid)
+
+
+def test_a_killed_flow_takes_its_stage_along_and_leaves_the_workspace_free(toy_with_server: Toy) -> None:
+    toy = toy_with_server
+    toy.stage(
+        "only", does="Path('log/only.pid').write_text(str(os.getpid())); Path('hold').exists() and time.sleep(600)"
+    )
+    (toy.root / "hold").touch()
+    with toy.starting("python", "-m", "pipelines.reproduce") as flow:
+        pid = eventually(lambda: toy.note("only.pid"), "the stage runs")
+        flow.kill()
+        flow.wait()
+        assert gone(pid, seconds=6)
+    (toy.root / "hold").unlink()
+    done = toy.flow()
+    assert done.returncode == 0, done.stdout

@@ -1,0 +1,205 @@
+"""The process launcher, with real processes and without Prefect."""
+
+import asyncio
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from pipelines import stage_process
+from pipelines.stage_process import StageFailedError, run_process, run_stage
+from tests.flows.toy import PROJECT, Toy, eventually, gone
+
+
+def _run(*command: str) -> tuple[int, list[str]]:
+    lines: list[str] = []
+    return asyncio.run(run_process(command, lines.append)), lines
+
+
+def _python(code: str) -> tuple[int, list[str]]:
+    return _run("python", "-c", textwrap.dedent(code))
+
+
+def _cancelled(code: str, once: Path) -> list[str]:
+    """Run Python code, cancel it as soon as the file `once` is there, and give its lines."""
+    lines: list[str] = []
+
+    async def main() -> None:
+        running = asyncio.create_task(run_process(["python", "-c", textwrap.dedent(code)], lines.append))
+        while not once.exists():
+            await asyncio.sleep(0.05)
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+
+    asyncio.run(main())
+    return lines
+
+
+def test_both_outputs_come_line_by_line_in_the_order_written() -> None:
+    code, lines = _python("""
+        import sys
+        for number in range(3):
+            print("out", number)
+            print("err", number, file=sys.stderr)
+        sys.exit(7)
+    """)
+    assert code == 7
+    assert lines == ["out 0", "err 0", "out 1", "err 1", "out 2", "err 2"]
+
+
+def test_a_line_is_heard_while_the_process_still_runs(tmp_path: Path) -> None:
+    heard = tmp_path / "heard"
+
+    def hear(line: str) -> None:
+        heard.write_text(line)
+
+    waits = f"import pathlib, time\nprint('now')\nwhile not pathlib.Path({str(heard)!r}).exists(): time.sleep(0.05)"
+    assert asyncio.run(asyncio.wait_for(run_process(["python", "-c", waits], hear), 20)) == 0
+
+
+def test_a_line_drawn_over_by_a_progress_bar_comes_once_as_a_terminal_shows_it() -> None:
+    assert _python(r"print('10 %\r50 %\r100 %\r\nwindows line\r')")[1] == ["100 %", "windows line"]
+
+
+def test_a_line_without_end_and_bytes_that_are_no_text_are_passed_on() -> None:
+    _, lines = _python(r"import sys; sys.stdout.buffer.write(b'x' * 1_000_000 + b'\xff\xc3\xa9')")
+    assert "".join(lines) == "x" * 1_000_000 + "\ufffdé"
+
+
+def test_the_environment_of_this_python_is_first_and_nothing_phones_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    monkeypatch.setenv("DO_NOT_TRACK", "0")
+    _, lines = _python("import os, shutil, sys; print(sys.prefix, shutil.which('dvc'), os.environ['DO_NOT_TRACK'])")
+    assert lines == [f"{sys.prefix} {Path(sys.executable).parent / 'dvc'} 1"]
+
+
+def test_ctrl_c_reaches_a_command_whose_parent_ignores_it() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        _, lines = _python("import signal; print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert lines == ["True"]
+
+
+def test_a_cancelled_command_may_save_and_speak_before_it_ends(tmp_path: Path) -> None:
+    ready, saved = tmp_path / "ready", tmp_path / "saved"
+    lines = _cancelled(
+        f"""
+        import pathlib, time
+        try:
+            pathlib.Path({str(ready)!r}).touch()
+            time.sleep(600)
+        except KeyboardInterrupt:
+            print("saving")
+            time.sleep(0.5)
+            pathlib.Path({str(saved)!r}).touch()
+            print("saved")
+        """,
+        once=ready,
+    )
+    assert saved.exists()
+    assert lines == ["saving", "saved"]
+
+
+def test_a_cancelled_command_that_ignores_ctrl_c_is_killed_with_its_children(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage_process, "GRACE", 0.5)
+    pids = tmp_path / "pids"
+    _cancelled(
+        f"""
+        import os, pathlib, signal, subprocess, time
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        child = subprocess.Popen(["sleep", "600"])
+        part = pathlib.Path({str(tmp_path / "part")!r})
+        part.write_text(f"{{os.getpid()}} {{child.pid}}")
+        part.rename({str(pids)!r})
+        time.sleep(600)
+        """,
+        once=pids,
+    )
+    assert gone(pids.read_text())
+
+
+def test_a_child_left_behind_neither_holds_up_the_end_nor_lives_on() -> None:
+    code, lines = _run("sh", "-c", "sleep 600 & echo $!")
+    assert code == 0
+    assert gone(lines[0])
+
+
+def test_a_killed_launcher_takes_the_command_along(tmp_path: Path) -> None:
+    note = tmp_path / "pid"
+    code = f"""
+        import asyncio
+        from pipelines.stage_process import run_process
+        asyncio.run(run_process(["sh", "-c", "echo $$ > {note}.part; mv {note}.part {note}; exec sleep 600"], print))
+    """
+    launcher = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], cwd=PROJECT)
+    try:
+        pid = eventually(lambda: note.exists() and note.read_text().strip(), "the command runs")
+    finally:
+        launcher.send_signal(signal.SIGKILL)
+        launcher.wait()
+    assert gone(pid, seconds=5)
+
+
+def test_a_loop_that_cancels_everything_leaves_nobody_behind(tmp_path: Path) -> None:
+    """What a raw SIGTERM does to a flow: an exception out of the loop itself, then every task is cancelled."""
+    note = tmp_path / "pid"
+    code = f"""
+        import asyncio, signal
+        from pipelines.stage_process import run_process
+
+        class Terminated(BaseException):
+            pass
+
+        def terminate(*_):
+            raise Terminated
+
+        async def main():
+            command = ["sh", "-c", "echo $$ > {note}.part; mv {note}.part {note}; sleep 600; sleep 600"]
+            await asyncio.gather(run_process(command, print), asyncio.sleep(600))
+
+        signal.signal(signal.SIGTERM, terminate)
+        asyncio.run(main())
+    """
+    launcher = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], cwd=PROJECT, stderr=subprocess.DEVNULL)
+    pid = eventually(lambda: note.exists() and note.read_text().strip(), "the command runs")
+    launcher.send_signal(signal.SIGTERM)
+    assert launcher.wait(8) != 0
+    assert gone(pid)
+
+
+@pytest.mark.parametrize(
+    ("does", "exit_code", "message"),
+    [
+        (
+            "print('error: data.root = gone: expected a folder', file=sys.stderr); print('bye'); sys.exit(2)",
+            2,
+            "stage 'only' failed: data.root = gone: expected a folder (exit code 2)",
+        ),
+        ("raise RuntimeError('out of memory')", 1, "stage 'only' failed: RuntimeError: out of memory (exit code 1)"),
+        ("print('goodbye'); sys.exit(3)", 3, "stage 'only' failed: goodbye (exit code 3)"),
+        ("os.kill(os.getpid(), signal.SIGKILL)", -9, "stage 'only' failed: it said nothing (exit code -9)"),
+        (
+            "os._exit(0)",
+            255,
+            "stage 'only' failed: failed to reproduce 'only': output 'out/only' does not exist (exit code 255)",
+        ),
+    ],
+    ids=["users mistake", "exception", "exit code", "signal", "no output"],
+)
+def test_a_failed_stage_is_explained_by_its_own_error_and_exit_code(
+    toy: Toy, monkeypatch: pytest.MonkeyPatch, does: str, exit_code: int, message: str
+) -> None:
+    toy.stage("only", does=does)
+    monkeypatch.chdir(toy.root)
+    with pytest.raises(StageFailedError) as failed:
+        asyncio.run(run_stage("only", print))
+    assert str(failed.value) == message
+    assert failed.value.exit_code == exit_code

@@ -1,0 +1,198 @@
+"""A toy DVC repository with this project's flows, and what tests ask of processes and of a Prefect server."""
+
+import base64
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from pipelines.stage_process import QUIET
+
+PROJECT = Path(__file__).resolve().parents[2]
+
+_STAGE = """
+import ctypes, os, signal, subprocess, sys, time
+from pathlib import Path
+
+ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # ends with its parent, as every stage of the project does
+
+def wait_for(condition):
+    deadline = time.monotonic() + 20
+    while not condition():
+        if time.monotonic() > deadline:
+            sys.exit("waited in vain")
+        time.sleep(0.05)
+
+with open("log/{name}.tries", "a") as tries:
+    tries.write("x")
+Path("log/{name}.began").write_text(str(time.monotonic_ns()))
+{does}
+Path("out/{name}").write_text("done")
+Path("log/{name}.ended").write_text(str(time.monotonic_ns()))
+"""
+
+# The toy's own: the project's reads the outputs of the project's stages.
+_SUMMARY = """
+def summary_markdown() -> str:
+    return "| accuracy | 0.5 |"
+"""
+
+
+class Toy:
+    """A small project under `root`: stages that are scripts, run by the project's own flow, Makefile and settings."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.env = {**os.environ, **QUIET, "PREFECT_HOME": str(root / ".prefect")}
+        for name in ("PREFECT_API_URL", "PREFECT_API_AUTH_STRING"):
+            self.env.pop(name, None)
+        self._stages: dict[str, dict[str, Any]] = {}
+        for folder in ("refit", "log", "out"):
+            (root / folder).mkdir()
+        for name in ("params.yaml", "prefect.yaml", "prefect.toml", "Makefile", "refit/__init__.py", "refit/params.py"):
+            shutil.copy(PROJECT / name, root / name)
+        (root / "refit/summary.py").write_text(_SUMMARY)
+        (root / "pipelines").symlink_to(PROJECT / "pipelines")
+        (root / ".venv").symlink_to(sys.prefix)
+        (root / ".dvc").mkdir()  # what a fresh clone has of DVC, without git
+        (root / ".dvc/config").write_text("[core]\n    analytics = false\n    no_scm = true\n")
+
+    def stage(self, name: str, *, after: tuple[str, ...] = (), does: str = "", always: bool = False) -> None:
+        """Add a stage: a script that notes each try, its begin and end, and `does` this in between."""
+        (self.root / f"{name}.py").write_text(_STAGE.format(name=name, does=does))
+        deps = [f"{name}.py", *(f"out/{up}" for up in after)]
+        stage = {"cmd": f"python {name}.py", "deps": deps, "outs": [f"out/{name}"]}
+        self._stages[name] = {**stage, "always_changed": True} if always else stage
+        (self.root / "dvc.yaml").write_text(yaml.safe_dump({"stages": self._stages}, sort_keys=False))
+
+    def set_params(self, **pipelines: float) -> None:
+        params = yaml.safe_load((self.root / "params.yaml").read_text())
+        params["pipelines"].update(pipelines)
+        (self.root / "params.yaml").write_text(yaml.safe_dump(params))
+
+    def note(self, name: str) -> str:
+        """What a stage wrote to log/NAME; empty where it has not (yet)."""
+        path = self.root / "log" / name
+        return path.read_text() if path.exists() else ""
+
+    def run(self, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run a command of this environment in the toy's folder; both its outputs come as stdout."""
+        done = subprocess.run(
+            [self._program(command[0]), *command[1:]],
+            cwd=self.root,
+            env=self.env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        assert not check or done.returncode == 0, done.stdout
+        return done
+
+    def flow(self) -> subprocess.CompletedProcess[str]:
+        return self.run("python", "-m", "pipelines.reproduce", check=False)
+
+    def make(self, target: str) -> None:
+        self.run(*_make(target))
+
+    @contextmanager
+    def making(self, target: str) -> Iterator[None]:
+        """`make TARGET` in the background; its output goes to TARGET.log. Ended at the end, with all its children."""
+        with self.starting(*_make(target), log=f"{target}.log"):
+            yield
+
+    @contextmanager
+    def starting(self, *command: str, log: str = "background.log") -> Iterator[subprocess.Popen[bytes]]:
+        """A command in the background, its output in a file. Ended at the end, with all of its process group."""
+        with (self.root / log).open("w") as output:
+            process = subprocess.Popen(
+                [self._program(command[0]), *command[1:]],
+                cwd=self.root,
+                env=self.env,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+        try:
+            yield process
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(15)
+            with suppress(ProcessLookupError):  # a worker under a shell that ignores SIGINT ignores SIGTERM
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+    def _program(self, name: str) -> str:
+        path = shutil.which(name, path=f"{Path(sys.prefix) / 'bin'}{os.pathsep}{os.environ['PATH']}")
+        assert path, name
+        return path
+
+
+class Server:
+    """A client of the Prefect server's API."""
+
+    def __init__(self, url: str, auth: str) -> None:
+        self.url, self.auth = url, auth
+        token = base64.b64encode(auth.encode()).decode()
+        self._http = httpx.Client(base_url=url, headers={"Authorization": f"Basic {token}"}, timeout=30)
+        csrf = self.get("/csrf-token?client=tests")
+        self._http.headers.update({"Prefect-Csrf-Client": "tests", "Prefect-Csrf-Token": csrf["token"]})
+
+    def get(self, path: str) -> Any:
+        return self._http.get(self.url + path).raise_for_status().json()
+
+    def post(self, path: str, body: dict[str, Any]) -> Any:
+        return self._http.post(self.url + path, json=body).raise_for_status().json()
+
+    def close(self) -> None:
+        self._http.close()
+
+
+def eventually(condition: Callable[[], Any], what: str, seconds: float = 30) -> Any:
+    """The first true value of `condition`, asked ten times a second; fails by the name of `what` after `seconds`."""
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        if time.monotonic() > deadline:
+            pytest.fail(f"not within {seconds:g} s: {what}")
+        time.sleep(0.1)
+    return value
+
+
+def alive(pid: int | str) -> bool:
+    """Whether a process runs; one that has ended and was not waited for does not."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
+
+
+def gone(pids: str, seconds: float = 2) -> bool:
+    """These processes, named with blanks between, have ended or do so within moments; fails where one lives on."""
+    assert pids.split()
+    eventually(lambda: not any(alive(pid) for pid in pids.split()), f"processes {pids} are gone", seconds)
+    return True
+
+
+def answers(url: str) -> bool:
+    """Whether something answers there."""
+    try:
+        return httpx.get(url).is_success
+    except httpx.TransportError:
+        return False
+
+
+def _make(target: str) -> tuple[str, ...]:
+    # The toy has this very environment, and nothing to make it from.
+    return ("make", "--old-file=.venv/ready", target)
