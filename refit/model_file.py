@@ -98,7 +98,9 @@ def read_model(folder: Path = MODEL) -> tuple[Classifier, ModelDescription]:
         raise ValueError(f"{weights_file} is not the file that model.json describes; run: dvc checkout {folder}")
     system = build_classifier(description.network, description)
     try:
-        system.network.load_state_dict(load_file(weights_file))
+        weights = load_file(weights_file)
+        system.network.to(weights["0.mean"].dtype)  # double, where the fit was
+        system.network.load_state_dict(weights)
     except (SafetensorError, RuntimeError) as error:
         raise ValueError(f"{weights_file} does not fit the network in model.json: {error}") from None
     return system, description

@@ -9,13 +9,21 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
 PARAMS_FILE = Path("params.yaml")
 OUR_NETWORKS = ("mlp", "cnn", "resnet9")
 
+
+def _no_switch(value: Any) -> Any:
+    if isinstance(value, bool):  # which Python takes for 0 and 1
+        raise PydanticCustomError("switch", "a number, not true or false")
+    return value
+
+
 # YAML 1.1 reads 1e-3 as text, so numbers may also be numerals in text.
-Real = Annotated[float, Field(strict=False, allow_inf_nan=False)]
+Real = Annotated[float, BeforeValidator(_no_switch), Field(strict=False, allow_inf_nan=False)]
 Fraction = Annotated[Real, Field(ge=0, lt=1)]
 Positive = Annotated[Real, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
@@ -79,7 +87,7 @@ class ModelParams(Section):
 class BatchParams(Section):
     size: Literal["auto"] | Count
     """Effective batch, images: what the optimizer sees. auto: as large as max_size with 16 steps an epoch or more."""
-    max_size: Count
+    max_size: Annotated[int, Field(ge=2)]
     """Largest effective batch that auto may choose, images."""
     memory_budget: Positive
     """Memory that one training step may take on a CPU, GiB. An accelerator's own memory is its budget."""
@@ -183,6 +191,8 @@ def load_params(path: Path = PARAMS_FILE) -> Params:
         values = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)  # noqa: S506, a SafeLoader
     except FileNotFoundError:
         raise ValueError(f"{path} is not here; run from the repository's root") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text: {error}; save it as UTF-8") from None
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     return check_params(values, str(path))
@@ -234,7 +244,11 @@ def _resolve(loc: tuple[int | str, ...]) -> tuple[type[Section], list[str]]:
 
 def _expected(section: type[Section], key: str) -> str:
     field = section.model_fields.get(key)
-    return f"expected: {field.description}" if field and field.description else "expected a section of keys."
+    return (
+        f"expected: {' '.join(field.description.split())}"
+        if field and field.description
+        else "expected a section of keys."
+    )
 
 
 def _nearest(name: str, known: list[str], parents: list[str] | None = None) -> str:

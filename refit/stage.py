@@ -19,6 +19,8 @@ def run_stage(main: Callable[[Params], None], *, reads: tuple[str, ...]) -> None
     Exit codes: 0 done; 2 the user's mistake, told in one line; 143 ended by SIGTERM; 130 by Ctrl-C.
     """
     _die_with_parent()
+    # Lightning answers SIGTERM with exit code 0 in a fit, and not at all in a test: DVC would take a part for all.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         main(load_params().only(*reads))
     except ValueError as error:
@@ -29,15 +31,14 @@ def run_stage(main: Callable[[Params], None], *, reads: tuple[str, ...]) -> None
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
-    except SystemExit as error:
-        # Lightning answers SIGTERM with a SystemExit that has no code: DVC would take a half-trained model for a whole.
-        sys.exit(error.code or 128 + signal.SIGTERM)
 
 
 def _is_ours(error: ValueError) -> bool:
-    """Whether this project raised it on purpose, and not a library: those are faults, and keep their traceback."""
-    raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename).resolve()
-    return raised_in.parent.is_relative_to(_PROJECT / "refit") or raised_in.parent == _PROJECT / "stages"
+    """Whether this project raised it on purpose: one that came out of a call is a fault, and keeps its traceback."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    folder = Path(last.filename).resolve().parent
+    in_project = folder.is_relative_to(_PROJECT / "refit") or folder == _PROJECT / "stages"
+    return in_project and (last.line or "").startswith("raise ")
 
 
 def _die_with_parent() -> None:

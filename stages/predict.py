@@ -35,7 +35,9 @@ def main(params: Params) -> None:
     loader = new_images if len(new_images) else EvaluationLoader(read_split("test"), batch_size)
     batches = make_trainer(params.trainer).predict(system, loader)
     names = [_text(file.relative_to(folder)) for file in new_images.files] if len(new_images) else _test_names()
-    unreadable = [{"file": _text(file.relative_to(folder)), "why": why} for file, why in new_images.unreadable.items()]
+    unreadable = [
+        {"file": _text(file.relative_to(folder)), "why": why} for file, why in sorted(new_images.unreadable.items())
+    ]
     for bad in unreadable:
         print(f"warning: {bad['file']} is left out: {bad['why']}", file=sys.stderr)
     if not names:

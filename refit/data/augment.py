@@ -41,16 +41,14 @@ def augment(images: Tensor, draws: Draws, params: AugmentParams) -> Tensor:
     centre_row, centre_column = draws.cutout[:, :1], draws.cutout[:, 1:]
     cut = None
     if params.cutout:
-        half = params.cutout / 2
-        cut = ((rows - centre_row + 0.5).abs() <= half)[:, :, None] & (
-            (columns - centre_column + 0.5).abs() <= half
-        )[:, None, :]  # fmt: skip
+        down, right = rows - centre_row + params.cutout // 2, columns - centre_column + params.cutout // 2
+        cut = ((down >= 0) & (down < params.cutout))[:, :, None] & ((right >= 0) & (right < params.cutout))[:, None, :]
     if params.flip:
         columns = torch.where(draws.flip[:, None], width - 1 - columns, columns)
     if params.shift:
         images = F.pad(images, [params.shift] * 4)
-        rows = rows + draws.shift[:, :1] + params.shift
-        columns = columns + draws.shift[:, 1:] + params.shift
+        rows = rows - draws.shift[:, :1] + params.shift
+        columns = columns - draws.shift[:, 1:] + params.shift
     if params.flip or params.shift:
         image = torch.arange(count, device=images.device)
         images = images[image[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)

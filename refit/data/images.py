@@ -19,7 +19,7 @@ from refit.data.prepared import Color, Pixels
 MAX_PIXELS = 128 * 2**20  # decoded, this is half a GiB of RGBA: no photo, but a decompression bomb
 _SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 _GREY_MODES = frozenset({"1", "L", "LA", "I", "I;16", "I;16B", "I;16L"})
-_DECODER_ERRORS = (OSError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
+_DECODER_ERRORS = (OSError, SyntaxError, EOFError, ValueError, struct.error, Image.DecompressionBombError)
 
 
 class BadImageError(ValueError):
@@ -61,7 +61,7 @@ def read_header(image: Image.Image) -> Header:
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     except _DECODER_ERRORS as error:
         raise BadImageError(_reason(error)) from None
-    if orientation in (5, 6, 7, 8):  # those that lie on their side
+    if orientation in (5, 6, 7, 8) and image.format != "TIFF":  # on its side; Pillow turns a TIFF's size itself
         width, height = height, width
     return Header(width, height, "grey" if image.mode in _GREY_MODES else "rgb")
 
@@ -96,6 +96,8 @@ def _to_eight_bits(image: Image.Image, color: Color) -> Image.Image:
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    if image.mode not in ("L", "RGB"):  # Pillow knows no way from some modes to grey
+        image = image.convert("RGB")
     return image if image.mode == mode else image.convert(mode)
 
 

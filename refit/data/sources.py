@@ -97,7 +97,7 @@ def _load_or_download(name: str, split: Literal["train", "test"], root: Path) ->
 
     which = {"split": split} if name in _TORCHVISION_BY_NAME else {"train": split == "train"}
     load = partial(getattr(datasets, name), **which)
-    with contextlib.suppress(RuntimeError):  # torchvision's way to say that the set is not there
+    with contextlib.suppress(RuntimeError, FileNotFoundError):  # torchvision's ways to say that the set is not there
         return load(str(root))
     download = root / f".{name}.partial"  # so that a failed download leaves nothing where the set belongs
     print(f"downloading torchvision:{name} to {root}", flush=True)

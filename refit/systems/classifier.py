@@ -34,7 +34,8 @@ class Classifier(pl.LightningModule):
         self.optimizer_params = optimizer
         self.label_smoothing = label_smoothing
         self.learning_rate = learning_rate
-        self.train_loss, self.val_loss = MeanMetric(), MeanMetric()
+        # Unchecked for NaN, which would wait for the device at each step; in this mode a weight is ignored.
+        self.train_loss, self.val_loss = MeanMetric(nan_strategy="disable"), MeanMetric(nan_strategy="disable")
         self.train_accuracy = MulticlassAccuracy(classes, average="micro", validate_args=False)
         self.val_accuracy = MulticlassAccuracy(classes, average="micro", validate_args=False)
         self.test_probabilities = CatMetric(nan_strategy="disable")
@@ -47,13 +48,13 @@ class Classifier(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         logits = self(batch.images)
         loss = F.cross_entropy(logits, batch.labels, label_smoothing=self.label_smoothing)
-        self.train_loss.update(loss.detach(), len(batch.labels))
+        self.train_loss.update(loss.detach().expand(len(batch.labels)))
         self.train_accuracy.update(logits.detach(), batch.labels)
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         logits = self(batch.images)
-        self.val_loss.update(F.cross_entropy(logits, batch.labels), len(batch.labels))
+        self.val_loss.update(F.cross_entropy(logits, batch.labels, reduction="none"))
         self.val_accuracy.update(logits, batch.labels)
 
     def on_validation_epoch_end(self) -> None:

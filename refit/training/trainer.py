@@ -36,7 +36,7 @@ def make_trainer(params: TrainerParams, *, callbacks: Sequence[Callback] = (), *
             use_distributed_sampler=False,
             **{"logger": False, "enable_checkpointing": False, **options},
         )
-    except MisconfigurationException as error:
+    except (MisconfigurationException, ModuleNotFoundError) as error:
         raise ValueError(f"trainer.accelerator = {params.accelerator!r}: {error}") from None
 
 

@@ -2,7 +2,7 @@
 
 import io
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass, field
 from tempfile import TemporaryDirectory
@@ -15,7 +15,7 @@ from pytorch_lightning.tuner.tuning import Tuner
 from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor
 
-from refit.data.module import Batch, PreparedData
+from refit.data.module import Batch, PreparedData, TrainLoader
 from refit.params import BatchParams, OptimizerParams, TrainerParams
 from refit.systems.classifier import Classifier
 from refit.training.choices import BatchChoice, LearningRateChoice
@@ -26,6 +26,8 @@ LEARNING_RATES = (1e-6, 1.0)
 LEARNING_RATE_STEPS = 100
 _SMOOTHING = 0.98  # Lightning's, of the losses it gives
 _WARM_UP = 10  # steps whose smoothed loss rests on too few values
+
+_FLAT = 1e-3  # nats a decade: a fall of rounding errors
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -58,8 +60,8 @@ def scale_batch(
     budget = int(batch.memory_budget * 2**30) if hardware == "cpu" else None
     candidates = _halves(data.effective_batch)
     data.batch_size = candidates[0]
-    trials = _Trials(budget)
-    with TemporaryDirectory() as folder, isolate_rng(), trials.watch(system):
+    trials = _Trials(candidates[0], budget)
+    with TemporaryDirectory() as folder, isolate_rng(), trials.watch(system, data):
         trainer = make_trainer(trainer_params, default_root_dir=folder, max_epochs=1)
         Tuner(trainer).scale_batch_size(
             system,
@@ -69,11 +71,6 @@ def scale_batch(
             init_val=candidates[0],
             max_trials=len(candidates),
             max_val=2 * candidates[-1],  # out of reach: the Tuner does not run the one it is told here
-        )
-    if not trials.fitting:
-        raise ValueError(
-            f"no batch fits: {candidates[0]} images need more than batch.memory_budget = {batch.memory_budget} GiB; "
-            "raise it, lower data.image_size, or choose a smaller model.network or an even batch.size"
         )
     micro_batch = max(trials.fitting)
     return BatchChoice(
@@ -138,7 +135,7 @@ def suggest_learning_rate(rates: FloatArray, losses: FloatArray) -> float | None
         return None
     slope = np.gradient(losses, np.log10(rates))
     steepest = int(np.argmin(slope))
-    return float(rates[steepest]) if slope[steepest] < 0 else None
+    return float(rates[steepest]) if slope[steepest] < -_FLAT else None
 
 
 def _unbiased(smoothed: FloatArray) -> FloatArray:
@@ -160,39 +157,57 @@ def _halves(effective_batch: int) -> list[int]:
 class _Trials:
     """What ran. The Tuner takes a Trainer's callbacks away, so the system's own hooks are watched."""
 
+    smallest: int
     budget: int | None
+    """Bytes; None on an accelerator."""
     sizes: list[int] = field(default_factory=list)
     bytes: dict[int, int] = field(default_factory=dict)
     fitting: list[int] = field(default_factory=list)
 
     @contextmanager
-    def watch(self, system: Classifier) -> Iterator[None]:
-        step = system.training_step
+    def watch(self, system: Classifier, data: PreparedData) -> Iterator[None]:
+        step, make_loader = system.training_step, data.train_dataloader
 
         def watched_step(batch: Batch, batch_idx: int) -> Tensor:
             size = len(batch.labels)
             self.sizes.append(size)
-            if self.budget is None:
-                return step(batch, batch_idx)
-            kept = _KeptTensors()
-            with torch.autograd.graph.saved_tensors_hooks(kept.keep, lambda tensor: tensor):
-                loss = step(batch, batch_idx)
-            # Weights, their gradients, and the two moments of AdamW: the largest optimizer state on offer.
-            weights = 4 * sum(weight.nbytes for weight in system.parameters())
-            self.bytes[size] = weights + batch.images.nbytes + kept.bytes()
-            if self.bytes[size] > self.budget:
-                # The words by which Lightning's Tuner knows that a CPU has no more memory.
-                raise RuntimeError("DefaultCPUAllocator: can't allocate memory: over batch.memory_budget")
-            return loss
+            return self._step_within_budget(step, batch, batch_idx, system)
+
+        def loader() -> TrainLoader:
+            if data.batch_size < self.smallest:  # the Tuner halves what failed, down to nothing
+                raise ValueError(
+                    f"no batch fits: a training step of {self.smallest} images needs more memory than there is, or "
+                    "than batch.memory_budget allows; raise it, lower data.image_size, or choose a smaller "
+                    "model.network or an even batch.size"
+                ) from None
+            return make_loader()
 
         def ran(outputs: Any, batch: Batch, batch_idx: int) -> None:
             self.fitting.append(len(batch.labels))
 
         system.training_step, system.on_train_batch_end = watched_step, ran  # type: ignore[method-assign]
+        data.train_dataloader = loader  # type: ignore[method-assign]
         try:
             yield
         finally:
-            del system.training_step, system.on_train_batch_end
+            del system.training_step, system.on_train_batch_end, data.train_dataloader
+
+    def _step_within_budget(
+        self, step: Callable[[Batch, int], Tensor], batch: Batch, batch_idx: int, system: Classifier
+    ) -> Tensor:
+        if self.budget is None:
+            return step(batch, batch_idx)
+        kept = _KeptTensors()
+        with torch.autograd.graph.saved_tensors_hooks(kept.keep, lambda tensor: tensor):
+            loss = step(batch, batch_idx)
+        # Weights, their gradients, and the two moments of AdamW: the largest optimizer state on offer.
+        weights = 4 * sum(weight.nbytes for weight in system.parameters())
+        needed = weights + batch.images.nbytes + kept.bytes()
+        self.bytes[len(batch.labels)] = needed
+        if needed > self.budget:
+            # The words by which Lightning's Tuner knows that a CPU has no more memory.
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: over batch.memory_budget")
+        return loss
 
 
 class _KeptTensors:

@@ -39,6 +39,7 @@ class Project:
 
     def restore(self) -> None:
         """Back to the last commit, with its outputs."""
+        (self.root / "params.yaml").touch()  # after a failed `dvc exp run` git takes the changed file for unchanged
         self.run("git", "reset", "--quiet", "--hard")
         self.run("dvc", "checkout", "--quiet", "--force")
 

@@ -1,0 +1,97 @@
+"""What the unit tests share: quick parameters, and a prepared data set of real digits."""
+
+import shutil
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from refit.data.pack import pack
+from refit.data.sources import open_source
+from refit.params import Params, check_params
+
+# Whatever params.yaml holds today, the tests run with these.
+_VALUES: dict[str, Any] = {
+    "seed": 0,
+    "data": {
+        "source": "digits", "root": "data/raw", "image_size": "auto", "color": "auto",
+        "val": 0.15, "test": 0.2, "bad_images": "fail",
+    },
+    "augment": {"shift": 0, "flip": False, "cutout": 0},
+    "model": {"network": "mlp", "width": 16, "dropout": 0.2},
+    "batch": {"size": "auto", "max_size": 64, "memory_budget": 1.0},
+    "optimizer": {
+        "name": "adamw", "learning_rate": "auto", "fallback_learning_rate": 0.001,
+        "weight_decay": 0.05, "momentum": 0.9, "schedule": "one_cycle",
+    },
+    "loss": {"label_smoothing": 0.0},
+    "fit": {"max_epochs": 2, "monitor": "val_loss", "patience": None, "gradient_clip_val": 1.0},
+    "trainer": {"accelerator": "cpu", "precision": "32-true", "threads": 1, "deterministic": True},
+    "test": {"confidence": 0.95, "calibration_bins": 10, "worst_mistakes": 4},
+    "predict": {"images": "data/new", "top_k": 3, "abstain_below": 0.5},
+    "pipelines": {"stage_time_limit": 1.0, "stage_retries": 0},
+}  # fmt: skip
+
+Values = Callable[[Mapping[str, object]], dict[str, Any]]
+Changed = Callable[[Mapping[str, object]], Params]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def values() -> Values:
+    """What a quick params.yaml holds, with these dotted keys changed or added."""
+
+    def change(keys: Mapping[str, object]) -> dict[str, Any]:
+        values = deepcopy(_VALUES)
+        for key, value in keys.items():
+            *sections, name = key.split(".")
+            holder = values
+            for section in sections:
+                holder = holder[section]
+            holder[name] = value
+        return values
+
+    return change
+
+
+@pytest.fixture
+def changed(values: Values) -> Changed:
+    """Quick parameters, with these dotted keys changed."""
+    return lambda keys: check_params(values(keys))
+
+
+@pytest.fixture
+def params(changed: Changed) -> Params:
+    return changed({})
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder a stage runs in, with no data yet."""
+    (tmp_path / "data/raw").mkdir(parents=True)
+    (tmp_path / "data/new").mkdir()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The digits as `prepare` packs them. Not to be written to."""
+    folder = tmp_path_factory.mktemp("digits")
+    values = check_params({**_VALUES, "data": {**_VALUES["data"], "root": str(folder)}})
+    pack(open_source(values.data), values.data, values.seed, folder)
+    return folder
+
+
+@pytest.fixture
+def prepared_workspace(workspace: Path, digits: Path) -> Path:
+    """The folder a stage runs in, with the prepared digits in data/prepared."""
+    shutil.copytree(digits, workspace / "data/prepared")
+    return workspace

@@ -1,0 +1,124 @@
+"""Augmentation: each image has random choices of its own, and each choice does exactly what it says."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from refit.data.augment import Draws, augment, draw
+from refit.params import AugmentParams
+
+OFF: dict[str, Any] = {"shift": 0, "flip": False, "cutout": 0}
+IMAGES = torch.randint(1, 256, (64, 3, 10, 12), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def made(**choices: object) -> AugmentParams:
+    return AugmentParams(**{**OFF, **choices})
+
+
+def draws_for(params: AugmentParams, count: int = len(IMAGES), seed: int = 0) -> Draws:
+    return draw(params, count, (IMAGES.shape[2], IMAGES.shape[3]), np.random.default_rng(seed))
+
+
+def shifted(image: Tensor, down: int, right: int) -> Tensor:
+    """One image moved over a black ground, pixel by pixel."""
+    result = torch.zeros_like(image)
+    _, height, width = image.shape
+    for row in range(height):
+        for column in range(width):
+            if 0 <= row - down < height and 0 <= column - right < width:
+                result[:, row, column] = image[:, row - down, column - right]
+    return result
+
+
+def test_nothing_changes_where_all_is_off() -> None:
+    assert torch.equal(augment(IMAGES, draws_for(made()), made()), IMAGES)
+
+
+@pytest.mark.parametrize("shift", [1, 3, 20])
+def test_a_shift_moves_each_image_down_and_right_by_its_own_draw_over_black(shift: int) -> None:
+    params = made(shift=shift)
+    draws = draws_for(params)
+    expected = [shifted(image, int(down), int(right)) for image, (down, right) in zip(IMAGES, draws.shift, strict=True)]
+    assert torch.equal(augment(IMAGES, draws, params), torch.stack(expected))
+
+
+def test_shifts_reach_as_far_as_they_may_and_no_farther() -> None:
+    assert set(draws_for(made(shift=2)).shift.flatten().tolist()) == {-2, -1, 0, 1, 2}
+
+
+def test_a_flip_mirrors_the_drawn_images_and_no_other() -> None:
+    params = made(flip=True)
+    draws = draws_for(params)
+    assert 20 < draws.flip.sum() < 44
+    result = augment(IMAGES, draws, params)
+    assert torch.equal(result[draws.flip], IMAGES[draws.flip].flip(3))
+    assert torch.equal(result[~draws.flip], IMAGES[~draws.flip])
+
+
+@pytest.mark.parametrize("side", [1, 2, 3, 4, 5])
+def test_cutout_blackens_a_square_of_its_side_around_the_drawn_place(side: int) -> None:
+    params = made(cutout=side)
+    draws = draws_for(params)
+    cut = (augment(IMAGES, draws, params) == 0).all(1)
+    _, height, width = cut.shape
+    inside = 0
+    for image, (row, column) in zip(cut, draws.cutout.tolist(), strict=True):
+        if side <= row < height - side and side <= column < width - side:
+            inside += 1
+            assert (image.any(1).sum(), image.any(0).sum(), image.sum()) == (side, side, side**2)
+            assert image[row, column]
+    assert inside or side == 5
+
+
+def test_cutout_leaves_the_other_pixels_as_they_are() -> None:
+    params = made(cutout=4)
+    result = augment(IMAGES, draws_for(params), params)
+    assert torch.equal(result[result > 0], IMAGES[result > 0])
+
+
+def test_cutout_falls_on_every_place_of_the_image() -> None:
+    centres = draws_for(made(cutout=2), 4096).cutout
+    assert (centres.amin(0).tolist(), centres.amax(0).tolist()) == ([0, 0], [9, 11])
+
+
+@pytest.mark.parametrize("choice", [{"shift": 3}, {"flip": True}, {"cutout": 4}])
+def test_images_of_one_batch_differ_in_what_happens_to_them(choice: dict[str, object]) -> None:
+    """torchvision's transforms, given a batch, treat all its images alike."""
+    params = made(**choice)
+    same = IMAGES[:1].expand(64, -1, -1, -1)
+    results = augment(same, draws_for(params), params)
+    assert len({image.numpy().tobytes() for image in results}) > (1 if "flip" in choice else 20)
+
+
+def test_a_batch_in_two_halves_gives_the_images_of_the_whole() -> None:
+    params = made(shift=2, flip=True, cutout=3)
+    draws = draws_for(params)
+    whole = augment(IMAGES, draws, params)
+    for part in (torch.arange(20), torch.arange(20, 64)):
+        assert torch.equal(augment(IMAGES[part], draws.take(part), params), whole[part])
+
+
+def test_an_image_is_shifted_then_mirrored_then_cut() -> None:
+    params = made(shift=2, flip=True, cutout=4)
+    draws = draws_for(params)
+    expected = IMAGES
+    for alone in (made(shift=2), made(flip=True), made(cutout=4)):
+        expected = augment(expected, draws, alone)
+    assert torch.equal(augment(IMAGES, draws, params), expected)
+
+
+def test_the_same_seed_draws_the_same() -> None:
+    params = made(shift=2, flip=True, cutout=3)
+    first, same, other = (draws_for(params, seed=seed) for seed in (1, 1, 2))
+    assert all(torch.equal(a, b) for a, b in zip(first, same, strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+
+
+def test_the_images_that_go_in_are_left_as_they_are() -> None:
+    before = IMAGES.clone()
+    params = made(shift=2, flip=True, cutout=3)
+    augment(IMAGES, draws_for(params), params)
+    assert torch.equal(IMAGES, before)

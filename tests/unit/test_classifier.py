@@ -1,0 +1,226 @@
+"""The classifier: what it optimizes, how it counts, and how its learning rate moves."""
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from refit.data.module import Batch, EvaluationLoader, PreparedData
+from refit.data.prepared import read_info, read_split
+from refit.model_file import build_classifier
+from refit.params import LossParams, ModelParams, OptimizerParams, Params
+from refit.systems.classifier import Classifier
+from refit.training.callbacks import History
+from refit.training.trainer import make_trainer
+from tests.unit.conftest import Changed
+
+
+def batches(sizes: Sequence[int], seed: int = 0) -> list[Batch]:
+    """Random digits-like images, the same however they are cut into batches."""
+    random = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 256, (sum(sizes), 1, 8, 8), dtype=torch.uint8, generator=random)
+    labels = torch.randint(0, 10, (sum(sizes),), generator=random)
+
+    def cut(whole: Tensor) -> tuple[Tensor, ...]:
+        return torch.split(whole, list(sizes))
+
+    return [Batch(*both) for both in zip(cut(images), cut(labels), strict=True)]
+
+
+@pytest.fixture
+def build(digits: Path, changed: Changed) -> Any:
+    """A classifier of digits, the same each time, by the given parameters."""
+
+    def made(learning_rate: float = 0.01, **keys: object) -> Classifier:
+        params = changed({key.replace("__", "."): value for key, value in keys.items()})
+        torch.manual_seed(0)
+        return build_classifier(params.model, read_info(digits), params.optimizer, params.loss, learning_rate)
+
+    return made
+
+
+def train(system: Classifier, params: Params, data: Any, callbacks: Sequence[Callback] = (), **options: Any) -> None:
+    trainer = make_trainer(params.trainer, callbacks=callbacks, **{"max_epochs": 1, **options})
+    if isinstance(data, pl.LightningDataModule):
+        trainer.fit(system, datamodule=data)
+    else:
+        loader = DataLoader(data, batch_size=None)
+        trainer.fit(system, loader, loader)
+
+
+@pytest.mark.parametrize("network", ["mlp", "cnn", "resnet9"])
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_weights_decay_and_norms_and_biases_do_not(name: str, network: str, build: Any) -> None:
+    system = build(
+        model__network=network, model__width=4, optimizer__name=name, optimizer__weight_decay=0.3,
+        optimizer__schedule="constant",
+    )  # fmt: skip
+    optimizer: Any = system.configure_optimizers()
+    decay = {id(p): group["weight_decay"] for group in optimizer.param_groups
+             for p in group["params"]}  # fmt: skip
+    assert len(decay) == len(list(system.parameters()))
+    for module in system.network.modules():
+        for kind, weight in module.named_parameters(recurse=False):
+            decays = kind == "weight" and isinstance(module, nn.Conv2d | nn.Linear)
+            assert decay[id(weight)] == (0.3 if decays else 0.0)
+
+
+@pytest.mark.parametrize(("name", "expected"), [("adamw", torch.optim.AdamW), ("sgd", torch.optim.SGD)])
+def test_the_named_optimizer_gets_its_settings(name: str, expected: Any, build: Any) -> None:
+    system = build(0.02, optimizer__name=name, optimizer__momentum=0.8, optimizer__schedule="constant")
+    optimizer: Any = system.configure_optimizers()
+    assert isinstance(optimizer, expected)
+    group = optimizer.param_groups[0]
+    assert group["lr"] == 0.02
+    assert (group["betas"][0] if name == "adamw" else group["momentum"]) == 0.8
+    assert group.get("nesterov", True)
+
+
+class Rates(Callback):
+    """The learning rate of each optimizer step."""
+
+    def __init__(self) -> None:
+        self.rates: list[float] = []
+
+    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any) -> None:
+        self.rates.append(optimizer.param_groups[0]["lr"])
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("schedule", ["one_cycle", "cosine", "constant"])
+def test_the_schedule_spans_exactly_the_optimizer_steps(
+    schedule: str, accumulate: int, build: Any, params: Params, digits: Path
+) -> None:
+    system, rates = build(0.01, optimizer__schedule=schedule), Rates()
+    data = PreparedData(params.augment, 64 // accumulate, 64, 0, digits)
+    train(system, params, data, [rates], max_epochs=3, accumulate_grad_batches=accumulate)
+    assert len(rates.rates) == 3 * (len(read_split("train", digits).labels) // 64)
+    peak = max(rates.rates)
+    assert peak == pytest.approx(0.01, rel=0.01)
+    if schedule == "constant":
+        assert set(rates.rates) == {0.01}
+    else:
+        assert rates.rates[-1] < 0.01 * peak
+        place = rates.rates.index(peak) / len(rates.rates)
+        assert place == pytest.approx(0.3, abs=0.05) if schedule == "one_cycle" else place == 0
+
+
+def test_one_cycle_starts_low(build: Any, params: Params, digits: Path) -> None:
+    system, rates = build(0.01, optimizer__schedule="one_cycle"), Rates()
+    train(system, params, PreparedData(params.augment, 64, 64, 0, digits), [rates])
+    assert rates.rates[0] < 0.1 * max(rates.rates)
+
+
+def test_two_accumulated_micro_batches_step_as_one_batch_would(build: Any, params: Params) -> None:
+    """For a network in which an image does not look at its neighbours: no batch norm, no dropout."""
+    keys = {"model__dropout": 0.0, "optimizer__name": "sgd", "optimizer__schedule": "constant"}
+    whole, micro, without = build(0.1, **keys), build(0.1, **keys), build(0.1, **keys)
+    train(whole, params, batches([64, 64]))
+    train(micro, params, batches([32] * 4), accumulate_grad_batches=2)
+    train(without, params, batches([32] * 4))
+    for expected, weight in zip(whole.parameters(), micro.parameters(), strict=True):
+        torch.testing.assert_close(weight, expected, rtol=1e-5, atol=1e-7)
+    first = next(iter(whole.parameters()))
+    assert (next(iter(without.parameters())) - first).abs().max() > 1e-3
+
+
+def test_forward_is_inference_and_nothing_else(build: Any) -> None:
+    system = build().eval()
+    (batch,) = batches([5])
+    before = {name: value.clone() for name, value in system.state_dict().items()}
+    logits = system(batch.images)
+    assert logits.shape == (5, 10)
+    torch.testing.assert_close(system(batch.images[2:3]), logits[2:3])
+    assert all(torch.equal(value, before[name]) for name, value in system.state_dict().items())
+
+
+def test_predictions_are_probabilities(build: Any) -> None:
+    system = build().eval()
+    (batch,) = batches([5])
+    probabilities = system.predict_step(batch, 0)
+    torch.testing.assert_close(probabilities, system(batch.images).softmax(1))
+    assert probabilities.dtype == torch.float32
+
+
+def test_label_smoothing_is_of_the_training_loss_alone(build: Any, params: Params) -> None:
+    (batch,) = batches([64])
+    for smoothing in (0.0, 0.2):
+        system = build(model__dropout=0.0, loss__label_smoothing=smoothing)
+        loss = system.training_step(batch, 0)
+        logits = system(batch.images)
+        torch.testing.assert_close(loss, nn.functional.cross_entropy(logits, batch.labels, label_smoothing=smoothing))
+        system.validation_step(batch, 0)
+        torch.testing.assert_close(system.val_loss.compute(), nn.functional.cross_entropy(logits, batch.labels))
+
+
+def test_an_epoch_s_metrics_are_those_of_the_whole_split(build: Any, params: Params, digits: Path) -> None:
+    """Though the last batch is smaller than the others, and though there were epochs before."""
+    system, history = build(), History()
+    train(system, params, PreparedData(params.augment, 32, 32, 0, digits), [history], max_epochs=2)
+    val = read_split("val", digits)
+    with torch.inference_mode():
+        logits: Tensor = system.eval()(torch.from_numpy(val.images))
+    labels = torch.from_numpy(val.labels)
+    last = history.rows[-1]
+    assert last["val_loss"] == pytest.approx(nn.functional.cross_entropy(logits, labels).item(), rel=1e-5)
+    assert last["val_accuracy"] == pytest.approx((logits.argmax(1) == labels).float().mean().item(), abs=1e-6)
+    assert [row["epoch"] for row in history.rows] == [1, 2]
+    assert 0 < last["train_loss"] < history.rows[0]["train_loss"]
+
+
+def test_a_test_keeps_each_image_s_probabilities_in_order(build: Any, params: Params, digits: Path) -> None:
+    system, split = build(), read_split("test", digits)
+    make_trainer(params.trainer).test(system, EvaluationLoader(split, 50), verbose=False)
+    with torch.inference_mode():
+        expected = system.eval()(torch.from_numpy(split.images)).softmax(1)
+    torch.testing.assert_close(system.test_probabilities.compute(), expected)
+
+
+def test_a_loss_that_is_no_number_stops_the_fit_with_a_hint(build: Any, params: Params, digits: Path) -> None:
+    system = build(1e12, optimizer__name="sgd", optimizer__schedule="constant")
+    with pytest.raises(ValueError, match=r"not finite after epoch \d.*lower optimizer\.learning_rate"):
+        train(system, params, PreparedData(params.augment, 64, 64, 0, digits), [History()], max_epochs=5)
+
+
+def test_one_batch_whose_loss_is_no_number_is_not_left_out_of_the_mean(build: Any) -> None:
+    system = build().eval()
+    (batch,) = batches([8])
+    bias = [weight for weight in system.parameters() if weight.ndim == 1][-1].data
+    bias += float("nan")
+    system.validation_step(batch, 0)
+    bias.zero_()
+    system.validation_step(batch, 1)
+    assert system.val_loss.compute().isnan()
+
+
+ABSENT = {
+    "gpu": not torch.cuda.is_available() and not torch.backends.mps.is_available(),
+    "mps": not torch.backends.mps.is_available(),
+    "tpu": find_spec("torch_xla") is None,
+}
+
+
+@pytest.mark.parametrize("accelerator", [name for name, absent in ABSENT.items() if absent])
+def test_an_accelerator_that_is_not_there_is_an_error_that_names_its_key(accelerator: str, changed: Changed) -> None:
+    with pytest.raises(ValueError, match=rf"trainer\.accelerator = '{accelerator}'"):
+        make_trainer(changed({"trainer.accelerator": accelerator}).trainer)
+
+
+def test_a_classifier_to_be_used_needs_no_training_parameters(digits: Path) -> None:
+    system = build_classifier(ModelParams(network="mlp", width=8, dropout=None), read_info(digits))
+    assert (system.optimizer_params, system.label_smoothing) == (None, 0.0)
+    assert system(batches([3])[0].images).shape == (3, 10)
+
+
+def test_the_training_parameters_reach_the_classifier(digits: Path, params: Params) -> None:
+    loss = LossParams(label_smoothing=0.25)
+    system = build_classifier(params.model, read_info(digits), params.optimizer, loss, 0.5)
+    assert isinstance(system.optimizer_params, OptimizerParams)
+    assert (system.label_smoothing, system.learning_rate) == (0.25, 0.5)

@@ -1,0 +1,148 @@
+"""The loaders: what a batch holds depends on the seed and the epoch, and on nothing else."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from refit.data.augment import augment
+from refit.data.module import EVALUATION_FACTOR, Batch, EvaluationLoader, PreparedData, TrainLoader
+from refit.data.prepared import Split, read_split
+from refit.params import AugmentParams, Params
+from refit.training.trainer import make_trainer
+
+ALL = AugmentParams(shift=2, flip=True, cutout=3)
+COUNT = 103
+
+
+@pytest.fixture
+def split() -> Split:
+    """Each image is its number, eight times eight; so is its label."""
+    numbers = np.arange(1, COUNT + 1, dtype=np.uint8)
+    return Split(np.broadcast_to(numbers[:, None, None, None], (COUNT, 1, 8, 8)).copy(), numbers.astype(np.int64))
+
+
+def loader(split: Split, batch_size: int = 8, effective: int = 16, seed: int = 0, epoch: int = 0) -> TrainLoader:
+    return TrainLoader(split, batch_size, effective, ALL, seed, lambda: epoch)
+
+
+def joined(batches: Sequence[Batch]) -> tuple[Tensor, Tensor]:
+    """Augmented images and labels."""
+    images = [augment(batch.images, batch.draws, ALL) for batch in batches if batch.draws is not None]
+    return torch.cat(images), torch.cat([batch.labels for batch in batches])
+
+
+def same(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_an_epoch_depends_on_the_seed_and_its_number_alone(split: Split) -> None:
+    first = joined(list(loader(split, seed=3, epoch=5)))
+    walked_before = loader(split, seed=3, epoch=5)
+    next(iter(walked_before))
+    torch.manual_seed(99)
+    np.random.seed(99)
+    assert same(joined(list(walked_before)), first)
+    assert not same(joined(list(loader(split, seed=3, epoch=6))), first)
+    assert not same(joined(list(loader(split, seed=4, epoch=5))), first)
+
+
+def test_another_epoch_has_another_order(split: Split) -> None:
+    orders = [joined(list(loader(split, epoch=epoch)))[1] for epoch in range(3)]
+    assert not any(torch.equal(orders[a], orders[b]) for a, b in ((0, 1), (0, 2), (1, 2)))
+
+
+def test_another_epoch_augments_an_image_in_another_way(split: Split) -> None:
+    def draws_of(epoch: int) -> dict[int, list[int]]:
+        return {
+            int(label): shift.tolist()
+            for batch in loader(split, epoch=epoch)
+            if batch.draws
+            for label, shift in zip(batch.labels, batch.draws.shift, strict=True)
+        }
+
+    first, second = draws_of(0), draws_of(1)
+    assert sum(first[label] != second[label] for label in first.keys() & second.keys()) > COUNT / 2
+
+
+def test_each_image_comes_at_most_once_an_epoch_with_its_own_label(split: Split) -> None:
+    batches = list(loader(split))
+    labels = torch.cat([batch.labels for batch in batches]).tolist()
+    assert len(set(labels)) == len(labels)
+    assert all(torch.equal(batch.images[:, 0, 0, 0].long(), batch.labels) for batch in batches)
+
+
+@pytest.mark.parametrize(("batch_size", "effective"), [(8, 16), (16, 16), (1, 2), (13, 13), (103, 103)])
+def test_less_than_one_effective_batch_is_left_out(batch_size: int, effective: int, split: Split) -> None:
+    walked = loader(split, batch_size, effective)
+    sizes = [len(batch.labels) for batch in walked]
+    assert set(sizes) == {batch_size}
+    assert len(sizes) == len(walked)
+    assert len(sizes) % (effective // batch_size) == 0
+    assert 0 <= COUNT - sum(sizes) < effective
+
+
+def test_the_left_out_remainder_is_another_each_epoch(split: Split) -> None:
+    remainders = [set(split.labels) - set(joined(list(loader(split, epoch=epoch)))[1].tolist()) for epoch in range(2)]
+    assert remainders[0] != remainders[1]
+
+
+def test_micro_batches_make_up_the_effective_batch_they_stand_for(split: Split) -> None:
+    """The same experiment on a small machine and on a large one."""
+    whole = list(loader(split, batch_size=32, effective=32))
+    micro = list(loader(split, batch_size=8, effective=32))
+    assert len(whole) == 3
+    for step, batch in enumerate(whole):
+        assert same(joined(micro[4 * step : 4 * step + 4]), joined([batch]))
+
+
+def test_evaluation_shows_every_image_once_in_order(split: Split) -> None:
+    batches = list(EvaluationLoader(split, 32))
+    assert [len(batch.labels) for batch in batches] == [32, 32, 32, 7]
+    assert len(EvaluationLoader(split, 32)) == 4
+    assert torch.equal(torch.cat([batch.images for batch in batches]), torch.from_numpy(split.images))
+    assert torch.equal(torch.cat([batch.labels for batch in batches]), torch.from_numpy(split.labels))
+    assert all(batch.draws is None for batch in batches)
+
+
+class Seen(pl.LightningModule):
+    """Keeps what Lightning hands to a step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.training_batches: list[Batch] = []
+        self.validation_batches: list[Batch] = []
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        self.training_batches.append(batch)
+        return self.weight * 0
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self.validation_batches.append(batch)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def test_lightning_trains_on_the_loader_s_augmented_batches_epoch_by_epoch(digits: Path, params: Params) -> None:
+    system, data = Seen(), PreparedData(ALL, 64, 128, seed=7, folder=digits)
+    make_trainer(params.trainer, max_epochs=2).fit(system, datamodule=data)
+    train = read_split("train", digits)
+    expected = [joined(list(loader(train, 64, 128, seed=7, epoch=epoch))) for epoch in range(2)]
+    images = torch.cat([batch.images for batch in system.training_batches])
+    labels = torch.cat([batch.labels for batch in system.training_batches])
+    assert torch.equal(images, torch.cat([epoch[0] for epoch in expected]))
+    assert torch.equal(labels, torch.cat([epoch[1] for epoch in expected]))
+
+
+def test_lightning_validates_on_the_images_as_they_are(digits: Path, params: Params) -> None:
+    system, data = Seen(), PreparedData(ALL, 64, 128, seed=7, folder=digits)
+    make_trainer(params.trainer, max_epochs=1).fit(system, datamodule=data)
+    val = read_split("val", digits)
+    assert torch.equal(torch.cat([batch.images for batch in system.validation_batches]), torch.from_numpy(val.images))
+    assert len(system.validation_batches[0].labels) == 64 * EVALUATION_FACTOR

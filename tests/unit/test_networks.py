@@ -1,0 +1,92 @@
+"""Every network on offer takes uint8 images and gives logits."""
+
+import pytest
+import torch
+from torch import nn
+
+from refit.params import OUR_NETWORKS, ModelParams
+from refit.systems.networks import build_network
+
+MEAN, STD = [0.2, 0.4, 0.6], [0.1, 0.2, 0.3]
+
+
+def model(network: str, width: int | None = None, dropout: float | None = None) -> ModelParams:
+    return ModelParams(network=network, width=width, dropout=dropout)
+
+
+def build(params: ModelParams, shape: tuple[int, int, int] = (3, 8, 8), classes: int = 7) -> nn.Module:
+    return build_network(params, shape, classes, MEAN[: shape[0]], STD[: shape[0]])
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("network", [*OUR_NETWORKS, "torchvision:resnet18"])
+def test_a_network_takes_uint8_images_of_digit_size_to_logits(network: str, channels: int) -> None:
+    built = build(model(network), (channels, 8, 8))
+    images = torch.randint(0, 256, (2, channels, 8, 8), dtype=torch.uint8)
+    for mode in (True, False):
+        logits = built.train(mode)(images)
+        assert logits.shape == (2, 7)
+        assert logits.dtype == torch.float32
+        assert logits.isfinite().all()
+
+
+@pytest.mark.parametrize("network", OUR_NETWORKS)
+@pytest.mark.parametrize("shape", [(1, 4, 4), (3, 9, 13), (1, 28, 28)])
+def test_our_networks_take_small_and_odd_sizes(network: str, shape: tuple[int, int, int]) -> None:
+    images = torch.zeros(2, *shape, dtype=torch.uint8)
+    assert build(model(network, width=4), shape)(images).shape == (2, 7)
+
+
+@pytest.mark.parametrize("network", OUR_NETWORKS)
+def test_width_changes_the_size_of_our_networks(network: str) -> None:
+    sizes = [sum(weight.numel() for weight in build(model(network, width)).parameters()) for width in (4, 8, None)]
+    assert sizes[0] < sizes[1] < sizes[2]
+
+
+@pytest.mark.parametrize("network", OUR_NETWORKS)
+def test_dropout_changes_logits_in_training_only(network: str) -> None:
+    built = build(model(network, width=8, dropout=0.5)).eval()
+    images = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8)
+    assert torch.equal(built(images), built(images))
+    for layer in built.modules():
+        layer.training = isinstance(layer, nn.Dropout)  # batch norm, too, behaves differently in training
+    assert not torch.equal(built(images), built(images))
+
+
+@pytest.mark.parametrize("network", OUR_NETWORKS)
+def test_dropout_of_zero_is_none(network: str) -> None:
+    dropouts = [layer.p for layer in build(model(network, dropout=0.0)).modules() if isinstance(layer, nn.Dropout)]
+    assert set(dropouts) == {0.0}
+
+
+def test_what_enters_the_layers_has_the_training_images_mean_and_spread() -> None:
+    built = build(model("mlp"))
+    assert isinstance(built, nn.Sequential)
+    pixels = torch.randint(0, 256, (16, 3, 8, 8), dtype=torch.uint8)
+    mean, std = torch.tensor(MEAN).view(3, 1, 1), torch.tensor(STD).view(3, 1, 1)
+    torch.testing.assert_close(built[0](pixels), (pixels / 255 - mean) / std)
+
+
+@pytest.mark.parametrize("network", OUR_NETWORKS)
+def test_channels_are_not_mixed_up_with_one_another(network: str) -> None:
+    """A grey image shown to a grey network and a red one to a colour network are not the same question."""
+    built = build(model(network, width=32)).eval()
+    images = torch.zeros(3, 3, 8, 8, dtype=torch.uint8)
+    for channel in range(3):
+        images[channel, channel] = 255
+    logits = built(images)
+    assert not torch.allclose(logits[0], logits[1])
+    assert not torch.allclose(logits[1], logits[2])
+
+
+@pytest.mark.parametrize("name", ["resnet19", "googlenet", "inception_v3", "fcn_resnet50", ""])
+def test_an_unknown_torchvision_name_is_an_error_that_lists_the_known_ones(name: str) -> None:
+    """googlenet and inception_v3 are left out for their second output in training."""
+    with pytest.raises(ValueError, match=rf"model\.network = 'torchvision:{name}' is unknown; .* resnet18"):
+        build(model(f"torchvision:{name}"))
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v3_small", "shufflenet_v2_x0_5"])
+def test_other_torchvision_classifiers_take_grey_images_too(name: str) -> None:
+    images = torch.randint(0, 256, (2, 1, 32, 32), dtype=torch.uint8)
+    assert build(model(f"torchvision:{name}"), (1, 32, 32))(images).shape == (2, 7)

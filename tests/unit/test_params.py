@@ -1,0 +1,205 @@
+"""params.yaml: what is wrong is one line that names the key, before any work."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from refit.params import Params, check_params, load_params
+from tests.unit.conftest import Values
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# A key that is renamed or taken away breaks somebody's params.yaml; one that is added belongs into the CHANGELOG.
+KEYS = [
+    "seed",
+    "data.source", "data.root", "data.image_size", "data.color", "data.val", "data.test", "data.bad_images",
+    "augment.shift", "augment.flip", "augment.cutout",
+    "model.network", "model.width", "model.dropout",
+    "batch.size", "batch.max_size", "batch.memory_budget",
+    "optimizer.name", "optimizer.learning_rate", "optimizer.fallback_learning_rate", "optimizer.weight_decay",
+    "optimizer.momentum", "optimizer.schedule",
+    "loss.label_smoothing",
+    "fit.max_epochs", "fit.monitor", "fit.patience", "fit.gradient_clip_val",
+    "trainer.accelerator", "trainer.precision", "trainer.threads", "trainer.deterministic",
+    "test.confidence", "test.calibration_bins", "test.worst_mistakes",
+    "predict.images", "predict.top_k", "predict.abstain_below",
+    "pipelines.stage_time_limit", "pipelines.stage_retries",
+]  # fmt: skip
+
+
+def fault(values: Any) -> str:
+    """The one line that tells of the one fault."""
+    with pytest.raises(ValueError) as raised:  # noqa: PT011, each test looks at the message
+        check_params(values)
+    (line,) = str(raised.value).splitlines()
+    assert line.startswith("params.yaml: ")
+    return line.removeprefix("params.yaml: ")
+
+
+def write(path: Path, values: dict[str, Any], text: str = "") -> Path:
+    path.write_text(yaml.safe_dump(values) + text)
+    return path
+
+
+def dotted(values: dict[str, Any]) -> list[str]:
+    return [
+        f"{section}.{key}" if isinstance(keys, dict) else section
+        for section, keys in values.items()
+        for key in (keys if isinstance(keys, dict) else [section])
+    ]
+
+
+def test_the_project_s_own_params_yaml_is_right() -> None:
+    load_params(ROOT / "params.yaml")
+
+
+def test_the_keys_are_frozen() -> None:
+    assert dotted(yaml.safe_load((ROOT / "params.yaml").read_text())) == KEYS
+    assert dotted(load_params(ROOT / "params.yaml").model_dump()) == KEYS
+
+
+def test_every_key_is_described() -> None:
+    schema = Params.model_json_schema()
+    sections = {name: section["properties"] for name, section in schema["$defs"].items()}
+    described = [key for properties in sections.values() for key, field in properties.items() if field["description"]]
+    assert len(described) + len(["seed"]) == len(KEYS)
+    assert schema["properties"]["seed"]["description"]
+
+
+def test_the_schema_that_editors_read_is_in_step_with_the_code() -> None:
+    committed = json.loads((ROOT / "docs/params.schema.json").read_text())
+    assert committed == Params.model_json_schema(), "run: make check-params"
+
+
+@pytest.mark.parametrize(
+    ("key", "line"),
+    [
+        ("fit.max_epoch", "fit.max_epoch is not a known key; did you mean fit.max_epochs?"),
+        ("optimizer.lerning_rate", "optimizer.lerning_rate is not a known key; did you mean optimizer.learning_rate?"),
+        ("optimiser", "optimiser is not a known key; did you mean optimizer?"),
+        ("fit.xyzzy", "fit.xyzzy is not a known key"),
+    ],
+)
+def test_an_unknown_key_names_the_nearest_known_one(key: str, line: str, values: Values) -> None:
+    assert fault(values({key: 3})) == line
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_each_key_must_be_there(key: str, values: Values) -> None:
+    without = values({})
+    section, _, name = key.partition(".")
+    del (without[section] if name else without)[name or section]
+    assert fault(without).startswith(f"{key} is missing; expected: ")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "rule"),
+    [
+        ("optimizer.learning_rate", -0.1, "greater than 0"),
+        ("optimizer.learning_rate", "fast", "'auto' or a valid number"),
+        ("optimizer.learning_rate", float("inf"), "finite"),
+        ("optimizer.learning_rate", float("nan"), "finite"),
+        ("optimizer.weight_decay", -1, "greater than or equal to 0"),
+        ("data.val", 1.2, "less than 1"),
+        ("data.bad_images", "ignore", "'fail' or 'skip'"),
+        ("data.image_size", 0, "greater than or equal to 4"),
+        ("batch.size", 0, "greater than or equal to 1"),
+        ("batch.size", "64", "'auto' or a valid integer"),
+        ("fit.max_epochs", 2.5, "valid integer"),
+        ("seed", -1, "greater than or equal to 0"),
+        ("augment.flip", 1, "valid boolean"),
+        ("data", None, "valid dictionary"),
+    ],
+)
+def test_a_value_out_of_bounds_names_its_key_and_the_rule(key: str, value: object, rule: str, values: Values) -> None:
+    line = fault(values({key: value}))
+    assert line.startswith(f"{key} = {value!r}: expected")
+    assert rule in line
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("optimizer.learning_rate", True),
+        ("optimizer.momentum", False),
+        ("data.val", False),
+        ("fit.gradient_clip_val", True),
+        ("fit.max_epochs", True),
+        ("augment.shift", False),
+    ],
+)
+def test_a_switch_is_not_a_number(key: str, value: bool, values: Values) -> None:
+    """YAML reads `yes`, `on` and `no` as true and false."""
+    assert fault(values({key: value})).startswith(f"{key} = {value}: expected")
+
+
+def test_an_unknown_network_names_the_nearest_known_one(values: Values) -> None:
+    line = fault(values({"model.network": "resnet8"}))
+    assert "network 'resnet8' is unknown; did you mean resnet9?" in line
+
+
+def test_something_must_be_left_to_train(values: Values) -> None:
+    assert "val + test = 1; expected less than 1" in fault(values({"data.val": 0.5, "data.test": 0.5}))
+
+
+@pytest.mark.parametrize("key", ["model.width", "model.dropout"])
+def test_a_choice_without_effect_is_refused(key: str, values: Values) -> None:
+    alone = {"model.network": "torchvision:resnet18", "model.width": None, "model.dropout": None}
+    check_params(values(alone))
+    value = 32 if key == "model.width" else 0.5
+    assert "width and dropout have no effect with torchvision:resnet18" in fault(values({**alone, key: value}))
+
+
+def test_each_fault_has_a_line_of_its_own(values: Values) -> None:
+    with pytest.raises(ValueError, match="max_epoch") as raised:
+        check_params(values({"fit.max_epoch": 3, "data.val": 1.2, "seed": "none"}))
+    assert len(str(raised.value).splitlines()) == 3
+
+
+def test_a_key_that_stands_twice_is_refused(values: Values, tmp_path: Path) -> None:
+    path = write(tmp_path / "params.yaml", values({}), "seed: 1\n")
+    with pytest.raises(ValueError, match="'seed' stands twice") as raised:
+        load_params(path)
+    assert str(path) in str(raised.value)
+
+
+def test_a_number_such_as_1e_3_is_a_number(values: Values, tmp_path: Path) -> None:
+    """YAML 1.1 reads it as text."""
+    path = write(tmp_path / "params.yaml", values({"optimizer.learning_rate": "LR"}))
+    path.write_text(path.read_text().replace("LR", "1e-3"))
+    assert yaml.safe_load(path.read_text())["optimizer"]["learning_rate"] == "1e-3"
+    assert load_params(path).optimizer.learning_rate == 0.001
+
+
+@pytest.mark.parametrize(
+    "content", [b"seed: [1", b"seed: \x01", b"", b"- seed", "seed: 1  # größe".encode("latin-1")], ids=repr
+)
+def test_a_file_that_cannot_be_read_is_one_line_that_names_it(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_bytes(content)
+    with pytest.raises(ValueError) as raised:  # noqa: PT011, the message is looked at below
+        load_params(path)
+    (line,) = str(raised.value).splitlines()
+    assert line.startswith(str(path))
+
+
+def test_a_missing_file_says_where_to_stand(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="is not here; run from the repository's root"):
+        load_params(tmp_path / "params.yaml")
+
+
+def test_a_stage_sees_only_the_sections_it_names(params: Params) -> None:
+    seen = params.only("seed", "fit")
+    assert (seen.seed, seen.fit) == (params.seed, params.fit)
+    for hidden in set(Params.model_fields) - {"seed", "fit"}:
+        with pytest.raises(AttributeError):
+            getattr(seen, hidden)
+
+
+def test_parameters_cannot_be_changed_on_the_way(params: Params) -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        params.fit.max_epochs = 100  # type: ignore[misc]

@@ -1,0 +1,272 @@
+"""A stage's process: what it says when it fails, and with which exit code it ends. Each test runs a real one."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.unit.conftest import Values
+
+ROOT = Path(__file__).resolve().parents[2]
+
+_TOY = """
+import json
+import signal
+import sys
+import time
+from pathlib import Path
+
+from refit.stage import run_stage
+
+
+def main(params):
+    CASES[sys.argv[1]](params)
+
+
+def users_mistake(params):
+    raise ValueError("the first line\\nthe second line")
+
+
+def library_fault(params):
+    json.loads("{")
+
+
+def builtin_fault(params):
+    int("not a number")
+
+
+def sleep(params):
+    Path("began").touch()
+    time.sleep(60)
+
+
+def train(params):
+    trainer_of(params).fit(*system_and_batches())
+    Path("ended").touch()
+
+
+def predict(params):
+    trainer_of(params).predict(*system_and_batches())
+    Path("ended").touch()
+
+
+def trainer_of(params):
+    from refit.training.trainer import make_trainer
+
+    return make_trainer(params.trainer, max_epochs=1)
+
+
+def system_and_batches():
+    import pytorch_lightning as pl
+    import torch
+
+    class System(pl.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.Linear(1, 1)
+
+        def training_step(self, batch, batch_idx):
+            Path("began").touch()
+            time.sleep(0.05)
+            return self.layer(batch).sum()
+
+        predict_step = training_step
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    return System(), torch.utils.data.DataLoader(torch.ones(80, 1))
+
+
+CASES = {
+    "done": lambda params: print("done"),
+    "users mistake": users_mistake,
+    "library fault": library_fault,
+    "builtin fault": builtin_fault,
+    "invariant": lambda params: (_ for _ in ()).throw(AssertionError("broken")),
+    "another section": lambda params: params.data,
+    "own code": lambda params: sys.exit(7),
+    "sleep": sleep,
+    "train": train,
+    "predict": predict,
+}
+
+if __name__ == "__main__":
+    # A shell's background processes begin with SIGINT ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    run_stage(main, reads=("seed", "trainer"))
+"""
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """This project with a toy for its only stage."""
+    project = tmp_path_factory.mktemp("project")
+    shutil.copytree(ROOT / "refit", project / "refit", ignore=shutil.ignore_patterns("__pycache__"))
+    (project / "stages").mkdir()
+    (project / "stages/__init__.py").touch()
+    (project / "stages/toy.py").write_text(_TOY)
+    return project
+
+
+Start = Callable[[str], "subprocess.Popen[str]"]
+
+
+@pytest.fixture
+def start(project: Path, workspace: Path, values: Values) -> Start:
+    """Start the toy in `workspace`."""
+    (workspace / "params.yaml").write_text(yaml.safe_dump(values({})))
+
+    def started(case: str) -> "subprocess.Popen[str]":
+        return subprocess.Popen(
+            [sys.executable, "-m", "stages.toy", case], cwd=workspace, text=True,
+            env={**os.environ, "PYTHONPATH": str(project)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+
+    return started
+
+
+def ended(process: "subprocess.Popen[str]") -> tuple[int, str, str]:
+    """Exit code, stdout, stderr."""
+    try:
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    return process.returncode, out, err
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 40) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+
+
+def test_a_stage_that_is_done_exits_0(start: Start) -> None:
+    assert ended(start("done")) == (0, "done\n", "")
+
+
+def test_a_user_s_mistake_is_told_line_by_line_without_a_traceback_and_exits_2(start: Start) -> None:
+    assert ended(start("users mistake")) == (2, "", "error: the first line\nerror: the second line\n")
+
+
+@pytest.mark.parametrize(
+    ("case", "error"),
+    [
+        ("library fault", "json.decoder.JSONDecodeError: "),
+        ("builtin fault", "ValueError: invalid literal for int()"),
+        ("invariant", "AssertionError: broken"),
+        ("another section", "AttributeError: "),
+    ],
+)
+def test_a_fault_of_ours_or_of_a_library_keeps_its_traceback_and_exits_1(case: str, error: str, start: Start) -> None:
+    code, _, err = ended(start(case))
+    assert "Traceback (most recent call last)" in err
+    assert error in err.splitlines()[-1] + err.splitlines()[-2]
+    assert code == 1
+
+
+def test_an_exit_code_of_a_stage_s_own_is_kept(start: Start) -> None:
+    assert ended(start("own code"))[0] == 7
+
+
+@pytest.mark.parametrize("case", ["train", "predict"])
+def test_sigterm_in_the_middle_of_lightning_exits_143_and_nothing_more_is_done(
+    case: str, start: Start, workspace: Path
+) -> None:
+    """Lightning itself would exit with 0, and DVC take what is there for a whole."""
+    process = start(case)
+    wait_for((workspace / "began").exists)
+    process.terminate()
+    code, _, err = ended(process)
+    assert not (workspace / "ended").exists()
+    assert code == 128 + signal.SIGTERM, err
+
+
+@pytest.mark.parametrize(("case", "codes"), [("sleep", {130}), ("train", {1, 130})])
+def test_ctrl_c_does_not_exit_0(case: str, codes: set[int], start: Start, workspace: Path) -> None:
+    process = start(case)
+    wait_for((workspace / "began").exists)
+    process.send_signal(signal.SIGINT)
+    code, _, err = ended(process)
+    assert not (workspace / "ended").exists()
+    assert code in codes, err
+
+
+_PARENT = """
+import subprocess, sys
+child = subprocess.Popen(sys.argv[1:])
+print(child.pid, flush=True)
+child.wait()
+"""
+
+
+def gone(pid: int) -> bool:
+    """Whether a process has ended, even if nobody has taken note of it yet."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].startswith("Z")
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process of its parent's death")
+def test_a_stage_does_not_outlive_its_killed_parent(start: Start, project: Path, workspace: Path) -> None:
+    parent = subprocess.Popen(
+        [sys.executable, "-c", _PARENT, sys.executable, "-m", "stages.toy", "sleep"], cwd=workspace, text=True,
+        env={**os.environ, "PYTHONPATH": str(project)}, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    assert parent.stdout is not None
+    child = int(parent.stdout.readline())
+    try:
+        wait_for((workspace / "began").exists)
+        assert not gone(child)
+        parent.kill()
+        wait_for(lambda: gone(child), seconds=10)
+    finally:
+        parent.kill()
+        parent.communicate()
+        if not gone(child):
+            os.kill(child, signal.SIGKILL)
+
+
+def check(workspace: Path) -> tuple[int, str, str]:
+    """The project's own first stage."""
+    return ended(
+        subprocess.Popen(
+            [sys.executable, "-m", "stages.check"], cwd=workspace, text=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )
+    )  # fmt: skip
+
+
+def test_check_writes_the_schema_that_is_committed(workspace: Path, values: Values) -> None:
+    (workspace / "params.yaml").write_text(yaml.safe_dump(values({})))
+    assert check(workspace) == (0, "params.yaml is right\n", "")
+    assert (workspace / "docs/params.schema.json").read_bytes() == (ROOT / "docs/params.schema.json").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "line"),
+    [
+        ("fit.max_epoch", 3, "fit.max_epoch is not a known key; did you mean fit.max_epochs?"),
+        ("optimizer.learning_rate", -1, "optimizer.learning_rate = -1: expected"),
+        ("data.source", "digit", "data.source = 'digit' is unknown"),
+        ("model", {"network": "torchvision:resnet8", "width": None, "dropout": None}, "model.network = "),
+    ],
+)
+def test_check_refuses_in_one_line_and_writes_nothing(
+    key: str, value: object, line: str, workspace: Path, values: Values
+) -> None:
+    (workspace / "params.yaml").write_text(yaml.safe_dump(values({key: value})))
+    code, out, err = check(workspace)
+    assert (code, out, len(err.splitlines())) == (2, "", 1)
+    assert err.startswith("error: ")
+    assert line in err
+    assert not (workspace / "docs").exists()
