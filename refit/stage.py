@@ -20,6 +20,7 @@ def run_stage(main: Callable[[Params], None], *, reads: tuple[str, ...]) -> None
     """
     _die_with_parent()
     # Lightning answers SIGTERM with exit code 0 in a fit, and not at all in a test: DVC would take a part for all.
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `cmd &` has it ignored
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         main(load_params().only(*reads))
