@@ -19,8 +19,8 @@ def run_stage(main: Callable[[Params], None], *, reads: tuple[str, ...]) -> None
     Exit codes: 0 done; 2 the user's mistake, told in one line; 143 ended by SIGTERM; 130 by Ctrl-C.
     """
     _die_with_parent()
-    # Lightning answers SIGTERM with exit code 0 in a fit, and not at all in a test: DVC would take a part for all.
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `cmd &` has it ignored
+    # Lightning answers SIGTERM with exit code 0 in a fit, and not at all in a test: DVC would take a part for all.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         main(load_params().only(*reads))
