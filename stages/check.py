@@ -12,9 +12,12 @@ from refit.params import Params
 from refit.stage import run_stage
 
 SCHEMA = Path("docs/params.schema.json")
+USERS_FOLDERS = (Path("data/raw"), Path("data/new"))  # the defaults of data.root and predict.images
 
 
 def main(params: Params) -> None:
+    for folder in USERS_FOLDERS:
+        folder.mkdir(parents=True, exist_ok=True)
     open_source(params.data)
     if params.model.network.startswith("torchvision:"):
         from refit.systems.networks import check_torchvision_name  # seconds of imports that ours do not need
