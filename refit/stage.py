@@ -1,6 +1,7 @@
 """What every stage's process does around its story: checked parameters, clear errors, honest exit codes."""
 
 import ctypes
+import os
 import signal
 import sys
 import traceback
@@ -44,5 +45,9 @@ def _is_ours(error: ValueError) -> bool:
 
 def _die_with_parent() -> None:
     """A killed `dvc` must not leave a trainer behind that writes beside its successor (Linux only)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if sys.platform != "linux":
+        return
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    # The imports before this took seconds, in which the parent may have died. In a container that may be process 1.
+    if os.getppid() == 1 and os.getpgrp() != 1:
+        sys.exit("error: the process that started this stage is gone")

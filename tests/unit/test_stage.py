@@ -18,10 +18,13 @@ ROOT = Path(__file__).resolve().parents[2]
 
 _TOY = """
 import json
-import signal
 import sys
 import time
 from pathlib import Path
+
+if sys.argv[1] == "slow imports":  # as Lightning's are
+    Path("importing").touch()
+    time.sleep(2)
 
 from refit.stage import run_stage
 
@@ -94,13 +97,12 @@ CASES = {
     "another section": lambda params: params.data,
     "own code": lambda params: sys.exit(7),
     "sleep": sleep,
+    "slow imports": sleep,
     "train": train,
     "predict": predict,
 }
 
 if __name__ == "__main__":
-    # A shell's background processes begin with SIGINT ignored.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     run_stage(main, reads=("seed", "trainer"))
 """
 
@@ -111,7 +113,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     project = tmp_path_factory.mktemp("project")
     shutil.copytree(ROOT / "refit", project / "refit", ignore=shutil.ignore_patterns("__pycache__"))
     (project / "stages").mkdir()
-    (project / "stages/__init__.py").touch()
+    shutil.copy(ROOT / "stages/__init__.py", project / "stages")
     (project / "stages/toy.py").write_text(_TOY)
     return project
 
@@ -128,9 +130,15 @@ def start(project: Path, workspace: Path, values: Values) -> Start:
         return subprocess.Popen(
             [sys.executable, "-m", "stages.toy", case], cwd=workspace, text=True,
             env={**os.environ, "PYTHONPATH": str(project)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            preexec_fn=ignore_ctrl_c,
         )  # fmt: skip
 
     return started
+
+
+def ignore_ctrl_c() -> None:
+    """As a shell has its background processes begin."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def ended(process: "subprocess.Popen[str]") -> tuple[int, str, str]:
@@ -217,23 +225,26 @@ def gone(pid: int) -> bool:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process of its parent's death")
-def test_a_stage_does_not_outlive_its_killed_parent(start: Start, project: Path, workspace: Path) -> None:
+@pytest.mark.parametrize(("case", "moment"), [("sleep", "began"), ("slow imports", "importing")])
+def test_a_stage_does_not_outlive_its_killed_parent(
+    case: str, moment: str, start: Start, project: Path, workspace: Path
+) -> None:
     parent = subprocess.Popen(
-        [sys.executable, "-c", _PARENT, sys.executable, "-m", "stages.toy", "sleep"], cwd=workspace, text=True,
+        [sys.executable, "-c", _PARENT, sys.executable, "-m", "stages.toy", case], cwd=workspace, text=True,
         env={**os.environ, "PYTHONPATH": str(project)}, stdout=subprocess.PIPE,
     )  # fmt: skip
     assert parent.stdout is not None
     child = int(parent.stdout.readline())
     try:
-        wait_for((workspace / "began").exists)
+        wait_for((workspace / moment).exists)
         assert not gone(child)
         parent.kill()
         wait_for(lambda: gone(child), seconds=10)
     finally:
         parent.kill()
-        parent.communicate()
         if not gone(child):
             os.kill(child, signal.SIGKILL)
+        parent.communicate()
 
 
 def check(workspace: Path) -> tuple[int, str, str]:
