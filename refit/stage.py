@@ -1,7 +1,6 @@
 """What every stage's process does around its story: checked parameters, clear errors, honest exit codes."""
 
 import ctypes
-import os
 import signal
 import sys
 import traceback
@@ -19,7 +18,6 @@ def run_stage(main: Callable[[Params], None], *, reads: tuple[str, ...]) -> None
 
     Exit codes: 0 done; 2 the user's mistake, told in one line; 143 ended by SIGTERM; 130 by Ctrl-C.
     """
-    _die_with_parent()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `cmd &` has it ignored
     # Lightning answers SIGTERM with exit code 0 in a fit, and not at all in a test: DVC would take a part for all.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
@@ -43,11 +41,7 @@ def _is_ours(error: ValueError) -> bool:
     return in_project and (last.line or "").startswith("raise ")
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     """A killed `dvc` must not leave a trainer behind that writes beside its successor (Linux only)."""
-    if sys.platform != "linux":
-        return
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    # The imports before this took seconds, in which the parent may have died. In a container that may be process 1.
-    if os.getppid() == 1 and os.getpgrp() != 1:
-        sys.exit("error: the process that started this stage is gone")
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

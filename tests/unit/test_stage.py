@@ -247,6 +247,25 @@ def test_a_stage_does_not_outlive_its_killed_parent(
         parent.communicate()
 
 
+_PROCESS_1 = """
+import os, subprocess, sys
+assert os.getpid() == 1
+sys.exit(subprocess.run(sys.argv[1:], process_group=0).returncode)  # as a shell with job control does
+"""
+
+
+def test_a_stage_can_be_started_by_a_container_s_first_process(start: Start, project: Path, workspace: Path) -> None:
+    """Such as the shell of `docker run -it IMAGE bash`."""
+    container = ["unshare", "--user", "--map-root-user", "--pid", "--fork"]
+    if shutil.which("unshare") is None or subprocess.run([*container, "true"], capture_output=True).returncode:
+        pytest.skip("needs Linux's namespaces")
+    done = subprocess.run(
+        [*container, sys.executable, "-c", _PROCESS_1, sys.executable, "-m", "stages.toy", "done"], cwd=workspace,
+        env={**os.environ, "PYTHONPATH": str(project)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
+
+
 def check(workspace: Path) -> tuple[int, str, str]:
     """The project's own first stage."""
     return ended(
