@@ -1,6 +1,10 @@
 """What holds for every test."""
 
+import os
 import signal
 
 # A shell's `pytest &` starts with Ctrl-C ignored, and so would every process that a test starts and interrupts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# As a service manager starts things: DVC then takes /bin/sh, which may stay between it and a stage that has no `exec`.
+os.environ.pop("SHELL", None)

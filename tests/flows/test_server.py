@@ -43,7 +43,7 @@ def test_a_run_scheduled_ahead_completes_and_shows_its_tasks_logs_and_summary(
     (artifact,) = server.post("/artifacts/filter", _of(run))
     assert (artifact["key"], artifact["data"].strip()) == ("refit-summary", "| accuracy | 0.5 |")
     logs = eventually(lambda: _logs(server, run, "Running stage 'slow':"), "the stage's lines are in the logs")
-    assert "> python slow.py" in logs
+    assert "> exec python slow.py" in logs
     assert not list((deployed_toy.root / ".prefect").glob("storage/*")), "results are not kept"
 
 

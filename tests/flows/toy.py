@@ -71,7 +71,7 @@ class Toy:
         """Add a stage: a script that notes each try, its begin and end, and `does` this in between."""
         (self.root / f"{name}.py").write_text(_STAGE.format(name=name, does=does))
         deps = [f"{name}.py", *(f"out/{up}" for up in after)]
-        stage = {"cmd": f"python {name}.py", "deps": deps, "outs": [f"out/{name}"]}
+        stage = {"cmd": f"exec python {name}.py", "deps": deps, "outs": [f"out/{name}"]}
         self._stages[name] = {**stage, "always_changed": True} if always else stage
         (self.root / "dvc.yaml").write_text(yaml.safe_dump({"stages": self._stages}, sort_keys=False))
 

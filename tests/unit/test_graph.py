@@ -60,8 +60,8 @@ def test_check_depends_on_the_whole_of_params_yaml() -> None:
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_stage_is_run_as_its_own_module(stage: str) -> None:
-    assert STAGES[stage]["cmd"] == f"python -m stages.{stage}"
+def test_a_stage_is_run_as_its_own_module_with_no_shell_between_dvc_and_it(stage: str) -> None:
+    assert STAGES[stage]["cmd"] == f"exec python -m stages.{stage}"
 
 
 def test_packages_hold_no_code_outside_their_modules_that_could_change_a_result() -> None:
