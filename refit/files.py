@@ -10,6 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
+def as_text(name: str) -> str:
+    """A file name as valid text, which it need not be, while a table's cells must."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file that a reader sees whole or not at all, also after a power cut."""
     path.parent.mkdir(parents=True, exist_ok=True)

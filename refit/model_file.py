@@ -99,7 +99,7 @@ def read_model(folder: Path = MODEL) -> tuple[Classifier, ModelDescription]:
     system = build_classifier(description.network, description)
     try:
         weights = load_file(weights_file)
-        system.network.to(weights["0.mean"].dtype)  # double, where the fit was
+        system.network.to(next(w.dtype for w in weights.values() if w.is_floating_point()))  # double, where the fit was
         system.network.load_state_dict(weights)
     except (SafetensorError, RuntimeError) as error:
         raise ValueError(f"{weights_file} does not fit the network in model.json: {error}") from None

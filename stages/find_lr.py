@@ -2,7 +2,6 @@
 
 import sys
 from dataclasses import asdict
-from pathlib import Path
 
 import pytorch_lightning as pl
 
@@ -12,11 +11,10 @@ from refit.files import write_csv, write_json
 from refit.model_file import build_classifier
 from refit.params import Params
 from refit.stage import run_stage
-from refit.training.choices import LEARNING_RATE, read_batch
+from refit.training.choices import LEARNING_RATE, LEARNING_RATE_CURVE, read_batch
 from refit.training.tuning import find_learning_rate
 
 READS = ("seed", "augment", "model", "optimizer", "loss", "trainer")
-CURVE = Path("data/tuning/learning_rate.csv")
 
 
 def main(params: Params) -> None:
@@ -27,7 +25,7 @@ def main(params: Params) -> None:
     data = PreparedData(params.augment, batch.micro_batch, batch.effective_batch, params.seed)
     choice, curve = find_learning_rate(system, data, batch, params.optimizer, params.trainer)
     write_json(LEARNING_RATE, asdict(choice))
-    write_csv(CURVE, curve)
+    write_csv(LEARNING_RATE_CURVE, curve)
     if choice.chosen_by == "fallback":
         print(
             f"warning: the range test has no suggestion; fit takes optimizer.fallback_learning_rate = "

@@ -48,7 +48,7 @@ def main(params: Params) -> None:
                 accumulate_grad_batches=batch.accumulate_grad_batches,
                 gradient_clip_val=params.fit.gradient_clip_val,
                 enable_checkpointing=True,
-                callbacks=[history, best, *_early_stopping(params.fit), EpochFacts(info.counts["train"])],
+                callbacks=[history, best, *_early_stopping(params.fit), EpochFacts(history)],
                 logger=logger,
             )
             trainer.fit(system, datamodule=data)

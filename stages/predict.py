@@ -7,13 +7,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from pyarrow.parquet import read_table
 
 from refit.data.folder import FolderLoader
 from refit.data.images import find_images
 from refit.data.module import EVALUATION_FACTOR, EvaluationLoader
-from refit.data.prepared import PREPARED, read_split
-from refit.files import whole_folder, write_csv, write_json
+from refit.data.prepared import read_names, read_split
+from refit.files import as_text, whole_folder, write_csv, write_json
 from refit.model_file import read_model
 from refit.params import Params
 from refit.stage import run_stage
@@ -34,10 +33,8 @@ def main(params: Params) -> None:
     new_images = FolderLoader(list(find_images(folder)), model.color, model.shape[1:], batch_size)
     loader = new_images if len(new_images) else EvaluationLoader(read_split("test"), batch_size)
     batches = make_trainer(params.trainer).predict(system, loader)
-    names = [_text(file.relative_to(folder)) for file in new_images.files] if len(new_images) else _test_names()
-    unreadable = [
-        {"file": _text(file.relative_to(folder)), "why": why} for file, why in sorted(new_images.unreadable.items())
-    ]
+    names = [_name(file, folder) for file in new_images.files] if len(new_images) else read_names("test")
+    unreadable = [{"file": _name(file, folder), "why": why} for file, why in sorted(new_images.unreadable.items())]
     for bad in unreadable:
         print(f"warning: {bad['file']} is left out: {bad['why']}", file=sys.stderr)
     if not names:
@@ -77,14 +74,8 @@ def _row(name: str, probabilities: Floats, classes: list[str], top_k: int, absta
     return row
 
 
-def _test_names() -> list[str]:
-    manifest = read_table(PREPARED / "manifest.parquet", columns=["name", "split"]).to_pydict()
-    return [name for name, split in zip(manifest["name"], manifest["split"], strict=True) if split == "test"]
-
-
-def _text(path: Path) -> str:
-    """A file name need not be valid text; a table's cells must be."""
-    return path.as_posix().encode("utf-8", "backslashreplace").decode()
+def _name(file: Path, folder: Path) -> str:
+    return as_text(file.relative_to(folder).as_posix())
 
 
 if __name__ == "__main__":

@@ -5,10 +5,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from pyarrow.parquet import read_table
 
 from refit.data.module import EVALUATION_FACTOR, EvaluationLoader
-from refit.data.prepared import PREPARED, Split, read_split
+from refit.data.prepared import Split, read_names, read_split
 from refit.files import whole_folder, write_csv, write_json
 from refit.model_file import read_model
 from refit.params import Params
@@ -49,8 +48,6 @@ def main(params: Params) -> None:
 
 def _outcomes(probabilities: npt.NDArray[np.float32], split: Split, classes: Sequence[str]) -> list[dict[str, Any]]:
     """A row an image: what the confusion plot, the gallery and paired comparisons of models are made from."""
-    manifest = read_table(PREPARED / "manifest.parquet", columns=["name", "split"]).to_pydict()
-    names = [name for name, own in zip(manifest["name"], manifest["split"], strict=True) if own == "test"]
     return [
         {
             "file": name,
@@ -59,7 +56,9 @@ def _outcomes(probabilities: npt.NDArray[np.float32], split: Split, classes: Seq
             "probability": round(float(row[best]), 6),
             "probability_of_actual": round(float(row[label]), 6),
         }
-        for name, label, best, row in zip(names, split.labels, predictions(probabilities), probabilities, strict=True)
+        for name, label, best, row in zip(
+            read_names("test"), split.labels, predictions(probabilities), probabilities, strict=True
+        )
     ]
 
 

@@ -3,24 +3,27 @@
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from PIL import Image
 
 from refit.data.images import BadImageError, Header, decode, read_header
 from refit.data.prepared import FORMAT, Color, DatasetInfo, Pixels
 from refit.data.sources import SPLITS, Item, Source, SplitName
 from refit.data.splits import assign_splits, find_label_conflicts
-from refit.files import write_json
+from refit.files import as_text, write_json
 from refit.params import DataParams
 from refit.progress import progress
 
 AUTO_SIZE = 128  # pixels, where images of several sizes come with image_size: auto
+Result = TypeVar("Result")
 _CHUNK = 512  # images held in memory at a time
 
 
@@ -88,14 +91,32 @@ def _fault(name: str, reason: object, data: DataParams) -> None:
     print(f"skipped {name}: {reason}", flush=True)
 
 
-def _read_headers(items: Sequence[Item], data: DataParams) -> list[tuple[Item, Header]]:
-    headers = []
-    for item in progress(items, "reading headers", len(items)):
+def _in_threads(
+    work: Callable[[Image.Image], Result], items: Sequence[Item]
+) -> Iterator[tuple[Item, Result | BadImageError]]:
+    """Each item with what `work` makes of its opened image, or why that cannot be used; in order."""
+
+    def attempt(item: Item) -> Result | BadImageError:
         try:
             with item.open() as image:
-                headers.append((item, read_header(image)))
+                return work(image)
         except BadImageError as error:
-            _fault(item.name, error, data)
+            return error
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow decodes without the interpreter's lock
+        for start in range(0, len(items), _CHUNK):
+            chunk = items[start : start + _CHUNK]
+            yield from zip(chunk, pool.map(attempt, chunk), strict=True)
+
+
+def _read_headers(items: Sequence[Item], data: DataParams) -> list[tuple[Item, Header]]:
+    headers = []
+    # Threads here too: Pillow finds a PNG's orientation only by decoding it.
+    for item, header in progress(_in_threads(read_header, items), "reading headers", len(items)):
+        if isinstance(header, BadImageError):
+            _fault(item.name, header, data)
+        else:
+            headers.append((item, header))
     if not headers:
         raise ValueError(f"data.source = {data.source!r} has no image that can be read")
     return headers
@@ -124,26 +145,14 @@ def _decode_all(
 ) -> list[_Decoded]:
     """Fill `pixels`, uint8 (N, C, H, W), row by row; the row of an image that cannot be decoded stays unused."""
 
-    def decode_one(listed: tuple[Item, Header]) -> Pixels | BadImageError:
-        try:
-            with listed[0].open() as image:
-                return decode(image, color, size)
-        except BadImageError as error:
-            return error
-
-    def decode_chunks() -> Iterator[Pixels | BadImageError]:
-        with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow decodes without the interpreter's lock
-            for start in range(0, len(headers), _CHUNK):
-                yield from pool.map(decode_one, headers[start : start + _CHUNK])
-
     decoded = []
-    for row, image in enumerate(progress(decode_chunks(), "decoding", len(headers))):
-        item, header = headers[row]
+    images = _in_threads(partial(decode, color=color, size=size), [item for item, _ in headers])
+    for row, (item, image) in enumerate(progress(images, "decoding", len(headers))):
         if isinstance(image, BadImageError):
             _fault(item.name, image, data)
         else:
             pixels[row] = image
-            decoded.append(_Decoded(item, header, row, hashlib.sha256(image.tobytes()).hexdigest()))
+            decoded.append(_Decoded(item, headers[row][1], row, hashlib.sha256(image.tobytes()).hexdigest()))
     return decoded
 
 
@@ -169,8 +178,7 @@ def _write_split(folder: Path, name: str, members: Sequence[_Decoded], pixels: P
 def _write_manifest(path: Path, classes: Sequence[str], splits: dict[SplitName, list[_Decoded]]) -> None:
     images = [image for members in splits.values() for image in members]
     columns = {
-        # A file name need not be valid text; parquet's strings must be.
-        "name": [image.item.name.encode("utf-8", "backslashreplace").decode() for image in images],
+        "name": [as_text(image.item.name) for image in images],
         "split": [name for name, members in splits.items() for _ in members],
         "class": [classes[image.item.label] for image in images],
         "sha256": [image.sha256 for image in images],

@@ -60,6 +60,14 @@ def read_info(folder: Path = PREPARED) -> DatasetInfo:
     return DatasetInfo(**values)
 
 
+def read_names(split: str, folder: Path = PREPARED) -> list[str]:
+    """The name of each image of a split, in the order of its rows."""
+    from pyarrow.parquet import read_table  # only who names images pays for it
+
+    manifest = read_table(folder / "manifest.parquet", columns=["name", "split"]).to_pydict()
+    return [name for name, own in zip(manifest["name"], manifest["split"], strict=True) if own == split]
+
+
 def read_split(name: str, folder: Path = PREPARED) -> Split:
     """The images and labels of `train`, `val` or `test`."""
     # Mapped copy-on-write: PyTorch has no read-only tensors, and nothing here writes.

@@ -15,12 +15,11 @@ from refit.model_file import ModelDescription
 from refit.reports import plots
 from refit.reports.classification import ClassificationReport
 from refit.reports.page import Pictures, write_report
-from refit.training.choices import read_batch, read_learning_rate
+from refit.training.choices import LEARNING_RATE_CURVE, read_batch, read_learning_rate
 
 EVALUATION = Path("data/evaluation")
 PAGE = EVALUATION / "report.html"
 PICTURES = EVALUATION / "pictures"
-LEARNING_RATE_CURVE = Path("data/tuning/learning_rate.csv")
 
 
 def write_run_report(

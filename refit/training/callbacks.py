@@ -7,6 +7,8 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback, RichProgressBar
 
+from refit.data.module import TrainLoader
+
 
 class TerminalBar(RichProgressBar):
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
@@ -48,17 +50,20 @@ class EpochFacts(Callback):
     A time has no place in a tracked output, so it goes nowhere else.
     """
 
-    def __init__(self, images_per_epoch: int) -> None:
-        self.images_per_epoch = images_per_epoch
+    def __init__(self, history: History) -> None:
+        self.history = history
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.learning_rate = trainer.optimizers[0].param_groups[0]["lr"]
         self.started = time.perf_counter()
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.seconds = time.perf_counter() - self.started
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        facts = {"learning_rate": self.learning_rate, "images_per_second": self.images_per_epoch / self.seconds}
+        assert isinstance(trainer.train_dataloader, TrainLoader)
+        facts = {
+            "learning_rate": self.history.rows[-1]["learning_rate"],
+            "images_per_second": trainer.train_dataloader.used / self.seconds,
+        }
         for logger in trainer.loggers:
             logger.log_metrics(facts, trainer.global_step - 1)

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 BATCH = Path("data/tuning/batch.json")
 LEARNING_RATE = Path("data/tuning/learning_rate.json")
+LEARNING_RATE_CURVE = Path("data/tuning/learning_rate.csv")
 
 
 @dataclass(frozen=True)
