@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any, cast
 
 from pipelines.dvc_graph import read_graph
-from pipelines.stage_process import QUIET, USER_ERROR, StageFailedError, run_stage
+from pipelines.stage_process import USER_ERROR, StageFailedError, run_stage
 from refit.params import load_params
+from refit.quiet import QUIET
 from refit.summary import summary_markdown
 
-os.environ.update(QUIET)  # here, since Prefect asks for them while it is imported
+os.environ.update(QUIET | os.environ)  # here, since Prefect looks while it is imported
 
 from prefect import Task, flow, get_run_logger, task
 from prefect.artifacts import acreate_markdown_artifact

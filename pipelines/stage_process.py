@@ -16,13 +16,9 @@ from pathlib import Path
 
 from anyio import CancelScope
 
-# Nothing that we start phones home.
-QUIET = {
-    "DO_NOT_TRACK": "1",
-    "DVC_NO_ANALYTICS": "1",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-}
+from refit.quiet import QUIET
+from refit.warm import OWNER
+
 USER_ERROR = 2  # the exit code by which a stage says: the user's mistake
 GRACE = 10.0  # seconds between asking a stage to end and ending it
 
@@ -141,9 +137,9 @@ async def _end_group(process: asyncio.subprocess.Process) -> None:
 
 
 def _environment() -> dict[str, str]:
-    """Ours, with `dvc` and `python` of this very environment first, activated or not."""
+    """Ours, with `dvc` and `python` of this very environment first, activated or not; and one warm process for all."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-    return {**os.environ, **QUIET, "PATH": path, "PYTHONUNBUFFERED": "1"}
+    return {**QUIET, **os.environ, "PATH": path, "PYTHONUNBUFFERED": "1", OWNER: str(os.getpid())}
 
 
 def _explain(lines: list[str], dvc_exit_code: int) -> tuple[int, str]:

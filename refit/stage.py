@@ -1,6 +1,5 @@
 """What every stage's process does around its story: checked parameters, clear errors, honest exit codes."""
 
-import ctypes
 import signal
 import sys
 import traceback
@@ -10,7 +9,6 @@ from pathlib import Path
 from refit.params import Params, load_params
 
 _PROJECT = Path(__file__).resolve().parents[1]
-_PR_SET_PDEATHSIG = 1
 
 
 def run_stage(main: Callable[[Params], None], *, reads: tuple[str, ...]) -> None:
@@ -39,9 +37,3 @@ def _is_ours(error: ValueError) -> bool:
     folder = Path(last.filename).resolve().parent
     in_project = folder.is_relative_to(_PROJECT / "refit") or folder == _PROJECT / "stages"
     return in_project and (last.line or "").startswith("raise ")
-
-
-def die_with_parent() -> None:
-    """A killed `dvc` must not leave a trainer behind that writes beside its successor (Linux only)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

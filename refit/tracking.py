@@ -19,6 +19,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from refit.quiet import QUIET
+
 if TYPE_CHECKING:  # mlflow and torch take seconds to import: only who calls in here pays
     from mlflow import MlflowClient
     from mlflow.entities import Metric, Run
@@ -32,16 +34,6 @@ _MODEL_TAG = "model_sha256"
 _PASSWORD = re.compile(r"//[^/@\s]*@")
 _LOCAL_STORE = "mlflow.db"
 _LOCAL_ARTIFACTS = "mlruns"
-
-# MLflow reads these when it is imported; what the user has set stands.
-_DEFAULTS = {
-    # A server that is gone costs 10 s at most, once. MLflow's own retries take minutes.
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
-    "MLFLOW_LOGGING_LEVEL": "CRITICAL",  # our one line says it all; MLflow's own would be a page of traceback
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-}
 
 
 class RunLink(NamedTuple):
@@ -277,8 +269,7 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 def _connect(uri: str) -> "tuple[MlflowClient, str]":
     """A client that has reached its store, and the id of the experiment, made where it is new."""
-    for name, value in _DEFAULTS.items():
-        os.environ.setdefault(name, value)
+    os.environ.update(QUIET | os.environ)  # MLflow reads them when it is imported
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 

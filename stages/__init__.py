@@ -2,7 +2,8 @@
 
 import sys
 
-from refit.stage import die_with_parent
+from refit.warm import die_with_parent, run_warm
 
 if sys.argv[0] == "-m":  # as a stage's process, which imports this before all that takes seconds
     die_with_parent()
+    run_warm()

@@ -16,7 +16,7 @@ import httpx
 import pytest
 import yaml
 
-from pipelines.stage_process import QUIET
+from refit.quiet import QUIET
 
 PROJECT = Path(__file__).resolve().parents[2]
 

@@ -1,0 +1,259 @@
+"""The warm process of the stages: a real `dvc repro`, real signals, and nobody left behind.
+
+In the toy's folder lie empty modules by the names of torch and the others, so that warming up takes no time.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from refit.quiet import QUIET
+from tests.flows.toy import PROJECT, Toy, alive, eventually, gone
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux has the sockets and signals for it")
+
+_LIBRARIES = (
+    "torch", "pytorch_lightning", "torchmetrics.classification", "torchvision", "safetensors.torch",
+    "mlflow", "sklearn.metrics", "matplotlib.figure", "matplotlib.style", "pyarrow.parquet",
+)  # fmt: skip
+
+_STAGE = """
+import json, os, signal, subprocess, sys, time
+from pathlib import Path
+
+torch_is_here = "torch" in sys.modules
+about = dict(pid=os.getpid(), parent=os.getppid(), stage=os.environ["DVC_STAGE"], argv=sys.argv, name=__name__,
+             warm=torch_is_here, command=Path("/proc/self/cmdline").read_text().split("\\0"))
+Path("log/{name}.json").write_text(json.dumps(about))
+print("{name} says hello")
+print("{name} complains", file=sys.stderr)
+{does}
+Path("out/{name}").write_text("done")
+"""
+_HOLD = "Path('log/held').write_text(str(os.getpid())); time.sleep(60)"
+
+
+class WarmToy(Toy):
+    """A toy whose stages are modules of the project's own `stages` package."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        for name in ("refit/warm.py", "refit/quiet.py"):
+            shutil.copy(PROJECT / name, root / name)
+        (root / "stages").mkdir()
+        shutil.copy(PROJECT / "stages/__init__.py", root / "stages")
+        for library in _LIBRARIES:
+            package, _, module = library.partition(".")
+            (root / package).mkdir(exist_ok=True)
+            (root / package / "__init__.py").touch()
+            (root / package / f"{module or package}.py").touch()
+
+    def stage(self, name: str, *, after: tuple[str, ...] = (), does: str = "", always: bool = False) -> None:
+        super().stage(name, after=after, always=always)
+        (self.root / f"{name}.py").unlink()
+        (self.root / f"stages/{name}.py").write_text(_STAGE.format(name=name, does=does))
+        graph = yaml.safe_load((self.root / "dvc.yaml").read_text())
+        for stage, entry in graph["stages"].items():
+            entry |= {"cmd": f"exec python -m stages.{stage}", "deps": [*entry["deps"][1:], f"stages/{stage}.py"]}
+        (self.root / "dvc.yaml").write_text(yaml.safe_dump(graph, sort_keys=False))
+
+    def repro(self, **environment: str) -> "subprocess.CompletedProcess[str]":
+        self.env |= environment
+        return self.run("dvc", "repro", check=False)
+
+    def about(self, name: str) -> dict[str, object]:
+        return dict(json.loads(self.note(f"{name}.json")))
+
+
+@pytest.fixture
+def toy(tmp_path: Path) -> WarmToy:
+    return WarmToy(tmp_path)
+
+
+def pid(value: object) -> str:
+    return str(value)
+
+
+def test_stages_are_children_of_one_process_which_ends_with_dvc(toy: WarmToy) -> None:
+    toy.stage("one")
+    toy.stage("two", after=("one",))
+    done = toy.repro()
+    assert done.returncode == 0, done.stdout
+    one, two = toy.about("one"), toy.about("two")
+    assert one["parent"] == two["parent"]
+    assert "refit.warm" in str(one["command"])
+    assert gone(pid(one["parent"]))
+    assert [one[key] for key in ("stage", "name", "warm")] == ["one", "__main__", True]
+    assert two["stage"] == "two"
+    assert str(two["argv"]).endswith("stages/two.py']")
+    for line in ("one says hello", "one complains", "two says hello", "two complains"):
+        assert line in done.stdout.splitlines()
+
+
+@pytest.mark.parametrize("stage", ["check", "prepare"])
+def test_a_stage_that_needs_no_torch_does_not_wait_for_it_but_warms_up_for_the_next(toy: WarmToy, stage: str) -> None:
+    toy.stage(stage)
+    toy.stage("two", after=(stage,))
+    assert toy.repro().returncode == 0
+    assert toy.about(stage)["warm"] is False
+    assert f"stages.{stage}" in str(toy.about(stage)["command"])
+    assert toy.about("two")["warm"] is True
+
+
+def test_the_switch_turns_it_off(toy: WarmToy) -> None:
+    toy.stage("one")
+    assert toy.repro(REFIT_WARM="0").returncode == 0
+    assert toy.about("one")["warm"] is False
+    assert "stages.one" in str(toy.about("one")["command"])
+
+
+def test_without_dvc_a_stage_is_a_process_of_its_own(toy: WarmToy) -> None:
+    toy.stage("one")
+    done = toy.run("env", "-u", "DVC_STAGE", sys.executable, "-m", "stages.one", check=False)
+    assert "KeyError: 'DVC_STAGE'" in done.stdout  # the toy's own, in a process that is no child of a server
+    assert not list((toy.root / "log").iterdir())
+
+
+def test_each_stage_runs_the_code_that_is_on_disk_when_it_starts(toy: WarmToy) -> None:
+    (toy.root / "refit/answer.py").write_text("ANSWER = 1")
+    says = "from refit.answer import ANSWER; print('{} answers', ANSWER)"
+    toy.stage("one", does=says.format("one") + "; Path('refit/answer.py').write_text('ANSWER = 2222')")
+    toy.stage("two", after=("one",), does=says.format("two"))
+    lines = toy.repro().stdout.splitlines()
+    assert "one answers 1" in lines
+    assert "two answers 2222" in lines
+
+
+@pytest.mark.parametrize(
+    ("does", "exit_code", "says"),
+    [
+        ("sys.exit(7)", 7, ""),
+        ("sys.exit('the reason')", 1, "the reason"),
+        ("raise RuntimeError('out of memory')", 1, "RuntimeError: out of memory"),
+        ("os.kill(os.getpid(), signal.SIGKILL)", -9, ""),
+        ("os.kill(os.getpid(), signal.SIGSEGV)", -11, ""),
+    ],
+)
+def test_a_stage_fails_as_it_would_by_itself(toy: WarmToy, does: str, exit_code: int, says: str) -> None:
+    toy.stage("one", does=does)
+    for warm in ("1", "0"):
+        done = toy.repro(REFIT_WARM=warm)
+        assert done.returncode == 255
+        assert f"failed to run: exec python -m stages.one, exited with {exit_code}" in done.stdout
+        assert says in done.stdout
+        assert toy.about("one")["warm"] is (warm == "1")
+
+
+def test_libraries_that_cannot_be_imported_fail_the_stage_that_imports_them(toy: WarmToy) -> None:
+    (toy.root / "torch/__init__.py").write_text("raise ImportError('no CUDA')")
+    toy.stage("one")
+    toy.stage("two", after=("one",), does="import torch")
+    done = toy.repro()
+    assert toy.about("one")["warm"] is False
+    assert "ImportError: no CUDA" in done.stdout
+    assert done.returncode == 255
+
+
+@pytest.mark.parametrize("whose", ["dvc", "the stage's", "the server"])
+def test_whoever_is_killed_the_stage_does_not_go_on(toy: WarmToy, whose: str) -> None:
+    toy.stage("one", does=f"subprocess.Popen(['sleep', '60']); {_HOLD}")
+    with toy.starting("dvc", "repro") as dvc:
+        stage = eventually(lambda: toy.note("held"), "the stage runs")
+        server = pid(toy.about("one")["parent"])
+        children = Path(f"/proc/{stage}/task/{stage}/children").read_text().split()
+        (handed_over,) = Path(f"/proc/{dvc.pid}/task/{dvc.pid}/children").read_text().split()
+        assert len(children) == 1
+        assert all(map(alive, [stage, server, handed_over, *children]))
+        victim = {"dvc": dvc.pid, "the stage's": int(handed_over), "the server": int(server)}[whose]
+        os.kill(victim, signal.SIGKILL)
+        assert gone(f"{stage} {handed_over}", seconds=6)
+        if whose == "the stage's":
+            assert gone(" ".join(children), seconds=6)
+        dvc.wait(timeout=20)
+        assert gone(server, seconds=6)
+        for child in children:
+            if alive(child):
+                os.kill(int(child), signal.SIGKILL)
+    assert not (toy.root / "out/one").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_reaches_the_stage_which_may_still_save_its_state(toy: WarmToy, number: signal.Signals) -> None:
+    saves = "signal.signal({0}, lambda *_: (Path('log/saved').touch(), sys.exit(128 + {0}))); {1}"
+    toy.stage("one", does=saves.format(int(number), _HOLD))
+    with toy.starting("dvc", "repro") as dvc:
+        stage = eventually(lambda: toy.note("held"), "the stage runs")
+        (handed_over,) = Path(f"/proc/{dvc.pid}/task/{dvc.pid}/children").read_text().split()
+        os.kill(int(handed_over), number)
+        assert dvc.wait(timeout=20) == 255
+        assert gone(stage)
+    assert (toy.root / "log/saved").exists()
+    assert f"exited with {128 + number}" in (toy.root / "background.log").read_text()
+
+
+def test_a_stage_that_is_stopped_and_woken_goes_on(toy: WarmToy) -> None:
+    toy.stage("one", does="Path('log/held').write_text('x')\nfor _ in range(20): time.sleep(0.1)")
+    with toy.starting("dvc", "repro") as dvc:
+        eventually(lambda: toy.note("held"), "the stage runs")
+        (handed_over,) = Path(f"/proc/{dvc.pid}/task/{dvc.pid}/children").read_text().split()
+        stage = pid(toy.about("one")["pid"])
+        os.kill(int(handed_over), signal.SIGTSTP)
+        eventually(lambda: state(stage) == state(handed_over) == "T", "both have stopped", 5)
+        os.kill(int(handed_over), signal.SIGCONT)
+        assert dvc.wait(timeout=20) == 0
+
+
+def test_real_libraries_start_no_thread_touch_no_gpu_and_leave_the_stages_nothing_to_import() -> None:
+    """Or a fork of the process that imported them would not be safe, or not be worth it."""
+    code = """
+import importlib, sys, threading
+from refit import warm
+import torch
+
+def refuse(*_):
+    raise AssertionError("a GPU was looked for in a way that bars a fork")
+
+torch._C._cuda_getDeviceCount = torch._C._cuda_init = refuse
+for library in (*warm._FIRST, *warm._LATER):
+    importlib.import_module(library)
+assert threading.active_count() == 1, threading.enumerate()
+before = set(sys.modules)
+for stage in ("scale_batch", "find_lr", "fit", "test", "predict"):
+    importlib.import_module(f"stages.{stage}")
+print({name.partition(".")[0] for name in set(sys.modules) - before} - sys.stdlib_module_names - {"refit", "stages"})
+"""
+    environment = {**os.environ, **QUIET, "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, env=environment, capture_output=True, text=True)
+    assert done.stdout == "set()\n", done.stdout + done.stderr
+
+
+def state(process: str) -> str:
+    return Path(f"/proc/{process}/stat").read_text().rpartition(") ")[2][0]
+
+
+def test_the_stages_of_a_flow_share_one_which_ends_with_the_flow(toy: WarmToy) -> None:
+    toy.stage("one")
+    toy.stage("left", after=("one",))
+    toy.stage("right", after=("one",))
+    done = toy.flow()
+    assert done.returncode == 0, done.stdout
+    servers = {pid(toy.about(name)["parent"]) for name in ("one", "left", "right")}
+    assert len(servers) == 1
+    assert gone(servers.pop(), seconds=6)
+
+
+def test_a_flow_that_runs_out_of_time_ends_the_stage(toy: WarmToy) -> None:
+    toy.set_params(stage_time_limit=0.1)
+    toy.stage(
+        "one", does=f"child = subprocess.Popen(['sleep', '60']); Path('log/child').write_text(str(child.pid))\n{_HOLD}"
+    )
+    done = toy.flow()
+    assert "longer than pipelines.stage_time_limit" in done.stdout
+    assert gone(f"{toy.note('held')} {toy.note('child')} {toy.about('one')['parent']}", seconds=6)
