@@ -16,7 +16,14 @@ def run_stage(main: Callable[[Params], None], *, reads: tuple[str, ...]) -> None
 
     Exit codes: 0 done; 2 the user's mistake, told in one line; 143 ended by SIGTERM; 130 by Ctrl-C.
     """
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `cmd &` has it ignored
+    interrupted = False
+
+    def interrupt(*_: object) -> None:
+        nonlocal interrupted
+        interrupted = True
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, interrupt)  # also where a shell's `cmd &` has it ignored
     # Lightning answers SIGTERM with exit code 0 in a fit, and not at all in a test: DVC would take a part for all.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
@@ -27,8 +34,12 @@ def run_stage(main: Callable[[Params], None], *, reads: tuple[str, ...]) -> None
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    except (KeyboardInterrupt, SystemExit):
+        if not interrupted:
+            raise
+        # Lightning makes an exit code 1 of it, as of a fault.
+        print("interrupted", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
 
 
 def _is_ours(error: ValueError) -> bool:

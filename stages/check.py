@@ -19,6 +19,8 @@ def main(params: Params) -> None:
     for folder in USERS_FOLDERS:
         folder.mkdir(parents=True, exist_ok=True)
     open_source(params.data)
+    if not Path(params.predict.images).is_dir():
+        raise ValueError(f"predict.images = {params.predict.images!r} is not a folder; create it, or name another")
     if params.model.network.startswith("torchvision:"):
         from refit.systems.networks import check_torchvision_name  # seconds of imports that ours do not need
 

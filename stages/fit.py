@@ -62,6 +62,7 @@ def main(params: Params) -> None:
     model = write_model(system, params.model, info, batch.micro_batch, params.model_dump(include=set(READS)))
     write_json(EVALUATION / "fit.json", {**kept, "epochs": len(history.rows)})
     write_csv(EVALUATION / "history.csv", history.rows)
+    logger.log_metrics({f"best_{name}": value for name, value in kept.items()})
     logger.log_files(BATCH, LEARNING_RATE, EVALUATION / "history.csv")
     exportable = system.network.to(memory_format=torch.contiguous_format)
     logger.finish(MODEL, exportable, torch.from_numpy(data.train.images[:2]))

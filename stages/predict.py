@@ -56,7 +56,7 @@ def main(params: Params) -> None:
     with whole_folder(PREDICTIONS) as new:
         write_csv(new / "predictions.csv", rows)
         write_json(new / "summary.json", summary)
-    print(f"predicted {len(rows):,} images of {summary['of']}, abstained on {summary['abstained']}")
+    print(f"predicted {len(rows):,} images ({summary['of']}), abstained on {summary['abstained']}")
 
 
 def _row(name: str, probabilities: Floats, classes: list[str], top_k: int, abstain_below: float) -> dict[str, object]:

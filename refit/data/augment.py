@@ -23,9 +23,17 @@ class Draws(NamedTuple):
     def take(self, indices: Tensor) -> "Draws":
         return Draws(*(choice[indices] for choice in self))
 
+    def to(self, device: torch.device) -> "Draws":
+        return Draws(*(choice.to(device) for choice in self))
 
-def draw(params: AugmentParams, images: int, size: tuple[int, int], random: np.random.Generator) -> Draws:
-    """Choices for `images` images of `size` (height, width): one epoch's, drawn at once and taken batch by batch."""
+
+def draw(params: AugmentParams, images: int, size: tuple[int, int], random: np.random.Generator) -> Draws | None:
+    """Choices for `images` images of `size` (height, width): one epoch's, drawn at once and taken batch by batch.
+
+    None where nothing is to be drawn.
+    """
+    if not (params.shift or params.flip or params.cutout):
+        return None
     return Draws(
         torch.from_numpy(random.integers(-params.shift, params.shift, (images, 2), endpoint=True)),
         torch.from_numpy(random.random(images) < (0.5 if params.flip else 0)),
@@ -35,7 +43,7 @@ def draw(params: AugmentParams, images: int, size: tuple[int, int], random: np.r
 
 def augment(images: Tensor, draws: Draws, params: AugmentParams) -> Tensor:
     """Shift, flip and cut out: uint8 (N, C, H, W) to the same shape; what comes from outside the image is zero."""
-    count, _, height, width = images.shape
+    count, channels, height, width = images.shape
     rows = torch.arange(height, device=images.device).expand(count, -1)
     columns = torch.arange(width, device=images.device).expand(count, -1)
     centre_row, centre_column = draws.cutout[:, :1], draws.cutout[:, 1:]
@@ -50,8 +58,8 @@ def augment(images: Tensor, draws: Draws, params: AugmentParams) -> Tensor:
         rows = rows - draws.shift[:, :1] + params.shift
         columns = columns - draws.shift[:, 1:] + params.shift
     if params.flip or params.shift:
-        image = torch.arange(count, device=images.device)
-        images = images[image[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+        pixels = (rows[:, :, None] * images.shape[3] + columns[:, None, :]).view(count, 1, -1)
+        images = images.flatten(2).gather(2, pixels.expand(-1, channels, -1)).view(count, channels, height, width)
     if cut is not None:
         images = images.masked_fill(cut[:, None], 0)
     return images

@@ -1,6 +1,8 @@
 """Batches from the prepared data set: each is one gather from a packed tensor."""
 
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +15,8 @@ from refit.data.augment import Draws, augment, draw
 from refit.data.prepared import PREPARED, Split, read_split
 from refit.params import AugmentParams
 
+CPU = torch.device("cpu")
+DEVICE_SHARE = 0.4  # of an accelerator's free memory that a split may take: the network needs the rest
 EVALUATION_FACTOR = 2  # without gradients only a layer's own activations are alive, so twice the batch fits
 
 
@@ -23,6 +27,31 @@ class Batch(NamedTuple):
     """int64 (B,)."""
     draws: Draws | None = None
     """How to augment each image; None outside training."""
+
+
+def _tensors(split: Split, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Images and labels, on a CUDA device if they take no more than DEVICE_SHARE of its free memory."""
+    images, labels = torch.from_numpy(split.images), torch.from_numpy(split.labels)
+    if device.type == "cuda" and images.nbytes <= DEVICE_SHARE * torch.cuda.mem_get_info(device)[0]:
+        return images.to(device), labels.to(device)
+    return images, labels
+
+
+def _pinned_ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """The same batches, gathered by a thread two ahead of their use, in memory that the device copies by itself."""
+
+    def following() -> Batch | None:
+        batch = next(batches, None)
+        if batch is None:
+            return None
+        draws = batch.draws and Draws(*(choice.pin_memory() for choice in batch.draws))
+        return Batch(batch.images.pin_memory(), batch.labels.pin_memory(), draws)
+
+    with ThreadPoolExecutor(1, thread_name_prefix="batches") as thread:
+        ahead = deque([thread.submit(following), thread.submit(following)])
+        while batch := ahead.popleft().result():
+            ahead.append(thread.submit(following))
+            yield batch
 
 
 class TrainLoader:
@@ -39,9 +68,12 @@ class TrainLoader:
         augmentation: AugmentParams,
         seed: int,
         epoch: Callable[[], int],
+        device: torch.device = CPU,
     ) -> None:
+        """Batches are on `device` from the start where the split fits there; else Lightning moves each."""
         assert effective_batch % batch_size == 0, (effective_batch, batch_size)
-        self.images, self.labels = torch.from_numpy(split.images), torch.from_numpy(split.labels)
+        self.device = device
+        self.images, self.labels = _tensors(split, device)
         self.batch_size = batch_size
         self.used = len(self.labels) // effective_batch * effective_batch
         self.augmentation = augmentation
@@ -56,16 +88,22 @@ class TrainLoader:
         order = torch.from_numpy(random.permutation(len(self.labels))[: self.used])
         height, width = self.images.shape[2:]
         draws = draw(self.augmentation, len(self.labels), (height, width), random)
+        batches = self._gather(order.to(self.images.device), draws.to(self.images.device) if draws else None)
+        waiting = self.device.type == "cuda" and self.images.device.type == "cpu"
+        yield from _pinned_ahead(batches) if waiting else batches
+
+    def _gather(self, order: Tensor, draws: Draws | None) -> Iterator[Batch]:
         for indices in torch.split(order, self.batch_size):
-            yield Batch(self.images[indices], self.labels[indices], draws.take(indices))
+            yield Batch(self.images[indices], self.labels[indices], draws.take(indices) if draws else None)
 
 
 class EvaluationLoader:
-    """A split's batches in order."""
+    """A split's batches in order, on `device` from the start where the split fits there."""
 
-    def __init__(self, split: Split, batch_size: int) -> None:
-        self.images = torch.split(torch.from_numpy(split.images), batch_size)
-        self.labels = torch.split(torch.from_numpy(split.labels), batch_size)
+    def __init__(self, split: Split, batch_size: int, device: torch.device = CPU) -> None:
+        images, labels = _tensors(split, device)
+        self.images = torch.split(images, batch_size)
+        self.labels = torch.split(labels, batch_size)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -104,10 +142,12 @@ class PreparedData(pl.LightningDataModule):
             self.augmentation,
             self.seed,
             lambda: trainer.current_epoch,
+            trainer.strategy.root_device,
         )
 
     def val_dataloader(self) -> EvaluationLoader:
-        return EvaluationLoader(self.val, EVALUATION_FACTOR * self.batch_size)
+        assert self.trainer is not None
+        return EvaluationLoader(self.val, EVALUATION_FACTOR * self.batch_size, self.trainer.strategy.root_device)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         if batch.draws is None:

@@ -1,7 +1,8 @@
 """The prepared data set on disk, and reading it.
 
 A folder of few files: for each split `SPLIT_images.npy`, uint8 (N, C, H, W), and `SPLIT_labels.npy`, int64 (N,);
-`dataset.json`; and `manifest.parquet`, one row an image. Images are memory-mapped, so a batch is one gather.
+`dataset.json`; and `manifest.parquet`, one row an image. A split is one array, so a batch is one gather; what is too
+large to be read at once is memory-mapped.
 """
 
 import json
@@ -17,12 +18,13 @@ Pixels = npt.NDArray[np.uint8]
 
 PREPARED = Path("data/prepared")
 FORMAT = 1
+READ_AT_ONCE = 2 * 2**30  # bytes: to map a file and touch its pages in random order takes several times as long
 
 
 @dataclass(frozen=True)
 class Split:
     images: Pixels
-    """uint8 (N, C, H, W), memory-mapped."""
+    """uint8 (N, C, H, W); memory-mapped where it is large."""
     labels: npt.NDArray[np.int64]
     """(N,)."""
 
@@ -70,5 +72,7 @@ def read_names(split: str, folder: Path = PREPARED) -> list[str]:
 
 def read_split(name: str, folder: Path = PREPARED) -> Split:
     """The images and labels of `train`, `val` or `test`."""
+    images = folder / f"{name}_images.npy"
     # Mapped copy-on-write: PyTorch has no read-only tensors, and nothing here writes.
-    return Split(np.load(folder / f"{name}_images.npy", mmap_mode="c"), np.load(folder / f"{name}_labels.npy"))
+    mapped: Literal["c"] | None = "c" if images.stat().st_size > READ_AT_ONCE else None
+    return Split(np.load(images, mmap_mode=mapped), np.load(folder / f"{name}_labels.npy"))

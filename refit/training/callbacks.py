@@ -9,8 +9,21 @@ from pytorch_lightning.callbacks import Callback, RichProgressBar
 
 from refit.data.module import TrainLoader
 
+BAR_PERIOD = 0.1  # seconds
+
 
 class TerminalBar(RichProgressBar):
+    """Follows the clock, not the steps: the metrics beside a bar cannot be read without waiting for the device."""
+
+    _shown = 0.0
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any,
+                           batch_idx: int) -> None:  # fmt: skip
+        now = time.monotonic()
+        if now - self._shown >= BAR_PERIOD or batch_idx + 1 == self.total_train_batches:
+            self._shown = now
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
         metrics = super().get_metrics(trainer, pl_module)
         metrics.pop("v_num", None)  # the logger's version says nothing about the fit

@@ -1,15 +1,20 @@
 """The one place that makes a Lightning Trainer."""
 
+import atexit
+import gc
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.profilers import PassThroughProfiler
 
 from refit.params import TrainerParams
 from refit.training.callbacks import EpochLines, TerminalBar
@@ -22,6 +27,7 @@ def make_trainer(params: TrainerParams, *, callbacks: Sequence[Callback] = (), *
     """
     torch.set_num_threads(params.threads)
     _silence_notices()
+    _skip_needless_work()
     in_terminal = sys.stdout.isatty()
     try:
         return pl.Trainer(
@@ -34,10 +40,20 @@ def make_trainer(params: TrainerParams, *, callbacks: Sequence[Callback] = (), *
             num_sanity_val_steps=0,
             enable_model_summary=False,
             use_distributed_sampler=False,
+            profiler=_NoProfiler(),
             **{"logger": False, "enable_checkpointing": False, **options},
         )
     except (MisconfigurationException, ModuleNotFoundError) as error:
         raise ValueError(f"trainer.accelerator = {params.accelerator!r}: {error}") from None
+
+
+class _NoProfiler(PassThroughProfiler):
+    """Lightning's own makes a new context manager for each of some 30 places in a step, to do nothing in it."""
+
+    _context = nullcontext("")
+
+    def profile(self, action_name: str) -> AbstractContextManager[str]:  # type: ignore[override]
+        return self._context
 
 
 def choose_precision(params: TrainerParams) -> Any:
@@ -56,6 +72,17 @@ def hardware_class(params: TrainerParams) -> str:
     if params.accelerator in ("auto", "gpu", "mps") and torch.backends.mps.is_available():
         return "mps"
     return params.accelerator if params.accelerator == "tpu" else "cpu"
+
+
+def _skip_needless_work() -> None:
+    """What costs time at each step and gives nothing here; docs/performance.md has the figures."""
+    # `deterministic` also fills all fresh memory with NaN, for operations that read it before they write it.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    # Lightning's way of looking for a GPU, which each optimizer step does: it opens NVIDIA's library every time.
+    os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)
+    # Python's garbage collector need not look again and again at the million objects that the imports made.
+    gc.freeze()
+    atexit.register(gc.unfreeze)  # or some libraries complain at the end of what is never freed
 
 
 def _silence_notices() -> None:

@@ -125,12 +125,15 @@ def find_learning_rate(
 
 
 def suggest_learning_rate(rates: FloatArray, losses: FloatArray) -> float | None:
-    """Where the smoothed loss falls fastest per decade of learning rate; None where it falls nowhere.
+    """Where the smoothed loss falls fastest per decade of learning rate, on its way to its lowest; None where it falls
+    nowhere. What comes after the lowest is divergence, and a fall in it noise.
 
     Lightning's own suggestion takes the slope over the learning rate itself, which is steepest where the rates lie
     closest: on an exponential range it names one some fifty times too low.
     """
     rates, losses = rates[_WARM_UP:-1], losses[_WARM_UP:-1]
+    to_lowest = slice(int(np.argmin(losses)) + 1) if len(losses) else slice(0)
+    rates, losses = rates[to_lowest], losses[to_lowest]
     if len(losses) < 2:
         return None
     slope = np.gradient(losses, np.log10(rates))
