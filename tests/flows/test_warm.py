@@ -45,8 +45,6 @@ class WarmToy(Toy):
 
     def __init__(self, root: Path) -> None:
         super().__init__(root)
-        for name in ("refit/warm.py", "refit/quiet.py"):
-            shutil.copy(PROJECT / name, root / name)
         (root / "stages").mkdir()
         shutil.copy(PROJECT / "stages/__init__.py", root / "stages")
         for library in _LIBRARIES:

@@ -59,8 +59,10 @@ class Toy:
         self._stages: dict[str, dict[str, Any]] = {}
         for folder in ("refit", "log", "out"):
             (root / folder).mkdir()
-        for name in ("params.yaml", "prefect.yaml", "prefect.toml", "Makefile", "refit/__init__.py", "refit/params.py"):
+        for name in ("params.yaml", "prefect.yaml", "prefect.toml", "Makefile"):
             shutil.copy(PROJECT / name, root / name)
+        for module in ("__init__", "params", "quiet", "warm"):
+            shutil.copy(PROJECT / f"refit/{module}.py", root / f"refit/{module}.py")
         (root / "refit/summary.py").write_text(_SUMMARY)
         (root / "pipelines").symlink_to(PROJECT / "pipelines")
         (root / ".venv").symlink_to(sys.prefix)
