@@ -55,7 +55,8 @@ def build_classifier(
     channels, height, width = info.shape
     classes = len(info.classes)
     network_module = build_network(network, (channels, height, width), classes, info.mean, info.std)
-    return Classifier(network_module, classes, optimizer, loss.label_smoothing if loss else 0.0, learning_rate)
+    label_smoothing = loss.label_smoothing if loss else 0.0
+    return Classifier(network_module, classes, optimizer, label_smoothing, learning_rate, network.test_time_flip)
 
 
 def write_model(

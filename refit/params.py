@@ -63,6 +63,9 @@ class AugmentParams(Section):
     """Mirror each training image left to right with probability one half."""
     cutout: Annotated[int, Field(ge=0, le=512)]
     """Side of a square set to zero at a random place in each training image, pixels; 0: none."""
+    crop_area: Annotated[Real, Field(gt=0, le=1)]
+    """Smallest share of a training image's area that a random crop takes, at an aspect ratio of 3:4 to 4:3; the crop
+    is resized to the whole image's size (Szegedy et al. 2015). 1: none."""
 
 
 class ModelParams(Section):
@@ -72,6 +75,8 @@ class ModelParams(Section):
     """Channels of our network's first layer (mlp: hidden units); null: the network's own."""
     dropout: Fraction | None
     """Dropout before our network's last layer; null: the network's own."""
+    test_time_flip: bool
+    """In test and predict, take the mean of the logits of each image and of its mirror image."""
 
     @model_validator(mode="after")
     def _network_is_known(self) -> Self:
@@ -104,8 +109,11 @@ class OptimizerParams(Section):
     """Weight decay of matrices and kernels; norms and biases have none."""
     momentum: Fraction
     """SGD's Nesterov momentum, or AdamW's first beta."""
-    schedule: Literal["one_cycle", "cosine", "constant"]
-    """Learning rate over the whole fit, stepped at each optimizer step."""
+    schedule: Literal["one_cycle", "triangular", "cosine", "constant"]
+    """Learning rate over the whole fit, stepped at each optimizer step. one_cycle and triangular climb to the peak and
+    fall to zero, along cosines and in straight lines; cosine only falls."""
+    warm_up: Annotated[Real, Field(gt=0, lt=1)]
+    """Share of the fit's steps in which one_cycle and triangular climb."""
 
 
 class LossParams(Section):
@@ -122,6 +130,9 @@ class FitParams(Section):
     """Stop after this many epochs without a better monitor; null: never stop early."""
     gradient_clip_val: Positive | None
     """Clip the gradient's global norm to this; null: no clipping."""
+    ema_decay: Annotated[Real, Field(gt=0, lt=1)] | None
+    """Validate and keep an exponential moving average of the weights and of batch norm's statistics: the share of the
+    average that each step leaves, such as 0.99. null: the weights themselves."""
 
 
 class TrainerParams(Section):
@@ -134,6 +145,9 @@ class TrainerParams(Section):
     networks on an otherwise idle machine: two such trainings side by side wait for each other at every step."""
     deterministic: bool
     """Use deterministic algorithms only."""
+    compile: Literal["default", "reduce-overhead"] | None
+    """torch.compile's mode for the network in fit; reduce-overhead records CUDA graphs, for small networks. It takes
+    some half a minute before the first step, and a C++ compiler. null: not compiled."""
 
 
 class TestParams(Section):

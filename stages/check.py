@@ -4,6 +4,8 @@ Its output, the schema that editors read, does not depend on the values: a right
 """
 
 import json
+import os
+import shutil
 from pathlib import Path
 
 from refit.data.sources import open_source
@@ -25,6 +27,11 @@ def main(params: Params) -> None:
         from refit.systems.networks import check_torchvision_name  # seconds of imports that ours do not need
 
         check_torchvision_name(params.model.network)
+    if params.trainer.compile and not any(map(shutil.which, [os.environ.get("CXX") or "g++", "clang++"])):
+        raise ValueError(
+            f"trainer.compile = {params.trainer.compile!r} needs a C++ compiler, and there is no g++; install it, or "
+            "set trainer.compile to null"
+        )
     write_bytes(SCHEMA, (json.dumps(Params.model_json_schema(), indent=2) + "\n").encode())
     print("params.yaml is right")
 

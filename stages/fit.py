@@ -1,12 +1,13 @@
 """Train, keep the best epoch, and write it as the model artifact."""
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
+from pytorch_lightning.callbacks import Callback, EarlyStopping, EMAWeightAveraging, ModelCheckpoint
 
 from refit.data.module import PreparedData
 from refit.data.prepared import read_info
@@ -36,11 +37,18 @@ def main(params: Params) -> None:
     pl.seed_everything(params.seed, verbose=False)
     system = build_classifier(params.model, info, params.optimizer, params.loss, rate.learning_rate)
     data = PreparedData(params.augment, batch.micro_batch, batch.effective_batch, params.seed)
+    if params.trainer.compile:
+        system.network.compile(mode=params.trainer.compile)
     history = History()
     logger = RunLogger(load_params().model_dump(), {"data_sha256": info.sha256})  # the whole file, for the record
     try:
         with TemporaryDirectory() as folder:
-            best = ModelCheckpoint(folder, monitor=params.fit.monitor, mode=_mode(params.fit), save_weights_only=True)
+            best = ModelCheckpoint(
+                folder,
+                monitor=params.fit.monitor,
+                mode=_mode(params.fit),
+                save_weights_only=params.fit.ema_decay is None,  # an average is only in a whole checkpoint
+            )
             trainer = make_trainer(
                 params.trainer,
                 default_root_dir=folder,
@@ -48,7 +56,7 @@ def main(params: Params) -> None:
                 accumulate_grad_batches=batch.accumulate_grad_batches,
                 gradient_clip_val=params.fit.gradient_clip_val,
                 enable_checkpointing=True,
-                callbacks=[history, best, *_early_stopping(params.fit), EpochFacts(history)],
+                callbacks=[history, best, *_chosen(params.fit), EpochFacts(history)],
                 logger=logger,
             )
             trainer.fit(system, datamodule=data)
@@ -73,10 +81,11 @@ def _mode(fit: FitParams) -> str:
     return "min" if fit.monitor == "val_loss" else "max"
 
 
-def _early_stopping(fit: FitParams) -> list[EarlyStopping]:
-    if fit.patience is None:
-        return []
-    return [EarlyStopping(fit.monitor, mode=_mode(fit), patience=fit.patience)]
+def _chosen(fit: FitParams) -> Iterator[Callback]:
+    if fit.patience is not None:
+        yield EarlyStopping(fit.monitor, mode=_mode(fit), patience=fit.patience)
+    if fit.ema_decay is not None:
+        yield EMAWeightAveraging(decay=fit.ema_decay)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,17 @@
-"""Augmentation of a whole batch in one gather, with random choices of its own for each image."""
+"""Augmentation of a whole batch at once, with random choices of its own for each image."""
 
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from refit.params import AugmentParams
+
+ASPECT_RATIOS = (3 / 4, 4 / 3)  # of a crop, width to height
+CPU_CACHE = 4 * 2**20  # bytes of float pixels that a CPU crops at once: more takes twice as long an image
 
 
 class Draws(NamedTuple):
@@ -19,6 +23,8 @@ class Draws(NamedTuple):
     """bool (N,)."""
     cutout: Tensor
     """int64 (N, 2): row and column of the cut square's centre."""
+    crop: Tensor
+    """float32 (N, 4): row and column of the crop's centre, its height and width, as shares of the image's."""
 
     def take(self, indices: Tensor) -> "Draws":
         return Draws(*(choice[indices] for choice in self))
@@ -32,18 +38,30 @@ def draw(params: AugmentParams, images: int, size: tuple[int, int], random: np.r
 
     None where nothing is to be drawn.
     """
-    if not (params.shift or params.flip or params.cutout):
+    if not (params.shift or params.flip or params.cutout or params.crop_area < 1):
         return None
     return Draws(
         torch.from_numpy(random.integers(-params.shift, params.shift, (images, 2), endpoint=True)),
         torch.from_numpy(random.random(images) < (0.5 if params.flip else 0)),
         torch.from_numpy(random.integers(0, size, (images, 2))),
+        torch.from_numpy(_crops(params.crop_area, images, random)),
     )
 
 
+def _crops(least_area: float, images: int, random: np.random.Generator) -> npt.NDArray[np.float32]:
+    area = random.uniform(least_area, 1, images)
+    lowest, highest = np.maximum(ASPECT_RATIOS[0], area), np.minimum(ASPECT_RATIOS[1], 1 / area)  # no side above 1
+    ratio = np.exp(random.uniform(np.log(lowest), np.log(highest)))
+    sides = np.sqrt(np.stack((area / ratio, area * ratio), axis=1))
+    centres = sides / 2 + random.random((images, 2)) * (1 - sides)
+    return np.concatenate((centres, sides), axis=1).astype(np.float32)
+
+
 def augment(images: Tensor, draws: Draws, params: AugmentParams) -> Tensor:
-    """Shift, flip and cut out: uint8 (N, C, H, W) to the same shape; what comes from outside the image is zero."""
+    """Crop, shift, flip and cut out: uint8 (N, C, H, W) to the same shape. Outside an image all is zero."""
     count, channels, height, width = images.shape
+    if params.crop_area < 1:
+        images = _resized_crop(images, draws.crop)
     rows = torch.arange(height, device=images.device).expand(count, -1)
     columns = torch.arange(width, device=images.device).expand(count, -1)
     centre_row, centre_column = draws.cutout[:, :1], draws.cutout[:, 1:]
@@ -63,3 +81,28 @@ def augment(images: Tensor, draws: Draws, params: AugmentParams) -> Tensor:
     if cut is not None:
         images = images.masked_fill(cut[:, None], 0)
     return images
+
+
+def _resized_crop(images: Tensor, crop: Tensor) -> Tensor:
+    """Each image's crop at the size of the whole, by bilinear interpolation."""
+    count, channels, height, width = images.shape
+    at_once = max(1, CPU_CACHE // (4 * channels * height * width)) if images.device.type == "cpu" else count
+    parts = zip(images.split(at_once), crop.split(at_once), strict=True)  # type: ignore[no-untyped-call]
+    return torch.cat([_resized_crop_at_once(*part) for part in parts])
+
+
+def _resized_crop_at_once(images: Tensor, crop: Tensor) -> Tensor:
+    _, _, height, width = images.shape
+    # grid_sample counts from -1 to 1, from one border of the image to the other.
+    rows, columns = (
+        2 * crop[:, axis, None] - 1 + crop[:, 2 + axis, None] * _pixel_centres(pixels, crop.device)
+        for axis, pixels in enumerate((height, width))
+    )
+    grid = torch.stack((columns[:, None, :].expand(-1, height, -1), rows[:, :, None].expand(-1, -1, width)), dim=3)
+    cropped = F.grid_sample(images.float(), grid, mode="bilinear", padding_mode="border", align_corners=False)
+    return cropped.round_().to(torch.uint8)
+
+
+def _pixel_centres(pixels: int, device: torch.device) -> Tensor:
+    """From -1 to 1."""
+    return (2 * torch.arange(pixels, device=device) + 1) / pixels - 1

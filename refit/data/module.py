@@ -29,6 +29,19 @@ class Batch(NamedTuple):
     """How to augment each image; None outside training."""
 
 
+def augmented(batch: Batch, augmentation: AugmentParams) -> Batch:
+    """With its draws carried out."""
+    if batch.draws is None:
+        return batch
+    return Batch(augment(batch.images, batch.draws, augmentation), batch.labels)
+
+
+def _pinned(batch: Batch) -> Batch:
+    """In memory from which a CUDA device copies while other work goes on."""
+    draws = batch.draws and Draws(*(choice.pin_memory() for choice in batch.draws))
+    return Batch(batch.images.pin_memory(), batch.labels.pin_memory(), draws)
+
+
 def _tensors(split: Split, device: torch.device) -> tuple[Tensor, Tensor]:
     """Images and labels, on a CUDA device if they take no more than DEVICE_SHARE of its free memory."""
     images, labels = torch.from_numpy(split.images), torch.from_numpy(split.labels)
@@ -37,20 +50,12 @@ def _tensors(split: Split, device: torch.device) -> tuple[Tensor, Tensor]:
     return images, labels
 
 
-def _pinned_ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
-    """The same batches, gathered by a thread two ahead of their use, in memory that the device copies by itself."""
-
-    def following() -> Batch | None:
-        batch = next(batches, None)
-        if batch is None:
-            return None
-        draws = batch.draws and Draws(*(choice.pin_memory() for choice in batch.draws))
-        return Batch(batch.images.pin_memory(), batch.labels.pin_memory(), draws)
-
+def _ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """The same batches, each made by a thread while those before it are in use."""
     with ThreadPoolExecutor(1, thread_name_prefix="batches") as thread:
-        ahead = deque([thread.submit(following), thread.submit(following)])
-        while batch := ahead.popleft().result():
-            ahead.append(thread.submit(following))
+        waiting = deque(thread.submit(next, batches, None) for _ in range(2))
+        while batch := waiting.popleft().result():
+            waiting.append(thread.submit(next, batches, None))
             yield batch
 
 
@@ -89,8 +94,12 @@ class TrainLoader:
         height, width = self.images.shape[2:]
         draws = draw(self.augmentation, len(self.labels), (height, width), random)
         batches = self._gather(order.to(self.images.device), draws.to(self.images.device) if draws else None)
-        waiting = self.device.type == "cuda" and self.images.device.type == "cpu"
-        yield from _pinned_ahead(batches) if waiting else batches
+        if self.images.device.type == "cpu" and self.device.type == "cuda":
+            yield from _ahead(_pinned(batch) for batch in batches)
+        elif self.images.device.type == "cpu" and draws:
+            yield from _ahead(augmented(batch, self.augmentation) for batch in batches)
+        else:
+            yield from batches
 
     def _gather(self, order: Tensor, draws: Draws | None) -> Iterator[Batch]:
         for indices in torch.split(order, self.batch_size):
@@ -150,6 +159,4 @@ class PreparedData(pl.LightningDataModule):
         return EvaluationLoader(self.val, EVALUATION_FACTOR * self.batch_size, self.trainer.strategy.root_device)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        if batch.draws is None:
-            return batch
-        return Batch(augment(batch.images, batch.draws, self.augmentation), batch.labels)
+        return augmented(batch, self.augmentation)

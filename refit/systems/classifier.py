@@ -27,13 +27,17 @@ class Classifier(pl.LightningModule):
         optimizer: OptimizerParams | None = None,
         label_smoothing: float = 0.0,
         learning_rate: float = 0.0,
+        test_time_flip: bool = False,
     ) -> None:
-        """`network` takes uint8 images (N, C, H, W) to logits (N, classes); the last three are for training alone."""
+        """`network` takes uint8 images (N, C, H, W) to logits (N, classes); `test_time_flip` has test and prediction
+        take the mean of the logits of each image and of its mirror image; the three before it are for training alone.
+        """
         super().__init__()
         self.network = network.to(memory_format=torch.channels_last)  # the layout that convolutions like best
         self.optimizer_params = optimizer
         self.label_smoothing = label_smoothing
         self.learning_rate = learning_rate
+        self.test_time_flip = test_time_flip
         self.train_sums: Tensor
         self.register_buffer("train_sums", torch.zeros(2), persistent=False)  # of losses and of hits, over images
         self.train_images = 0
@@ -85,6 +89,8 @@ class Classifier(pl.LightningModule):
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Probabilities, float32 (N, classes)."""
         logits: Tensor = self(batch.images)
+        if self.test_time_flip:
+            logits = (logits + self(batch.images.flip(3))) / 2
         return logits.float().softmax(dim=1)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -95,12 +101,17 @@ class Classifier(pl.LightningModule):
             return optimizer
         steps = int(self.trainer.estimated_stepping_batches)
         scheduler: torch.optim.lr_scheduler.LRScheduler
-        if params.schedule == "one_cycle":
-            scheduler = torch.optim.lr_scheduler.OneCycleLR(
-                optimizer, self.learning_rate, total_steps=steps, cycle_momentum=False
-            )
-        else:
+        if params.schedule == "cosine":
             scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
+        else:
+            scheduler = torch.optim.lr_scheduler.OneCycleLR(
+                optimizer,
+                self.learning_rate,
+                total_steps=steps,
+                pct_start=params.warm_up,
+                anneal_strategy="linear" if params.schedule == "triangular" else "cos",
+                cycle_momentum=False,
+            )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def _optimizer(self, params: OptimizerParams) -> torch.optim.Optimizer:

@@ -60,7 +60,8 @@ class History(Callback):
 class EpochFacts(Callback):
     """Learning rate and training images a second, sent to the run's logger at the step of the epoch's other metrics.
 
-    A time has no place in a tracked output, so it goes nowhere else.
+    A time has no place in a tracked output, so it goes nowhere else. The fit's first step, in which libraries and
+    torch.compile warm up, is a fact of its own.
     """
 
     def __init__(self, history: History) -> None:
@@ -68,15 +69,24 @@ class EpochFacts(Callback):
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.started = time.perf_counter()
+        self.batches = 0
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any,
+                           batch_idx: int) -> None:  # fmt: skip
+        self.batches += 1
+        if trainer.current_epoch == batch_idx == 0:
+            now = time.perf_counter()
+            self.first_step, self.started, self.batches = now - self.started, now, 0
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.seconds = time.perf_counter() - self.started
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(trainer.train_dataloader, TrainLoader)
-        facts = {
-            "learning_rate": self.history.rows[-1]["learning_rate"],
-            "images_per_second": trainer.train_dataloader.used / self.seconds,
-        }
+        facts = {"learning_rate": self.history.rows[-1]["learning_rate"]}
+        if self.batches:
+            facts["images_per_second"] = self.batches * trainer.train_dataloader.batch_size / self.seconds
+        if trainer.current_epoch == 0:
+            facts["first_step_seconds"] = self.first_step
         for logger in trainer.loggers:
             logger.log_metrics(facts, trainer.global_step - 1)

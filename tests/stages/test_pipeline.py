@@ -117,7 +117,7 @@ def test_mlflow_holds_one_run_of_the_model_with_its_parameters_fit_and_test(proj
     assert run["tags"]["data_sha256"] == description["data_sha256"]
     assert run["params"]["optimizer.weight_decay"] == "0.05"
     assert run["metrics"]["test_accuracy"] == tested["accuracy"]
-    assert {"val_loss", "train_accuracy", "images_per_second"} <= set(run["metrics"])
+    assert {"val_loss", "train_accuracy", "images_per_second", "first_step_seconds"} <= set(run["metrics"])
 
 
 def test_experiments_run_in_the_workspace_apart_from_it_and_from_the_queue(project: Project) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from refit.data.augment import Draws, augment, draw
 from refit.params import AugmentParams
 
-OFF: dict[str, Any] = {"shift": 0, "flip": False, "cutout": 0}
+OFF: dict[str, Any] = {"shift": 0, "flip": False, "cutout": 0, "crop_area": 1.0}
 IMAGES = torch.randint(1, 256, (64, 3, 10, 12), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
@@ -86,7 +86,34 @@ def test_cutout_falls_on_every_place_of_the_image() -> None:
     assert (centres.amin(0).tolist(), centres.amax(0).tolist()) == ([0, 0], [9, 11])
 
 
-@pytest.mark.parametrize("choice", [{"shift": 3}, {"flip": True}, {"cutout": 4}])
+@pytest.mark.parametrize("area", [0.08, 0.5, 0.9])
+def test_crops_have_the_area_and_shape_they_may_and_lie_inside_the_image(area: float) -> None:
+    crop = draws_for(made(crop_area=area), 4096).crop.double()
+    centre, side = crop[:, :2], crop[:, 2:]
+    areas, ratios = side.prod(1), side[:, 1] / side[:, 0]
+    assert areas.min() == pytest.approx(area, abs=0.01)
+    assert areas.max() == pytest.approx(1, abs=0.01)
+    assert 3 / 4 - 1e-6 <= ratios.min() <= ratios.max() <= 4 / 3 + 1e-6
+    assert -1e-6 <= (centre - side / 2).min() <= (centre + side / 2).max() <= 1 + 1e-6
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_a_crop_is_stretched_over_the_whole_image(axis: int) -> None:
+    """Bilinear interpolation leaves a ramp a ramp, from the crop's first border to its last."""
+    size = (40, 60)[axis]
+    ramp = torch.arange(size) * 4
+    image = (ramp[:, None].expand(-1, 60) if axis == 0 else ramp.expand(40, -1)).to(torch.uint8)
+    params = made(crop_area=0.2)
+    draws = draws_for(params)
+    result = augment(image.expand(64, 1, -1, -1), draws, params)
+    centre, side = draws.crop[:, axis, None], draws.crop[:, 2 + axis, None]
+    place = (centre - side / 2 + side * (torch.arange(size) + 0.5) / size) * size - 0.5  # in pixels, counted from 0
+    expected = 4 * place.clamp(0, size - 1)
+    seen = result[:, 0, :, 7] if axis == 0 else result[:, 0, 7]
+    assert (seen - expected).abs().max() <= 0.51
+
+
+@pytest.mark.parametrize("choice", [{"shift": 3}, {"flip": True}, {"cutout": 4}, {"crop_area": 0.3}])
 def test_images_of_one_batch_differ_in_what_happens_to_them(choice: dict[str, object]) -> None:
     """torchvision's transforms, given a batch, treat all its images alike."""
     params = made(**choice)
@@ -96,24 +123,24 @@ def test_images_of_one_batch_differ_in_what_happens_to_them(choice: dict[str, ob
 
 
 def test_a_batch_in_two_halves_gives_the_images_of_the_whole() -> None:
-    params = made(shift=2, flip=True, cutout=3)
+    params = made(shift=2, flip=True, cutout=3, crop_area=0.5)
     draws = draws_for(params)
     whole = augment(IMAGES, draws, params)
     for part in (torch.arange(20), torch.arange(20, 64)):
         assert torch.equal(augment(IMAGES[part], draws.take(part), params), whole[part])
 
 
-def test_an_image_is_shifted_then_mirrored_then_cut() -> None:
-    params = made(shift=2, flip=True, cutout=4)
+def test_an_image_is_cropped_then_shifted_then_mirrored_then_cut() -> None:
+    params = made(shift=2, flip=True, cutout=4, crop_area=0.5)
     draws = draws_for(params)
     expected = IMAGES
-    for alone in (made(shift=2), made(flip=True), made(cutout=4)):
+    for alone in (made(crop_area=0.5), made(shift=2), made(flip=True), made(cutout=4)):
         expected = augment(expected, draws, alone)
     assert torch.equal(augment(IMAGES, draws, params), expected)
 
 
 def test_the_same_seed_draws_the_same() -> None:
-    params = made(shift=2, flip=True, cutout=3)
+    params = made(shift=2, flip=True, cutout=3, crop_area=0.5)
     first, same, other = (draws_for(params, seed=seed) for seed in (1, 1, 2))
     assert all(torch.equal(a, b) for a, b in zip(first, same, strict=True))
     assert not any(torch.equal(a, b) for a, b in zip(first, other, strict=True))
@@ -121,6 +148,6 @@ def test_the_same_seed_draws_the_same() -> None:
 
 def test_the_images_that_go_in_are_left_as_they_are() -> None:
     before = IMAGES.clone()
-    params = made(shift=2, flip=True, cutout=3)
+    params = made(shift=2, flip=True, cutout=3, crop_area=0.5)
     augment(IMAGES, draws_for(params), params)
     assert torch.equal(IMAGES, before)

@@ -36,7 +36,9 @@ def write(folder: Path) -> Write:
 
     def written(network: str = "mlp") -> Classifier:
         ours = not network.startswith("torchvision:")
-        params = ModelParams(network=network, width=8 if ours else None, dropout=0.5 if ours else None)
+        params = ModelParams(
+            network=network, width=8 if ours else None, dropout=0.5 if ours else None, test_time_flip=False
+        )
         system = build_classifier(params, INFO).train()
         for _ in range(3):
             system(IMAGES)
@@ -65,7 +67,7 @@ def test_a_model_of_double_precision_is_read_back_to_the_bit(write: Write, folde
     system = write().double()
     for weight in system.network.parameters():
         weight.data += 1e-12  # what single precision cannot hold
-    write_model(system, ModelParams(network="mlp", width=8, dropout=0.5), INFO, 16, {}, folder)
+    write_model(system, ModelParams(network="mlp", width=8, dropout=0.5, test_time_flip=False), INFO, 16, {}, folder)
     again = read_model(folder)[0].eval()
     with torch.inference_mode():
         assert torch.equal(again(IMAGES), system(IMAGES))

@@ -1,5 +1,6 @@
 """The loaders: what a batch holds depends on the seed and the epoch, and on nothing else."""
 
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,13 +10,14 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from refit.data.augment import augment
+from refit.data.augment import augment, draw
 from refit.data.module import EVALUATION_FACTOR, Batch, EvaluationLoader, PreparedData, TrainLoader
 from refit.data.prepared import Split, read_split
 from refit.params import AugmentParams, Params
 from refit.training.trainer import make_trainer
 
-ALL = AugmentParams(shift=2, flip=True, cutout=3)
+NOTHING = AugmentParams(shift=0, flip=False, cutout=0, crop_area=1)
+ALL = AugmentParams(shift=2, flip=True, cutout=3, crop_area=0.5)
 COUNT = 103
 
 
@@ -26,14 +28,13 @@ def split() -> Split:
     return Split(np.broadcast_to(numbers[:, None, None, None], (COUNT, 1, 8, 8)).copy(), numbers.astype(np.int64))
 
 
-def loader(split: Split, batch_size: int = 8, effective: int = 16, seed: int = 0, epoch: int = 0) -> TrainLoader:
-    return TrainLoader(split, batch_size, effective, ALL, seed, lambda: epoch)
+def loader(split: Split, batch_size: int = 8, effective: int = 16, seed: int = 0, epoch: int = 0,
+           augmentation: AugmentParams = ALL) -> TrainLoader:  # fmt: skip
+    return TrainLoader(split, batch_size, effective, augmentation, seed, lambda: epoch)
 
 
 def joined(batches: Sequence[Batch]) -> tuple[Tensor, Tensor]:
-    """Augmented images and labels."""
-    images = [augment(batch.images, batch.draws, ALL) for batch in batches if batch.draws is not None]
-    return torch.cat(images), torch.cat([batch.labels for batch in batches])
+    return torch.cat([batch.images for batch in batches]), torch.cat([batch.labels for batch in batches])
 
 
 def same(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> bool:
@@ -57,23 +58,43 @@ def test_another_epoch_has_another_order(split: Split) -> None:
 
 
 def test_another_epoch_augments_an_image_in_another_way(split: Split) -> None:
-    def draws_of(epoch: int) -> dict[int, list[int]]:
-        return {
-            int(label): shift.tolist()
-            for batch in loader(split, epoch=epoch)
-            if batch.draws
-            for label, shift in zip(batch.labels, batch.draws.shift, strict=True)
-        }
+    first, second = (dict(zip(*reversed(joined(list(loader(split, epoch=epoch)))), strict=True)) for epoch in (0, 1))
+    first, second = ({int(label): image for label, image in epoch.items()} for epoch in (first, second))
+    assert sum(not torch.equal(first[label], second[label]) for label in first.keys() & second.keys()) > COUNT / 2
 
-    first, second = draws_of(0), draws_of(1)
-    assert sum(first[label] != second[label] for label in first.keys() & second.keys()) > COUNT / 2
+
+def test_batches_come_augmented_by_draws_of_each_image_s_own(split: Split) -> None:
+    images, labels = joined(list(loader(split, seed=3, epoch=5)))
+    random = np.random.default_rng([3, 5])
+    order = torch.from_numpy(random.permutation(COUNT)[: len(labels)])
+    draws = draw(ALL, COUNT, (8, 8), random)
+    assert draws is not None
+    assert torch.equal(images, augment(torch.from_numpy(split.images)[order], draws.take(order), ALL))
 
 
 def test_each_image_comes_at_most_once_an_epoch_with_its_own_label(split: Split) -> None:
-    batches = list(loader(split))
+    batches = list(loader(split, augmentation=NOTHING))
     labels = torch.cat([batch.labels for batch in batches]).tolist()
     assert len(set(labels)) == len(labels)
     assert all(torch.equal(batch.images[:, 0, 0, 0].long(), batch.labels) for batch in batches)
+
+
+def test_a_loader_that_is_left_in_mid_epoch_leaves_no_thread(split: Split) -> None:
+    before = threading.active_count()
+    batches = iter(loader(split))
+    next(batches)
+    assert threading.active_count() == before + 1
+    del batches
+    assert threading.active_count() == before
+
+
+def test_an_error_in_the_loader_s_thread_reaches_the_trainer(split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> Batch:
+        raise RuntimeError("broken on purpose")
+
+    monkeypatch.setattr("refit.data.module.augment", broken)
+    with pytest.raises(RuntimeError, match="broken on purpose"):
+        next(iter(loader(split)))
 
 
 @pytest.mark.parametrize(("batch_size", "effective"), [(8, 16), (16, 16), (1, 2), (13, 13), (103, 103)])

@@ -11,7 +11,7 @@ MEAN, STD = [0.2, 0.4, 0.6], [0.1, 0.2, 0.3]
 
 
 def model(network: str, width: int | None = None, dropout: float | None = None) -> ModelParams:
-    return ModelParams(network=network, width=width, dropout=dropout)
+    return ModelParams(network=network, width=width, dropout=dropout, test_time_flip=False)
 
 
 def build(params: ModelParams, shape: tuple[int, int, int] = (3, 8, 8), classes: int = 7) -> nn.Module:

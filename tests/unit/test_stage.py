@@ -289,7 +289,11 @@ def test_check_writes_the_schema_that_is_committed(workspace: Path, values: Valu
         ("fit.max_epoch", 3, "fit.max_epoch is not a known key; did you mean fit.max_epochs?"),
         ("optimizer.learning_rate", -1, "optimizer.learning_rate = -1: expected"),
         ("data.source", "digit", "data.source = 'digit' is unknown"),
-        ("model", {"network": "torchvision:resnet8", "width": None, "dropout": None}, "model.network = "),
+        (
+            "model",
+            {"network": "torchvision:resnet8", "width": None, "dropout": None, "test_time_flip": False},
+            "model.network = ",
+        ),
     ],
 )
 def test_check_refuses_in_one_line_and_writes_nothing(

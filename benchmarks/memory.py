@@ -1,0 +1,34 @@
+"""Prints this process's peak memory, MiB, after an epoch of `fit` or of the raw loop.
+
+python -m benchmarks.memory refit|raw (benchmarks.training starts it)
+"""
+
+import sys
+
+import torch
+
+from benchmarks.compare import peak_memory
+
+IMAGES, SHAPE, WIDTH, BATCH_SIZE = 20_480, (1, 28, 28), 19, 512
+
+
+def fit_once() -> None:
+    from benchmarks.raw import made_split
+    from benchmarks.workspace import fit, workspace  # with Lightning, which the raw loop does without
+
+    with workspace(made_split(IMAGES, SHAPE), made_split(2_048, SHAPE), BATCH_SIZE):
+        fit(model__width=WIDTH)
+
+
+def loop_once() -> None:
+    from benchmarks.raw import made_split, our_network, raw_loop
+
+    raw_loop(
+        our_network("cnn", WIDTH, SHAPE), made_split(IMAGES, SHAPE), made_split(2_048, SHAPE), BATCH_SIZE, epochs=1
+    )
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    {"refit": fit_once, "raw": loop_once}[sys.argv[1]]()
+    print(peak_memory())

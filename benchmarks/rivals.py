@@ -1,0 +1,103 @@
+"""The rivals: honest minimal programs, as a good engineer would write them without Refit."""
+
+import time
+from pathlib import Path
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F  # noqa: N812
+import torchvision.transforms as T  # noqa: N812
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from torchmetrics import MeanMetric
+from torchmetrics.classification import MulticlassAccuracy
+
+from refit.data.prepared import Split
+
+
+class PerImage(Dataset[tuple[Tensor, int]]):
+    """Images transformed one by one, as most templates do."""
+
+    def __init__(self, split: Split, transform: T.Compose) -> None:
+        self.images = [Image.fromarray(image.squeeze() if len(image) == 1 else np.moveaxis(image, 0, 2))
+                       for image in split.images]  # fmt: skip
+        self.labels = split.labels.tolist()
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.transform(self.images[index]), self.labels[index]
+
+
+class Photos(Dataset[tuple[Tensor, int]]):
+    """Photos decoded and transformed one by one, as torchvision's ImageFolder does."""
+
+    def __init__(self, files: list[Path], labels: list[int], transform: T.Compose) -> None:
+        self.files, self.labels, self.transform = files, labels, transform
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.transform(Image.open(self.files[index]).convert("RGB")), self.labels[index]
+
+
+def small_image_transforms(size: int) -> T.Compose:
+    return T.Compose([T.RandomCrop(size, padding=2), T.RandomHorizontalFlip(), T.ToTensor(), T.Normalize(0.5, 0.25)])
+
+
+def photo_transforms(size: int) -> T.Compose:
+    return T.Compose([T.RandomResizedCrop(size), T.RandomHorizontalFlip(), T.ToTensor(), T.Normalize(0.5, 0.25)])
+
+
+class TemplateSystem(pl.LightningModule):
+    """What Lightning templates show: a metric's forward and a log of each at every step."""
+
+    def __init__(self, network: nn.Module, classes: int, steps: int) -> None:
+        super().__init__()
+        self.network = network
+        self.steps = steps
+        self.train_loss, self.train_accuracy = MeanMetric(), MulticlassAccuracy(classes)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        images, labels = batch
+        logits = self.network(images)
+        loss = F.cross_entropy(logits, labels)
+        self.train_loss(loss)
+        self.train_accuracy(logits, labels)
+        self.log("train/loss", self.train_loss, on_step=False, on_epoch=True, prog_bar=True)
+        self.log("train/accuracy", self.train_accuracy, on_step=False, on_epoch=True, prog_bar=True)
+        return loss
+
+    def configure_optimizers(self) -> dict[str, object]:  # type: ignore[override]
+        optimizer = torch.optim.AdamW(self.parameters(), 1e-3)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=self.steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+class Clock(pl.Callback):
+    """The seconds from the start of the training to its end."""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.began = time.perf_counter()
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.seconds = time.perf_counter() - self.began
+
+
+def template(network: nn.Module, train: Split, batch_size: int, workers: int) -> float:
+    """Training images a second of a template-style Lightning fit of one epoch."""
+    steps = len(train.labels) // batch_size
+    images = PerImage(train, small_image_transforms(train.images.shape[2]))
+    loader = DataLoader(images, batch_size, shuffle=True, num_workers=workers, drop_last=True)
+    clock = Clock()
+    trainer = pl.Trainer(
+        max_epochs=1, accelerator="auto", devices=1, logger=False, enable_checkpointing=False, callbacks=[clock],
+        enable_progress_bar=False, enable_model_summary=False, gradient_clip_val=1.0,
+    )  # fmt: skip
+    trainer.fit(TemplateSystem(network, 10, steps), loader)
+    return steps * batch_size / clock.seconds

@@ -1,0 +1,155 @@
+"""`fit`, as it is with its logging and checkpoints, against a raw PyTorch loop and a template-style Lightning module.
+
+python -m benchmarks.training [--rounds 5] [--only NAME]
+"""
+
+import os
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+from unittest.mock import patch
+
+import pytorch_lightning as pl
+import torch
+from torch import nn
+
+import stages.fit
+from benchmarks.compare import Result, command_line, compare, interleave
+from benchmarks.raw import made_split, our_network, raw_loop
+from benchmarks.rivals import template
+from benchmarks.workspace import PARAMS, fit, workspace
+from refit.data.prepared import Split
+from refit.training.run_logger import RunLogger
+
+GREY = (1, 28, 28)  # Fashion-MNIST's shape
+AUGMENTED = {"augment__shift": 2, "augment__flip": True}
+
+
+def cnn_against_raw(rounds: int) -> list[Result]:
+    """A convolutional network of 102,000 parameters, where the arithmetic is the work."""
+    return [_against_raw("100k-parameter CNN: images/s ÷ raw loop", "cnn", 19, 10_240, 1, rounds, 0.97)]
+
+
+def tiny_against_raw(rounds: int) -> list[Result]:
+    """A network so small that the data path is the work: random crops and flips in both."""
+    return [_against_raw("tiny network: images/s ÷ raw loop", "mlp", 16, 61_440, 3, rounds, 0.95, augmented=True)]
+
+
+def tiny_against_template(rounds: int) -> list[Result]:
+    """Both with random crops and flips."""
+    train, val = made_split(61_440, GREY), made_split(1_024, GREY)
+    some = Split(train.images[:10_240], train.labels[:10_240])  # a template's rate does not depend on how many
+    with workspace(train, val, 512):
+        measured = interleave(
+            {
+                "refit": lambda: 3 * 61_440 / fit(epochs=3, model__network="mlp", model__width=16, **AUGMENTED),
+                "template, 0 workers": lambda: template(our_network("mlp", 16, GREY), some, 512, workers=0),
+                "template, 2 workers": lambda: template(our_network("mlp", 16, GREY), some, 512, workers=2),
+            },
+            rounds,
+        )
+    return [
+        compare(f"tiny network: images/s ÷ {rival}", measured["refit"], measured[rival], target, "higher")
+        for rival, target in {"template, 0 workers": 6, "template, 2 workers": 5}.items()
+    ]
+
+
+def step_overhead(rounds: int) -> list[Result]:
+    """What a step costs above the raw loop's, where the network costs next to nothing: a linear layer of 16 to 10."""
+    images, batch_size = 64_000, 64
+    train, val = made_split(images, (1, 4, 4)), made_split(64, (1, 4, 4))
+    with workspace(train, val, batch_size), patch("refit.systems.networks.mlp", _linear):
+        measured = interleave(
+            {
+                "refit": lambda: fit(model__network="mlp"),
+                "raw": lambda: images / raw_loop(our_network("mlp", None, (1, 4, 4)), train, val, batch_size, 1),
+            },
+            rounds,
+        )
+    steps = images / batch_size
+    return [
+        compare(
+            "Refit's overhead a step above the raw loop, µs", measured["refit"], measured["raw"], 500, "lower",
+            lambda ours, raw: (ours - raw) / steps * 1e6,
+        )
+    ]  # fmt: skip
+
+
+def tracking(rounds: int) -> list[Result]:
+    """MLflow's share of the training: small epochs, so that there is much to log for little work."""
+    train, val = made_split(10_240, GREY), made_split(1_024, GREY)
+    with workspace(train, val, 64):
+        shares = interleave({"MLflow's share, %": _share_of_tracking}, rounds)["MLflow's share, %"]
+    return [compare("MLflow's share of the training time, %", shares, [1.0] * rounds, 1, "lower")]
+
+
+def _share_of_tracking() -> float:
+    """By the time that the training waits for it: too little to be seen in a difference of whole trainings."""
+    in_tracking = 0.0
+
+    class Timed(RunLogger):
+        def log_metrics(self, *args: Any, **options: Any) -> None:
+            nonlocal in_tracking
+            began = time.perf_counter()
+            super().log_metrics(*args, **options)
+            in_tracking += time.perf_counter() - began
+
+    with patch.object(stages.fit, "RunLogger", Timed):
+        seconds = fit(epochs=4, model__width=16)
+    return 100 * in_tracking / seconds
+
+
+def memory(rounds: int) -> list[Result]:
+    """The peak resident memory of a process that fits and of one that runs the raw loop."""
+    measured = interleave({name: partial(_peak_memory, name) for name in ("refit", "raw")}, rounds, warm_up=0)
+    return [compare("peak memory of fit ÷ raw loop", measured["refit"], measured["raw"], 1.15, "lower")]
+
+
+def _against_raw(name: str, network: str, width: int, images: int, epochs: int, rounds: int, target: float,
+                 augmented: bool = False) -> Result:  # fmt: skip
+    batch_size = 512
+    changes: dict[str, Any] = {"model__network": network, "model__width": width, **(AUGMENTED if augmented else {})}
+    train, val = made_split(images, GREY), made_split(2_048, GREY)
+    with workspace(train, val, batch_size):
+        measured = interleave(
+            {
+                "refit": lambda: epochs * images / fit(epochs, **changes),
+                "raw": lambda: raw_loop(our_network(network, width, GREY), train, val, batch_size, epochs, augmented),
+            },
+            rounds,
+        )
+    return compare(name, measured["refit"], measured["raw"], target, "higher")
+
+
+def _linear(pixels: int, classes: int, width: int, dropout: float) -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(pixels, classes))
+
+
+def _peak_memory(name: str) -> float:
+    """MiB, of a process of its own."""
+    done = subprocess.run([sys.executable, "-m", "benchmarks.memory", name], capture_output=True, check=True)
+    return float(done.stdout)
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """As `fit` runs by default, without its notices."""
+    torch.set_num_threads(PARAMS["trainer"]["threads"])
+    pl.seed_everything(0, verbose=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+if __name__ == "__main__":
+    os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+    with _quietly():
+        command_line(
+            __doc__,
+            [cnn_against_raw, tiny_against_raw, tiny_against_template, step_overhead, tracking, memory],
+        )

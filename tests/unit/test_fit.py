@@ -1,0 +1,99 @@
+"""What `fit` keeps of a training: the best epoch, averaged or compiled where it was asked to."""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import pytorch_lightning as pl
+import torch
+import yaml
+from pytorch_lightning.callbacks import Callback
+from safetensors.torch import load_file
+from torch import Tensor
+
+from refit.data.prepared import read_split
+from refit.files import write_json
+from refit.model_file import MODEL, read_model
+from refit.params import load_params
+from refit.systems.classifier import Classifier
+from refit.training.choices import BATCH, LEARNING_RATE, BatchChoice, LearningRateChoice
+from refit.training.trainer import make_trainer
+from stages import fit
+from tests.unit.conftest import Values
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*LeafSpec"),
+    pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType"),  # MLflow's, of a function of its own
+]
+
+Fitted = Callable[..., dict[str, Tensor]]
+
+
+@pytest.fixture
+def fitted(prepared_workspace: Path, values: Values, monkeypatch: pytest.MonkeyPatch) -> Fitted:
+    """The weights that `fit` keeps with these keys changed."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{prepared_workspace}/mlflow.db")
+    write_json(BATCH, asdict(BatchChoice(64, 64, 1, "params", "cpu", None, [])))
+    write_json(LEARNING_RATE, asdict(LearningRateChoice(0.01, "params", None)))
+
+    def run(**keys: object) -> dict[str, Tensor]:
+        changed = values({"model.network": "cnn", "model.width": 4} | {k.replace("__", "."): keys[k] for k in keys})
+        Path("params.yaml").write_text(yaml.safe_dump(changed), encoding="utf-8")
+        fit.main(load_params().only(*fit.READS))
+        return load_file(MODEL / "model.safetensors")
+
+    return run
+
+
+def test_the_average_that_is_kept_is_the_one_that_was_validated(
+    fitted: Fitted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One epoch of steps, each noted; their average by hand, batch norm's statistics and all."""
+    steps: list[dict[str, Tensor]] = []
+
+    class Notes(Callback):
+        def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: object) -> None:
+            network = cast("Classifier", pl_module).network
+            steps.append({name: value.clone() for name, value in network.state_dict().items()})
+
+    def noting(*args: Any, callbacks: list[Callback], **options: Any) -> pl.Trainer:
+        return make_trainer(*args, callbacks=[Notes(), *callbacks], **options)
+
+    monkeypatch.setattr(fit, "make_trainer", noting)
+    kept = fitted(fit__ema_decay=0.8, fit__max_epochs=1)
+    for name in kept:
+        if kept[name].is_floating_point():
+            average = steps[0][name]
+            for step in steps[1:]:
+                average = 0.8 * average + 0.2 * step[name]
+            torch.testing.assert_close(kept[name], average)
+    assert any(not torch.equal(kept[name], steps[-1][name]) for name in kept)
+
+    told = json.loads(Path("data/evaluation/fit.json").read_text())
+    val = read_split("val")
+    system, _ = read_model()
+    with torch.inference_mode():
+        right = system.eval()(torch.from_numpy(val.images)).argmax(1) == torch.from_numpy(val.labels)
+    assert right.float().mean().item() == pytest.approx(told["val_accuracy"], abs=1e-6)
+
+
+def test_an_average_is_the_same_bits_each_time(fitted: Fitted) -> None:
+    first, second = fitted(fit__ema_decay=0.9), fitted(fit__ema_decay=0.9)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_a_compiled_network_is_compiled_and_learns_what_the_plain_one_does(
+    fitted: Fitted, capfd: pytest.CaptureFixture[str]
+) -> None:
+    plain = fitted(model__dropout=0.0)
+    torch._dynamo.utils.counters.clear()
+    compiled = fitted(model__dropout=0.0, trainer__compile="default")
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 1
+    assert plain.keys() == compiled.keys()
+    for name in plain:
+        torch.testing.assert_close(compiled[name], plain[name], rtol=0.02, atol=0.02)
