@@ -28,6 +28,12 @@ test: .venv/ready  ## everything CI runs: lint, format, types, then the tests, f
 	dvc config --local plots.html_template ../.venv/dvc_plots.html
 	touch $@
 
+.PHONY: bench
+bench: .venv/ready  ## the benchmarks that need no GPU (10 minutes): benchmarks/results.json, and a table of each
+	python -m benchmarks.data_path
+	python -m benchmarks.training
+	python -m benchmarks.pipeline
+
 .PHONY: lock
 lock: .venv/ready  ## requirements.lock anew from pyproject.toml
 	uv pip compile pyproject.toml --group dev --universal --generate-hashes --no-emit-index-url --no-annotate --no-header --upgrade -q -o requirements.lock

@@ -59,8 +59,8 @@ def report(results: list[Result]) -> None:
     """Print the table, and keep it with those of the other benchmarks in results.json."""
     kept = {entry["name"]: entry for entry in json.loads(RESULTS.read_text())} if RESULTS.exists() else {}
     kept |= {result.name: asdict(result) for result in results}
-    RESULTS.write_text(json.dumps(list(kept.values()), indent=2) + "\n", encoding="utf-8")
-    print(table(results))
+    RESULTS.write_text(json.dumps(list(kept.values()), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    print(f"{machine()}\n\n{table(results)}")
 
 
 def table(results: list[Result]) -> str:

@@ -55,24 +55,19 @@ print(peak_memory())
 
 
 def against_one_script(rounds: int) -> list[Result]:
-    """All stages from nothing, the files in the operating system's cache; also without the warm process."""
+    """All stages from nothing, the files in the operating system's cache."""
     with _clone() as ours, _clone() as single:
         script = single / "single_script.py"
         script.write_text(_SINGLE_SCRIPT, encoding="utf-8")
         measured = interleave(
             {
                 "dvc repro": lambda: _seconds(["dvc", "repro", "--force"], ours),
-                "dvc repro, plain processes": lambda: _seconds(["dvc", "repro", "--force"], ours, REFIT_WARM="0"),
                 "one script": lambda: _seconds([sys.executable, script.name], single),
             },
             rounds,
         )
-    return [
-        compare("dvc repro of all stages on digits ÷ one script", measured["dvc repro"], measured["one script"], 1.3,
-                "lower"),
-        compare("dvc repro, plain processes ÷ warm", measured["dvc repro, plain processes"], measured["dvc repro"], 1,
-                "higher"),
-    ]  # fmt: skip
+    name = "dvc repro of all stages on digits ÷ one script"
+    return [compare(name, measured["dvc repro"], measured["one script"], 1.3, "lower")]
 
 
 def nothing_to_do(rounds: int) -> list[Result]:
@@ -87,11 +82,8 @@ def nothing_to_do(rounds: int) -> list[Result]:
             {"ours": lambda: _seconds(["dvc", "repro"], ours), "empty": lambda: _seconds(["dvc", "repro"], empty)},
             rounds,
         )
-    return [
-        compare(
-            "dvc repro with nothing to do ÷ of an empty pipeline", measured["ours"], measured["empty"], 1.2, "lower"
-        )
-    ]
+    name = "dvc repro with nothing to do ÷ of an empty pipeline"
+    return [compare(name, measured["ours"], measured["empty"], 1.2, "lower")]
 
 
 def experiments(rounds: int) -> list[Result]:
@@ -118,16 +110,16 @@ def _clone() -> Iterator[Path]:
         yield clone
 
 
-def _seconds(command: list[str], folder: Path, **environment: str) -> float:
+def _seconds(command: list[str], folder: Path) -> float:
     began = time.perf_counter()
-    _run(command, folder, **environment)
+    _run(command, folder)
     return time.perf_counter() - began
 
 
-def _run(command: list[str], folder: Path, **environment: str) -> str:
+def _run(command: list[str], folder: Path) -> str:
     """What it prints."""
-    done = subprocess.run(command, cwd=folder, env={**ENVIRONMENT, "PYTHONPATH": str(folder), **environment},
-                          capture_output=True, text=True, check=False)  # fmt: skip
+    environment = {**ENVIRONMENT, "PYTHONPATH": str(folder)}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

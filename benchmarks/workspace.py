@@ -4,7 +4,7 @@ import contextlib
 import io
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -27,53 +27,63 @@ PARAMS = yaml.safe_load((Path(__file__).resolve().parents[1] / "params.yaml").re
 
 
 @contextlib.contextmanager
-def workspace(train: Split, val: Split, batch_size: int) -> Iterator[Path]:
-    """The current folder has the outputs of all stages before `fit`, and an MLflow store of its own."""
-    before = Path.cwd()
+def empty_workspace() -> Iterator[None]:
+    """The current folder is a temporary one, with an MLflow store of its own."""
     with (
         TemporaryDirectory() as folder,
         patch.dict(os.environ, {"MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db"}),
+        contextlib.chdir(folder),
     ):
-        os.chdir(folder)
-        try:
-            PREPARED.mkdir(parents=True)
-            for name, split in {"train": train, "val": val, "test": val}.items():
-                np.save(PREPARED / f"{name}_images.npy", split.images)
-                np.save(PREPARED / f"{name}_labels.npy", split.labels)
-            shape = list(train.images.shape[1:])
-            write_json(
-                PREPARED / "dataset.json",
-                DatasetInfo(
-                    FORMAT, "made", [str(number) for number in range(10)], "grey" if shape[0] == 1 else "rgb", shape,
-                    {"train": len(train.labels), "val": len(val.labels), "test": len(val.labels)},
-                    [0.5] * shape[0], [0.25] * shape[0], "0" * 64,
-                ).as_json(),
-            )  # fmt: skip
-            del train, val  # `fit` reads its own
-            hardware = hardware_class(check_params(PARAMS).trainer)
-            write_json(BATCH, asdict(BatchChoice(batch_size, batch_size, 1, "params", hardware, None, [])))
-            write_json(LEARNING_RATE, asdict(LearningRateChoice(1e-3, "params", None)))
-            yield Path(folder)
-        finally:
-            os.chdir(before)
+        yield
 
 
-def fit(epochs: int = 1, **changes: Any) -> float:
-    """Seconds of the training in the project's own `fit` with its defaults but for `changes` (`section__key`)."""
-    values = json.loads(json.dumps(PARAMS))
+@contextlib.contextmanager
+def workspace(train: Split, val: Split, batch_size: int) -> Iterator[None]:
+    """The current folder has the outputs of all stages before `fit`."""
+    with empty_workspace():
+        PREPARED.mkdir(parents=True)
+        for name, split in {"train": train, "val": val, "test": val}.items():
+            np.save(PREPARED / f"{name}_images.npy", split.images)
+            np.save(PREPARED / f"{name}_labels.npy", split.labels)
+        shape = list(train.images.shape[1:])
+        info = DatasetInfo(
+            FORMAT, "made", [str(number) for number in range(10)], "grey" if shape[0] == 1 else "rgb", shape,
+            {"train": len(train.labels), "val": len(val.labels), "test": len(val.labels)},
+            [0.5] * shape[0], [0.25] * shape[0], "0" * 64,
+        )  # fmt: skip
+        write_json(PREPARED / "dataset.json", info.as_json())
+        write_tuning(batch_size, learning_rate=1e-3)
+        del train, val  # `fit` reads its own
+        yield
+
+
+def write_tuning(batch_size: int, learning_rate: float) -> None:
+    hardware = hardware_class(check_params(PARAMS).trainer)
+    write_json(BATCH, asdict(BatchChoice(batch_size, batch_size, 1, "params", hardware, None, [])))
+    write_json(LEARNING_RATE, asdict(LearningRateChoice(learning_rate, "params", None)))
+
+
+def fit(
+    epochs: int = 1, callbacks: Sequence[pl.Callback] = (), params: Mapping[str, Any] = PARAMS, **changes: Any
+) -> float:
+    """Seconds of the training in the project's own `fit`, by `params` but for `changes` (`section__key`)."""
+    values = json.loads(json.dumps(params))
     values["fit"]["max_epochs"] = epochs
     for name, value in changes.items():
         section, key = name.split("__")
         values[section][key] = value
     Path("params.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
     clock = Clock()
-    with patch.object(stages.fit, "make_trainer", _with(clock)), contextlib.redirect_stdout(io.StringIO()):
+    with (
+        patch.object(stages.fit, "make_trainer", _with(clock, *callbacks)),
+        contextlib.redirect_stdout(io.StringIO()),
+    ):
         stages.fit.main(check_params(values).only(*stages.fit.READS))
     return clock.seconds
 
 
-def _with(clock: Clock) -> Callable[..., pl.Trainer]:
-    def timed(*args: Any, callbacks: list[pl.Callback], **options: Any) -> pl.Trainer:
-        return make_trainer(*args, callbacks=[clock, *callbacks], **options)
+def _with(*more: pl.Callback) -> Callable[..., pl.Trainer]:
+    def watched(*args: Any, callbacks: list[pl.Callback], **options: Any) -> pl.Trainer:
+        return make_trainer(*args, callbacks=[*more, *callbacks], **options)
 
-    return timed
+    return watched

@@ -132,7 +132,7 @@ class FitParams(Section):
     """Clip the gradient's global norm to this; null: no clipping."""
     ema_decay: Annotated[Real, Field(gt=0, lt=1)] | None
     """Validate and keep an exponential moving average of the weights and of batch norm's statistics: the share of the
-    average that each step leaves, such as 0.99. null: the weights themselves."""
+    average that each step leaves, such as 0.99; less in the first steps. null: the weights themselves."""
 
 
 class TrainerParams(Section):

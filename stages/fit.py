@@ -7,7 +7,7 @@ from tempfile import TemporaryDirectory
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback, EarlyStopping, EMAWeightAveraging, ModelCheckpoint
+from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint
 
 from refit.data.module import PreparedData
 from refit.data.prepared import read_info
@@ -15,7 +15,7 @@ from refit.files import write_csv, write_json
 from refit.model_file import MODEL, build_classifier, write_model
 from refit.params import FitParams, Params, load_params
 from refit.stage import run_stage
-from refit.training.callbacks import EpochFacts, History
+from refit.training.callbacks import EpochFacts, History, moving_average
 from refit.training.choices import BATCH, LEARNING_RATE, read_batch, read_learning_rate
 from refit.training.run_logger import RunLogger
 from refit.training.trainer import hardware_class, make_trainer
@@ -85,7 +85,7 @@ def _chosen(fit: FitParams) -> Iterator[Callback]:
     if fit.patience is not None:
         yield EarlyStopping(fit.monitor, mode=_mode(fit), patience=fit.patience)
     if fit.ema_decay is not None:
-        yield EMAWeightAveraging(decay=fit.ema_decay)
+        yield moving_average(fit.ema_decay)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,9 @@ import time
 from typing import Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import Callback, RichProgressBar
+from pytorch_lightning.callbacks import Callback, RichProgressBar, WeightAveraging
+from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from refit.data.module import TrainLoader
 
@@ -36,6 +38,19 @@ class EpochLines(Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         metrics = "  ".join(f"{name} {float(value):.4f}" for name, value in trainer.callback_metrics.items())
         print(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {metrics}", flush=True)
+
+
+def moving_average(decay: float) -> WeightAveraging:
+    """Exponential, of the weights and of batch norm's statistics after each optimizer step.
+
+    It looks back on fewer steps at first, as TensorFlow's: else a short fit's holds on to the initial weights.
+    """
+
+    def update(averaged: list[Tensor], current: list[Tensor], steps: Tensor) -> None:
+        warmed_up = (1 + int(steps)) / (10 + int(steps))
+        get_ema_multi_avg_fn(min(decay, warmed_up))(averaged, current, steps)  # type: ignore[no-untyped-call]
+
+    return WeightAveraging(multi_avg_fn=update)
 
 
 class History(Callback):

@@ -1,0 +1,137 @@
+"""What only a GPU can show: near the raw loop, without waits in a step, CIFAR-10's 94 %, and photos a second.
+
+python -m benchmarks.gpu [--rounds 5] [--only NAME]
+
+`cifar10` takes the images from $CIFAR10 (a folder for torchvision's files; they are downloaded where it has none).
+"""
+
+import os
+import statistics
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+import yaml
+
+import stages.fit
+import stages.prepare
+from benchmarks.compare import Result, command_line, compare, interleave
+from benchmarks.raw import made_split, our_network, raw_loop
+from benchmarks.workspace import empty_workspace, fit, workspace, write_tuning
+from refit.data.module import EvaluationLoader
+from refit.data.prepared import read_split
+from refit.model_file import read_model
+from refit.params import TrainerParams, check_params
+from refit.training.trainer import make_trainer
+
+COLOUR, PHOTO = (3, 32, 32), (3, 176, 176)
+BATCH_SIZE = 512
+RECIPE = Path(__file__).resolve().parents[1] / "docs/recipes/cifar10.yaml"
+
+
+def against_raw(rounds: int) -> list[Result]:
+    """ResNet-9 on images of CIFAR-10's size, random crops and flips, bfloat16 in both."""
+    train, val, epochs = made_split(51_200, COLOUR), made_split(2_048, COLOUR), 4
+    choices: dict[str, Any] = {"model__network": "resnet9", "augment__shift": 2, "augment__flip": True}
+    with workspace(train, val, BATCH_SIZE):
+        measured = interleave(
+            {
+                "refit": lambda: epochs * len(train.labels) / fit(epochs, **choices),
+                "raw": lambda: raw_loop(
+                    our_network("resnet9", None, COLOUR), train, val, BATCH_SIZE, epochs, augmented=True
+                ),
+            },
+            rounds,
+        )
+    return [compare("GPU, ResNet-9: images/s ÷ raw loop", measured["refit"], measured["raw"], 0.95, "higher")]
+
+
+class _Waits(pl.Callback):
+    """Counts what makes the host wait for the device, in the steps after the first ten, as PyTorch tells of it."""
+
+    steps = waits = 0
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, number: int) -> None:
+        if number >= 10:
+            self.caught = warnings.catch_warnings(record=True)
+            self.told = self.caught.__enter__()
+            warnings.simplefilter("always")
+            torch.cuda.set_sync_debug_mode("warn")
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any,
+                           number: int) -> None:  # fmt: skip
+        if number >= 10:
+            torch.cuda.set_sync_debug_mode("default")
+            self.caught.__exit__(None, None, None)
+            for warning in self.told or []:
+                print(f"  {warning.message}", file=sys.stderr)
+            self.steps, self.waits = self.steps + 1, self.waits + len(self.told or [])
+
+
+def host_waits(rounds: int) -> list[Result]:
+    """How often a step waits for the device."""
+    each = []
+    with workspace(made_split(51_200, COLOUR), made_split(2_048, COLOUR), BATCH_SIZE):
+        for _ in range(rounds):
+            waits = _Waits()
+            fit(callbacks=[waits], model__network="resnet9", augment__shift=2, augment__flip=True)
+            each.append(waits.waits / waits.steps)
+    return [compare("GPU: host synchronisations a step", each, [1.0] * rounds, 0, "lower")]
+
+
+def cifar10(rounds: int) -> list[Result]:
+    """The recipe of docs/recipes, with another seed each time: at least ten."""
+    values = yaml.safe_load(RECIPE.read_text(encoding="utf-8"))
+    values["data"]["root"] = os.environ.get("CIFAR10", str(Path("data/raw").absolute()))
+    accuracies, of_training, of_stage = [], [], []
+    with empty_workspace():
+        write_tuning(values["batch"]["size"], values["optimizer"]["learning_rate"])
+        stages.prepare.main(check_params(values).only(*stages.prepare.READS))
+        for seed in range(-1, max(rounds, 10)):  # the first one warms up
+            values["seed"] = seed + 1
+            began = time.perf_counter()
+            seconds = fit(values["fit"]["max_epochs"], params=values)
+            of_stage.append(time.perf_counter() - began)
+            accuracies.append(100 * _test_accuracy(check_params(values).trainer))
+            of_training.append(seconds)
+            print(f"  seed {values['seed']}: {accuracies[-1]:.2f} %, {seconds:.2f} s, stage {of_stage[-1]:.2f} s",
+                  file=sys.stderr)  # fmt: skip
+    mean = statistics.mean(accuracies[1:])
+    count = len(accuracies) - 1
+    return [
+        Result("GPU, CIFAR-10: mean test accuracy, %", mean, min(accuracies[1:]), max(accuracies[1:]), 94, "higher",
+               count),
+        compare("GPU, CIFAR-10: training, s", of_training[1:], [1.0] * count, 4, "lower"),
+        compare("GPU, CIFAR-10: the whole stage, s", of_stage[1:], [1.0] * count, 15, "lower"),
+    ]  # fmt: skip
+
+
+def _test_accuracy(trainer: TrainerParams) -> float:
+    system, model = read_model()
+    split = read_split("test")
+    make_trainer(trainer).test(system, EvaluationLoader(split, 2 * model.batch_size), verbose=False)
+    predicted = system.test_probabilities.compute().argmax(dim=1).cpu()
+    return (predicted == torch.from_numpy(split.labels)).float().mean().item()
+
+
+def photos(rounds: int) -> list[Result]:
+    """ResNet-18 on random resized crops of 176 x 176 pixels."""
+    images = 16_384
+    with workspace(made_split(images, PHOTO), made_split(1_024, PHOTO), BATCH_SIZE):
+        choices: dict[str, Any] = {
+            "model__network": "torchvision:resnet18",
+            "augment__crop_area": 0.35,
+            "augment__flip": True,
+        }
+        measured = interleave({"images/s": lambda: 2 * images / fit(2, **choices)}, rounds)
+    return [compare("GPU, ResNet-18 at 176 px: images/s", measured["images/s"], [1.0] * rounds, 10_000, "higher")]
+
+
+if __name__ == "__main__":
+    if not torch.cuda.is_available():
+        sys.exit("error: no CUDA device; make bench runs what needs none")
+    command_line(__doc__, [against_raw, host_waits, cifar10, photos])
