@@ -26,6 +26,8 @@ from prefect.artifacts import acreate_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.exceptions import TerminationSignal
+from prefect.server.api.server import SubprocessASGIServer
+from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Failed
 
 SUMMARY_KEY = "refit-summary"
@@ -121,6 +123,23 @@ def _no_other_flow_here() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def _some_server() -> Iterator[None]:
+    """The server that is set; or a temporary one, as Prefect's own, but one that Ctrl-C in a terminal does not reach:
+    a flow that cannot tell its server of its end tries for minutes."""
+    if PREFECT_API_URL.value():
+        yield
+        return
+    server = SubprocessASGIServer()
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # which the server's process inherits
+    try:
+        server.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    with temporary_settings({PREFECT_API_URL: server.api_url}):
+        yield
+
+
 def main() -> int:
     try:
         load_params()
@@ -128,7 +147,8 @@ def main() -> int:
         print("\n".join(f"error: {line}" for line in str(error).splitlines()), file=sys.stderr)
         return USER_ERROR
     try:
-        state = asyncio.run(_state_of(reproduce(return_state=True)))
+        with _some_server():
+            state = asyncio.run(_state_of(reproduce(return_state=True)))
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except TerminationSignal:

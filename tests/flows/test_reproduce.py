@@ -110,6 +110,17 @@ def test_ending_a_flow_by_hand_ends_its_stage(toy_with_server: Toy, by: signal.S
     assert gone(pid)
 
 
+def test_ctrl_c_in_a_terminal_ends_a_flow_without_a_server_at_once(toy: Toy) -> None:
+    """A terminal sends it to the whole process group, and so to Prefect's temporary server."""
+    toy.stage("endless", does="Path('log/endless.pid').write_text(str(os.getpid())); time.sleep(600)")
+    with toy.starting("python", "-m", "pipelines.reproduce") as flow:
+        pid = eventually(lambda: toy.note("endless.pid"), "the stage runs")
+        os.killpg(flow.pid, signal.SIGINT)
+        assert flow.wait(20) == 130
+    assert gone(pid)
+    assert "connection attempts failed" not in (toy.root / "background.log").read_text()
+
+
 def test_a_killed_flow_takes_its_stage_along_and_leaves_the_workspace_free(toy_with_server: Toy) -> None:
     toy = toy_with_server
     toy.stage(
