@@ -158,5 +158,11 @@ class PreparedData(pl.LightningDataModule):
         assert self.trainer is not None
         return EvaluationLoader(self.val, EVALUATION_FACTOR * self.batch_size, self.trainer.strategy.root_device)
 
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        if batch.images.device == device:  # Lightning would look at each tensor of it
+            return batch
+        moved: Batch = super().transfer_batch_to_device(batch, device, dataloader_idx)
+        return moved
+
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         return augmented(batch, self.augmentation)

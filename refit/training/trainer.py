@@ -1,7 +1,5 @@
 """The one place that makes a Lightning Trainer."""
 
-import atexit
-import gc
 import logging
 import os
 import sys
@@ -80,9 +78,6 @@ def _skip_needless_work() -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     # Lightning's way of looking for a GPU, which each optimizer step does: it opens NVIDIA's library every time.
     os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)
-    # Python's garbage collector need not look again and again at the million objects that the imports made.
-    gc.freeze()
-    atexit.register(gc.unfreeze)  # or some libraries complain at the end of what is never freed
 
 
 def _silence_notices() -> None:

@@ -130,6 +130,16 @@ def test_evaluation_shows_every_image_once_in_order(split: Split) -> None:
     assert all(batch.draws is None for batch in batches)
 
 
+def test_a_batch_that_is_not_on_the_device_is_brought_there(digits: Path) -> None:
+    data = PreparedData(ALL, 64, 128, seed=7, folder=digits)
+    images, labels = torch.zeros(2, 1, 8, 8, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64)
+    here = Batch(images, labels, draw(ALL, 2, (8, 8), np.random.default_rng(0)))
+    assert data.transfer_batch_to_device(here, torch.device("cpu"), 0) is here
+    there = data.transfer_batch_to_device(here, torch.device("meta"), 0)
+    assert there.draws is not None
+    assert {tensor.device.type for tensor in (there.images, there.labels, *there.draws)} == {"meta"}
+
+
 class Seen(pl.LightningModule):
     """Keeps what Lightning hands to a step."""
 
