@@ -9,14 +9,14 @@ import torch
 
 from benchmarks.compare import peak_memory
 
-IMAGES, SHAPE, WIDTH, BATCH_SIZE = 20_480, (1, 28, 28), 19, 512
+IMAGES, SHAPE, WIDTH, BATCH_SIZE = 2_560, (1, 28, 28), 19, 512
 
 
 def fit_once() -> None:
     from benchmarks.raw import made_split
     from benchmarks.workspace import fit, workspace  # with Lightning, which the raw loop does without
 
-    with workspace(made_split(IMAGES, SHAPE), made_split(2_048, SHAPE), BATCH_SIZE):
+    with workspace(made_split(IMAGES, SHAPE), made_split(1_024, SHAPE), BATCH_SIZE):
         fit(model__width=WIDTH)
 
 
@@ -24,7 +24,7 @@ def loop_once() -> None:
     from benchmarks.raw import made_split, our_network, raw_loop
 
     raw_loop(
-        our_network("cnn", WIDTH, SHAPE), made_split(IMAGES, SHAPE), made_split(2_048, SHAPE), BATCH_SIZE, epochs=1
+        our_network("cnn", WIDTH, SHAPE), made_split(IMAGES, SHAPE), made_split(1_024, SHAPE), BATCH_SIZE, epochs=1
     )
 
 
