@@ -84,7 +84,7 @@ class ModelParams(Section):
             if self.width is not None or self.dropout is not None:
                 raise ValueError(f"width and dropout have no effect with {self.network}; set both to null")
         elif self.network not in OUR_NETWORKS:
-            raise ValueError(f"network {self.network!r} is unknown{_nearest(self.network, [*OUR_NETWORKS])}; expected "
+            raise ValueError(f"network {self.network!r} is unknown{nearest(self.network, [*OUR_NETWORKS])}; expected "
                              f"{', '.join(OUR_NETWORKS)} or torchvision:NAME")  # fmt: skip
         return self
 
@@ -229,7 +229,9 @@ def _explain(error: ValidationError) -> list[str]:
         section, keys = _resolve(fault["loc"])
         path = ".".join(keys)
         if fault["type"] == "extra_forbidden":
-            line = f"{path} is not a known key{_nearest(keys[-1], list(section.model_fields), keys[:-1])}"
+            line = (
+                f"{path} is not a known key{nearest(keys[-1], list(section.model_fields), path.removesuffix(keys[-1]))}"
+            )
         elif fault["type"] == "missing":
             line = f"{path} is missing; {_expected(section, keys[-1])}"
         elif fault["type"] == "value_error":
@@ -265,9 +267,10 @@ def _expected(section: type[Section], key: str) -> str:
     )
 
 
-def _nearest(name: str, known: list[str], parents: list[str] | None = None) -> str:
+def nearest(name: str, known: list[str], lead: str = "") -> str:
+    """What an error says after an unknown name: the most similar known one, led by `lead`; nothing where none is."""
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"; did you mean {'.'.join([*(parents or []), close[0]])}?" if close else ""
+    return f"; did you mean {lead}{close[0]}?" if close else ""
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from refit.data.images import find_images, open_image
-from refit.params import DataParams
+from refit.params import DataParams, nearest
 
 SplitName = Literal["train", "val", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "val", "test")
@@ -53,7 +53,10 @@ def open_source(data: DataParams) -> Source:
     """
     kind, _, name = data.source.partition(":")
     if kind not in SOURCES or bool(name) != (kind == "torchvision"):
-        raise ValueError(f"data.source = {data.source!r} is unknown; expected digits, folder or torchvision:NAME")
+        guess = nearest(data.source, [*SOURCES])
+        raise ValueError(
+            f"data.source = {data.source!r} is unknown{guess}; expected digits, folder or torchvision:NAME"
+        )
     if not Path(data.root).is_dir():
         raise ValueError(f"data.root = {data.root!r} is not a folder; create it or name the folder of the raw images")
     return SOURCES[kind](data)
@@ -77,7 +80,8 @@ def _torchvision(data: DataParams) -> Source:
     name = data.source.partition(":")[2]
     known = [*_TORCHVISION_BY_FLAG, *_TORCHVISION_BY_NAME]
     if name not in known:
-        raise ValueError(f"data.source = {data.source!r} is unknown; the sets are {', '.join(known)}")
+        guess = nearest(name, known, "torchvision:")
+        raise ValueError(f"data.source = {data.source!r} is unknown{guess}; the sets are {', '.join(known)}")
     splits: tuple[Literal["train", "test"], ...] = ("train", "test")
     sets = {split: _load_or_download(name, split, Path(data.root)) for split in splits}
     classes = getattr(sets["train"], "classes", None) or sorted({int(label) for label in _labels(sets["train"])})

@@ -7,7 +7,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from refit.params import ModelParams
+from refit.params import ModelParams, nearest
 
 
 def build_network(
@@ -46,7 +46,8 @@ def check_torchvision_name(network: str) -> None:
     known = [other for other in known if other not in ("googlenet", "inception_v3")]
     if name not in known:
         raise ValueError(
-            f"model.network = {network!r} is unknown; expected torchvision: and one of {', '.join(sorted(known))}"
+            f"model.network = {network!r} is unknown{nearest(name, known, 'torchvision:')}; "
+            "expected torchvision: and a classifier of torchvision.models, such as resnet18"
         )
 
 

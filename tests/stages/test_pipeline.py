@@ -83,8 +83,8 @@ OFFLINE = dict.fromkeys(("http_proxy", "https_proxy"), "http://127.0.0.1:9")
         ("+fit.max_epoch=3", "fit.max_epoch is not a known key; did you mean fit.max_epochs?"),
         ("optimizer.learning_rate=-1", "optimizer.learning_rate = -1: expected"),
         ("model.network=cnnn", "network 'cnnn' is unknown; did you mean cnn?"),
-        ("model.network=torchvision:resnet17", "'torchvision:resnet17' is unknown"),
-        ("data.source=digit", "data.source = 'digit' is unknown"),
+        ("model.network=torchvision:resnet17", "'torchvision:resnet17' is unknown; did you mean torchvision:resnet1"),
+        ("data.source=digit", "data.source = 'digit' is unknown; did you mean digits?"),
         ("data.val=1.2", "data.val = 1.2: expected"),
         ("data.source=torchvision:KMNIST", "torchvision:KMNIST' is not in data.root"),
     ],
@@ -118,6 +118,10 @@ def test_mlflow_holds_one_run_of_the_model_with_its_parameters_fit_and_test(proj
     assert run["params"]["optimizer.weight_decay"] == "0.05"
     assert run["metrics"]["test_accuracy"] == tested["accuracy"]
     assert {"val_loss", "train_accuracy", "images_per_second", "first_step_seconds"} <= set(run["metrics"])
+    kept = json.loads((project.root / "data/evaluation/fit.json").read_text())
+    assert {name: run["metrics"][f"best_{name}"] for name in kept if name != "epochs"} == {
+        name: value for name, value in kept.items() if name != "epochs"
+    }
 
 
 def test_experiments_run_in_the_workspace_apart_from_it_and_from_the_queue(project: Project) -> None:

@@ -1,5 +1,6 @@
 """The classifier: what it optimizes, how it counts, and how its learning rate moves."""
 
+import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.callbacks import Callback, RichProgressBar
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -187,6 +188,19 @@ def test_label_smoothing_is_of_the_training_loss_alone(build: Any, params: Param
         torch.testing.assert_close(loss, nn.functional.cross_entropy(logits, batch.labels, label_smoothing=smoothing))
         system.validation_step(batch, 0)
         torch.testing.assert_close(system.val_loss.compute(), nn.functional.cross_entropy(logits, batch.labels))
+
+
+def test_the_terminal_s_bar_follows_the_clock_and_shows_each_epoch_s_last_step(
+    build: Any, params: Params, digits: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[int] = []
+    monkeypatch.setattr(RichProgressBar, "on_train_batch_end", lambda self, *step: drawn.append(step[-1]))
+    monkeypatch.setattr("refit.training.callbacks.BAR_PERIOD", 600)
+    data = PreparedData(params.augment, 64, 64, 0, digits)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    train(build(), params, data, max_epochs=2)
+    last = len(read_split("train", digits).labels) // 64 - 1
+    assert drawn == [0, last, last]
 
 
 def test_an_epoch_s_metrics_are_those_of_the_whole_split(build: Any, params: Params, digits: Path) -> None:

@@ -10,8 +10,8 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from refit.data.augment import augment, draw
-from refit.data.module import EVALUATION_FACTOR, Batch, EvaluationLoader, PreparedData, TrainLoader
+from refit.data.augment import Draws, augment, draw
+from refit.data.module import EVALUATION_FACTOR, Batch, EvaluationLoader, PreparedData, TrainLoader, augmented
 from refit.data.prepared import Split, read_split
 from refit.params import AugmentParams, Params
 from refit.training.trainer import make_trainer
@@ -128,6 +128,23 @@ def test_evaluation_shows_every_image_once_in_order(split: Split) -> None:
     assert torch.equal(torch.cat([batch.images for batch in batches]), torch.from_numpy(split.images))
     assert torch.equal(torch.cat([batch.labels for batch in batches]), torch.from_numpy(split.labels))
     assert all(batch.draws is None for batch in batches)
+
+
+def test_what_does_not_fit_a_cuda_device_is_pinned_ahead_and_augmented_there(
+    split: Split, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is no such device here: only what is asked of it is seen."""
+    pinned: list[Tensor] = []
+
+    def pin(tensor: Tensor) -> Tensor:
+        pinned.append(tensor)
+        return tensor
+
+    monkeypatch.setattr(Tensor, "pin_memory", pin)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (0, 0))
+    waiting = list(TrainLoader(split, 8, 16, ALL, 3, lambda: 5, torch.device("cuda")))
+    assert len(pinned) == len(waiting) * (2 + len(Draws._fields))
+    assert same(joined([augmented(batch, ALL) for batch in waiting]), joined(list(loader(split, seed=3, epoch=5))))
 
 
 def test_a_batch_that_is_not_on_the_device_is_brought_there(digits: Path) -> None:

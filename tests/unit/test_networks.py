@@ -80,7 +80,7 @@ def test_channels_are_not_mixed_up_with_one_another(network: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["resnet19", "googlenet", "inception_v3", "fcn_resnet50", ""])
-def test_an_unknown_torchvision_name_is_an_error_that_lists_the_known_ones(name: str) -> None:
+def test_an_unknown_torchvision_name_is_an_error_that_says_what_is_expected(name: str) -> None:
     """googlenet and inception_v3 are left out for their second output in training."""
     with pytest.raises(ValueError, match=rf"model\.network = 'torchvision:{name}' is unknown; .* resnet18"):
         build(model(f"torchvision:{name}"))

@@ -267,12 +267,12 @@ def test_a_stage_can_be_started_by_a_container_s_first_process(start: Start, pro
     assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
 
 
-def check(workspace: Path) -> tuple[int, str, str]:
+def check(workspace: Path, **environment: str) -> tuple[int, str, str]:
     """The project's own first stage."""
     return ended(
         subprocess.Popen(
             [sys.executable, "-m", "stages.check"], cwd=workspace, text=True,
-            env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": str(ROOT), **environment}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )
     )  # fmt: skip
 
@@ -294,6 +294,7 @@ def test_check_writes_the_schema_that_is_committed(workspace: Path, values: Valu
             {"network": "torchvision:resnet8", "width": None, "dropout": None, "test_time_flip": False},
             "model.network = ",
         ),
+        ("predict.images", "data/newer", "predict.images = 'data/newer' is not a folder; create it"),
     ],
 )
 def test_check_refuses_in_one_line_and_writes_nothing(
@@ -305,3 +306,10 @@ def test_check_refuses_in_one_line_and_writes_nothing(
     assert err.startswith("error: ")
     assert line in err
     assert not (workspace / "docs").exists()
+
+
+def test_check_refuses_to_compile_where_there_is_no_compiler(workspace: Path, values: Values) -> None:
+    (workspace / "params.yaml").write_text(yaml.safe_dump(values({"trainer.compile": "default"})))
+    code, out, err = check(workspace, PATH=str(workspace), CXX="")
+    assert (code, out, len(err.splitlines())) == (2, "", 1)
+    assert err.startswith("error: trainer.compile = 'default' needs a C++ compiler")

@@ -292,6 +292,13 @@ class TestSuggestion:
         assert suggestion is not None
         assert np.log10(suggestion) == pytest.approx(-2.5, abs=0.1)
 
+    def test_a_fall_after_the_lowest_loss_is_noise(self) -> None:
+        decades = np.log10(RATES)
+        losses = np.interp(decades, [-6, -4, -3, -1, 0], [2.3, 2.3, 2.0, 9.0, 3.0])
+        suggestion = suggest_learning_rate(RATES, losses)
+        assert suggestion is not None
+        assert -4.1 < np.log10(suggestion) < -2.9
+
     @pytest.mark.parametrize("last", [2.3, 9.0])
     def test_it_is_none_where_the_loss_never_falls(self, last: float) -> None:
         assert suggest_learning_rate(RATES, np.linspace(2.3, last, 100)) is None
