@@ -19,6 +19,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from refit.files import repository_root
 from refit.quiet import QUIET
 
 if TYPE_CHECKING:  # mlflow and torch take seconds to import: only who calls in here pays
@@ -189,7 +190,7 @@ class TrackedRun:
 def find_run(model_sha256: str) -> RunLink | None:
     """The finished run of this model; None where there is none, or, after a warning, where MLflow cannot be reached."""
     uri = tracking_uri()
-    if uri == _local_store() and not (_root() / _LOCAL_STORE).is_file():
+    if uri == _local_store() and not (repository_root() / _LOCAL_STORE).is_file():
         return None  # MLflow would make the store only to find it empty
     try:
         client, experiment_id = _connect(uri)
@@ -273,7 +274,7 @@ def _connect(uri: str) -> "tuple[MlflowClient, str]":
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
-    if uri == _local_store() and not (_root() / _LOCAL_STORE).is_file():
+    if uri == _local_store() and not (repository_root() / _LOCAL_STORE).is_file():
         _make_local_store()
     _probe_sqlite(uri)
     name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT
@@ -283,7 +284,7 @@ def _connect(uri: str) -> "tuple[MlflowClient, str]":
     except (ValueError, ImportError) as error:  # no URI at all; a database whose driver is not installed
         raise ConnectionError(f"MLFLOW_TRACKING_URI cannot be used: {error}") from error
     if experiment is None:
-        artifacts = (_root() / _LOCAL_ARTIFACTS).as_uri() if uri == _local_store() else None
+        artifacts = (repository_root() / _LOCAL_ARTIFACTS).as_uri() if uri == _local_store() else None
         try:
             return client, client.create_experiment(name, artifact_location=artifacts)
         except MlflowException as error:
@@ -299,7 +300,7 @@ def _make_local_store() -> None:
     never opens again. So one process at a time makes it, aside, and it appears whole."""
     from mlflow import MlflowClient
 
-    folder, store = _root() / _LOCAL_ARTIFACTS, _root() / _LOCAL_STORE
+    folder, store = repository_root() / _LOCAL_ARTIFACTS, repository_root() / _LOCAL_STORE
     folder.mkdir(exist_ok=True)
     lock = os.open(folder, os.O_RDONLY)
     try:
@@ -387,11 +388,7 @@ def _git(*arguments: str) -> str | None:
 
 
 def _local_store() -> str:
-    return f"sqlite:///{_root() / _LOCAL_STORE}"
-
-
-def _root() -> Path:
-    return Path(os.environ.get("DVC_ROOT") or ".").resolve()
+    return f"sqlite:///{repository_root() / _LOCAL_STORE}"
 
 
 def _now() -> int:

@@ -84,22 +84,34 @@ class TrainLoader:
         self.augmentation = augmentation
         self.seed = seed
         self.epoch = epoch
+        self.position = 0
+        """Batches of the epoch that were handed out."""
+        self._start = 0
+
+    def state_dict(self) -> dict[str, int]:
+        return {"position": self.position}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """The next epoch to be iterated over begins at this position."""
+        self._start = state_dict["position"]
 
     def __len__(self) -> int:
         return self.used // self.batch_size
 
     def __iter__(self) -> Iterator[Batch]:
         random = np.random.default_rng([self.seed, self.epoch()])
-        order = torch.from_numpy(random.permutation(len(self.labels))[: self.used])
+        self.position, self._start = self._start, 0
+        order = torch.from_numpy(random.permutation(len(self.labels))[self.position * self.batch_size : self.used])
         height, width = self.images.shape[2:]
         draws = draw(self.augmentation, len(self.labels), (height, width), random)
         batches = self._gather(order.to(self.images.device), draws.to(self.images.device) if draws else None)
         if self.images.device.type == "cpu" and self.device.type == "cuda":
-            yield from _ahead(_pinned(batch) for batch in batches)
+            batches = _ahead(_pinned(batch) for batch in batches)
         elif self.images.device.type == "cpu" and draws:
-            yield from _ahead(augmented(batch, self.augmentation) for batch in batches)
-        else:
-            yield from batches
+            batches = _ahead(augmented(batch, self.augmentation) for batch in batches)
+        for batch in batches:
+            self.position += 1
+            yield batch
 
     def _gather(self, order: Tensor, draws: Draws | None) -> Iterator[Batch]:
         for indices in torch.split(order, self.batch_size):

@@ -82,6 +82,13 @@ class Classifier(pl.LightningModule):
             self.log(name, metric.compute(), prog_bar=True)
             metric.reset()
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["train_sums"], checkpoint["train_images"] = self.train_sums, self.train_images
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.train_sums.copy_(checkpoint["train_sums"])
+        self.train_images = checkpoint["train_images"]
+
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Keep each image's probabilities: every figure of the report follows from them."""
         self.test_probabilities.update(self.predict_step(batch, batch_idx))
@@ -122,8 +129,9 @@ class Classifier(pl.LightningModule):
             {"params": weights, "weight_decay": params.weight_decay},
             {"params": others, "weight_decay": 0.0},
         ]
-        # One kernel for all weights, where the device has it; with it the gradient scaler of 16-mixed cannot clip.
-        fused = self.device.type in ("cpu", "cuda") and self.trainer.precision != "16-mixed"
+        # One kernel for all weights, where the device has it; Lightning will not clip for it in mixed precision.
+        clips_mixed = bool(self.trainer.gradient_clip_val) and self.trainer.precision.endswith("-mixed")
+        fused = self.device.type in ("cpu", "cuda") and not clips_mixed
         if params.name == "adamw":
             return torch.optim.AdamW(groups, lr=self.learning_rate, betas=(params.momentum, 0.999), fused=fused)
         nesterov = params.momentum > 0

@@ -1,15 +1,17 @@
 """What watches a fit."""
 
 import math
+import operator
 import time
 from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback, RichProgressBar, WeightAveraging
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from refit.data.module import TrainLoader
+from refit.params import FitParams
 
 BAR_PERIOD = 0.1  # seconds
 
@@ -40,17 +42,22 @@ class EpochLines(Callback):
         print(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {metrics}", flush=True)
 
 
-def moving_average(decay: float) -> WeightAveraging:
+class MovingAverage(WeightAveraging):
     """Exponential, of the weights and of batch norm's statistics after each optimizer step.
 
     It looks back on fewer steps at first, as TensorFlow's: else a short fit's holds on to the initial weights.
     """
 
-    def update(averaged: list[Tensor], current: list[Tensor], steps: Tensor) -> None:
-        warmed_up = (1 + int(steps)) / (10 + int(steps))
-        get_ema_multi_avg_fn(min(decay, warmed_up))(averaged, current, steps)  # type: ignore[no-untyped-call]
+    def __init__(self, decay: float) -> None:
+        def update(averaged: list[Tensor], current: list[Tensor], steps: Tensor) -> None:
+            warmed_up = (1 + int(steps)) / (10 + int(steps))
+            get_ema_multi_avg_fn(min(decay, warmed_up))(averaged, current, steps)  # type: ignore[no-untyped-call]
 
-    return WeightAveraging(multi_avg_fn=update)
+        super().__init__(multi_avg_fn=update)
+
+    def averaged(self) -> nn.Module:
+        assert self._average_model is not None
+        return self._average_model.module
 
 
 class History(Callback):
@@ -58,6 +65,12 @@ class History(Callback):
 
     def __init__(self) -> None:
         self.rows: list[dict[str, float]] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rows": self.rows, "learning_rate": self.learning_rate}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.rows, self.learning_rate = state_dict["rows"], state_dict["learning_rate"]
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.learning_rate = trainer.optimizers[0].param_groups[0]["lr"]
@@ -72,6 +85,30 @@ class History(Callback):
         self.rows.append({"epoch": trainer.current_epoch + 1, **metrics, "learning_rate": self.learning_rate})
 
 
+class Best(Callback):
+    """The best epoch so far: its row of the history, and the weights that were validated. Of equals the first."""
+
+    def __init__(self, history: History, fit: FitParams, average: MovingAverage | None) -> None:
+        self.history = history
+        self.monitor = fit.monitor
+        self.is_better = operator.lt if fit.monitor_mode == "min" else operator.gt
+        self.average = average
+        self.row: dict[str, float] = {}
+        self.weights: dict[str, Tensor] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"row": self.row, "weights": self.weights}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.row, self.weights = state_dict["row"], state_dict["weights"]
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        row = self.history.rows[-1]
+        if not self.row or self.is_better(row[self.monitor], self.row[self.monitor]):
+            validated = self.average.averaged() if self.average else pl_module
+            self.row, self.weights = row, {name: value.clone() for name, value in validated.state_dict().items()}
+
+
 class EpochFacts(Callback):
     """Learning rate and training images a second, sent to the run's logger at the step of the epoch's other metrics.
 
@@ -81,6 +118,10 @@ class EpochFacts(Callback):
 
     def __init__(self, history: History) -> None:
         self.history = history
+        self.first_step: float | None = None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.on_train_epoch_start(trainer, pl_module)  # a fit that goes on is in the middle of an epoch
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.started = time.perf_counter()
@@ -101,7 +142,7 @@ class EpochFacts(Callback):
         facts = {"learning_rate": self.history.rows[-1]["learning_rate"]}
         if self.batches:
             facts["images_per_second"] = self.batches * trainer.train_dataloader.batch_size / self.seconds
-        if trainer.current_epoch == 0:
+        if trainer.current_epoch == 0 and self.first_step is not None:
             facts["first_step_seconds"] = self.first_step
         for logger in trainer.loggers:
             logger.log_metrics(facts, trainer.global_step - 1)

@@ -6,6 +6,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from importlib.metadata import version
 from typing import Any
 
 import pytorch_lightning as pl
@@ -70,6 +71,12 @@ def hardware_class(params: TrainerParams) -> str:
     if params.accelerator in ("auto", "gpu", "mps") and torch.backends.mps.is_available():
         return "mps"
     return params.accelerator if params.accelerator == "tpu" else "cpu"
+
+
+def environment(params: TrainerParams) -> dict[str, str]:
+    """What, beside the parameters, the code and the data, decides the bits that a training comes to."""
+    packages = {name: version(name) for name in ("torch", "pytorch-lightning", "numpy")}
+    return {"hardware": hardware_class(params), "cpu": torch.backends.cpu.get_cpu_capability(), **packages}
 
 
 def _skip_needless_work() -> None:

@@ -3,15 +3,23 @@
 import shutil
 from collections.abc import Callable, Mapping
 from copy import deepcopy
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
+from safetensors.torch import load_file
+from torch import Tensor
 
 from refit.data.pack import pack
 from refit.data.sources import open_source
-from refit.params import Params, check_params
+from refit.files import write_json
+from refit.model_file import MODEL
+from refit.params import Params, check_params, load_params
+from refit.training.choices import BATCH, LEARNING_RATE, BatchChoice, LearningRateChoice
+from stages import fit
 
 # Whatever params.yaml holds today, the tests run with these.
 _VALUES: dict[str, Any] = {
@@ -30,6 +38,7 @@ _VALUES: dict[str, Any] = {
     "loss": {"label_smoothing": 0.0},
     "fit": {
         "max_epochs": 2, "monitor": "val_loss", "patience": None, "gradient_clip_val": 1.0, "ema_decay": None,
+        "save_state_every": 30.0,
     },
     "trainer": {
         "accelerator": "cpu", "precision": "32-true", "threads": 1, "deterministic": True, "compile": None,
@@ -40,6 +49,7 @@ _VALUES: dict[str, Any] = {
 }  # fmt: skip
 
 Values = Callable[[Mapping[str, object]], dict[str, Any]]
+Fit = Callable[..., dict[str, Tensor]]
 Changed = Callable[[Mapping[str, object]], Params]
 
 
@@ -99,3 +109,20 @@ def prepared_workspace(workspace: Path, digits: Path) -> Path:
     """The folder a stage runs in, with the prepared digits in data/prepared."""
     shutil.copytree(digits, workspace / "data/prepared")
     return workspace
+
+
+@pytest.fixture
+def fitted(prepared_workspace: Path, values: Values, monkeypatch: pytest.MonkeyPatch) -> Fit:
+    """The weights that `fit` keeps with these keys changed, and batches of 64 in micro-batches of `micro_batch`."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{prepared_workspace}/mlflow.db")
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    write_json(LEARNING_RATE, asdict(LearningRateChoice(0.01, "params", None)))
+
+    def run(micro_batch: int = 64, **keys: object) -> dict[str, Tensor]:
+        write_json(BATCH, asdict(BatchChoice(64, micro_batch, 64 // micro_batch, "params", "cpu", None, [])))
+        changed = values({"model.network": "cnn", "model.width": 4} | {k.replace("__", "."): keys[k] for k in keys})
+        Path("params.yaml").write_text(yaml.safe_dump(changed), encoding="utf-8")
+        fit.main(load_params().only(*fit.READS))
+        return load_file(MODEL / "model.safetensors")
+
+    return run

@@ -2,56 +2,29 @@
 
 import json
 import shutil
-from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 import pytorch_lightning as pl
 import torch
-import yaml
 from pytorch_lightning.callbacks import Callback
-from safetensors.torch import load_file
 from torch import Tensor
 
 from refit.data.prepared import read_split
-from refit.files import write_json
-from refit.model_file import MODEL, read_model
-from refit.params import load_params
+from refit.model_file import read_model
 from refit.systems.classifier import Classifier
-from refit.training.choices import BATCH, LEARNING_RATE, BatchChoice, LearningRateChoice
 from refit.training.trainer import make_trainer
 from stages import fit
-from tests.unit.conftest import Values
+from tests.unit.conftest import Fit
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*LeafSpec"),
     pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType"),  # MLflow's, of a function of its own
 ]
 
-Fitted = Callable[..., dict[str, Tensor]]
 
-
-@pytest.fixture
-def fitted(prepared_workspace: Path, values: Values, monkeypatch: pytest.MonkeyPatch) -> Fitted:
-    """The weights that `fit` keeps with these keys changed."""
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{prepared_workspace}/mlflow.db")
-    write_json(BATCH, asdict(BatchChoice(64, 64, 1, "params", "cpu", None, [])))
-    write_json(LEARNING_RATE, asdict(LearningRateChoice(0.01, "params", None)))
-
-    def run(**keys: object) -> dict[str, Tensor]:
-        changed = values({"model.network": "cnn", "model.width": 4} | {k.replace("__", "."): keys[k] for k in keys})
-        Path("params.yaml").write_text(yaml.safe_dump(changed), encoding="utf-8")
-        fit.main(load_params().only(*fit.READS))
-        return load_file(MODEL / "model.safetensors")
-
-    return run
-
-
-def test_the_average_that_is_kept_is_the_one_that_was_validated(
-    fitted: Fitted, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_average_that_is_kept_is_the_one_that_was_validated(fitted: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
     """One epoch of steps, each noted; their average by hand, batch norm's statistics and all."""
     steps: list[dict[str, Tensor]] = []
 
@@ -82,14 +55,14 @@ def test_the_average_that_is_kept_is_the_one_that_was_validated(
     assert right.float().mean().item() == pytest.approx(told["val_accuracy"], abs=1e-6)
 
 
-def test_an_average_is_the_same_bits_each_time(fitted: Fitted) -> None:
+def test_an_average_is_the_same_bits_each_time(fitted: Fit) -> None:
     first, second = fitted(fit__ema_decay=0.9), fitted(fit__ema_decay=0.9)
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_a_compiled_network_is_compiled_and_learns_what_the_plain_one_does(
-    fitted: Fitted, capfd: pytest.CaptureFixture[str]
+    fitted: Fit, capfd: pytest.CaptureFixture[str]
 ) -> None:
     plain = fitted(model__dropout=0.0)
     torch._dynamo.utils.counters.clear()

@@ -23,7 +23,7 @@ KEYS = [
     "optimizer.name", "optimizer.learning_rate", "optimizer.fallback_learning_rate", "optimizer.weight_decay",
     "optimizer.momentum", "optimizer.schedule", "optimizer.warm_up",
     "loss.label_smoothing",
-    "fit.max_epochs", "fit.monitor", "fit.patience", "fit.gradient_clip_val", "fit.ema_decay",
+    "fit.max_epochs", "fit.monitor", "fit.patience", "fit.gradient_clip_val", "fit.ema_decay", "fit.save_state_every",
     "trainer.accelerator", "trainer.precision", "trainer.threads", "trainer.deterministic", "trainer.compile",
     "test.confidence", "test.calibration_bins", "test.worst_mistakes",
     "predict.images", "predict.top_k", "predict.abstain_below",

@@ -1,0 +1,125 @@
+"""`dvc repro` on the digits, killed again and again until it ends: is dvc.lock what it is undisturbed?
+
+python -m benchmarks.kill_test [--rounds 50] [--seed 0]
+
+SIGKILL hits `dvc` itself, the process of a stage or the warm process they are forked from, at a random moment or in the
+middle of the writing of a state. Each round begins with no output, no cache and no state.
+"""
+
+import argparse
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import psutil
+
+from benchmarks.compare import Result, report
+from benchmarks.pipeline import ENVIRONMENT, clone_here
+
+KILLS = 12  # in a round at most: then it may end
+MADE = ("data/prepared", "data/tuning", "data/model", "data/evaluation", "data/predictions", "data/state", ".dvc/cache")
+
+
+def kill_test(rounds: int, seed: int) -> tuple[Result, Counter[str]]:
+    """The share of the rounds whose dvc.lock is the undisturbed one; and how often what was killed in which stage."""
+    chance = random.Random(seed)
+    killed: Counter[str] = Counter()
+    with clone_here() as project:
+        params = project / "params.yaml"
+        params.write_text(re.sub(r"(save_state_every: ).*", r"\g<1>0.1", params.read_text()))
+        lock = project / "dvc.lock"
+        expected, seconds = undisturbed(project)
+        same = 0
+        for number in range(1, rounds + 1):
+            clear(project)
+            kills = disturbed(project, seconds, chance)
+            killed.update(kills)
+            is_same = lock.read_bytes() == expected
+            same += is_same
+            print(f"round {number}: {len(kills)} kills, dvc.lock {'the same' if is_same else 'DIFFERS'}", flush=True)
+    share = same / rounds
+    return Result(
+        "killed until it ends: rounds with the same dvc.lock", share, share, share, 1.0, "higher", rounds
+    ), killed
+
+
+def undisturbed(project: Path) -> tuple[bytes, float]:
+    clear(project)
+    began = time.monotonic()
+    subprocess.run(["dvc", "repro"], cwd=project, env=ENVIRONMENT, check=True, stdout=subprocess.DEVNULL)
+    return (project / "dvc.lock").read_bytes(), time.monotonic() - began
+
+
+def clear(project: Path) -> None:
+    for name in MADE:
+        shutil.rmtree(project / name, ignore_errors=True)
+    for name in ("dvc.lock", "data/prepared_report.json"):
+        (project / name).unlink(missing_ok=True)
+
+
+def disturbed(project: Path, seconds: float, chance: random.Random) -> list[str]:
+    """Runs `dvc repro` until it ends well; returns what was killed in which stage."""
+    kills: list[str] = []
+    while True:
+        with TemporaryDirectory() as folder, (Path(folder) / "output").open("w+") as output:
+            dvc = psutil.Popen(["dvc", "repro"], cwd=project, env=ENVIRONMENT, stdout=output, stderr=subprocess.STDOUT)
+            if len(kills) < KILLS and (victim := wait_for_moment(dvc, project, seconds, chance)):
+                process, what = victim
+                stage = (re.findall(r"Running stage '(\w+)'", Path(output.name).read_text()) or ["none"])[-1]
+                process.send_signal(signal.SIGKILL)
+                kills.append(f"{what} in {stage}")
+            code = dvc.wait()
+            if code == 0:
+                return kills
+            text = Path(output.name).read_text()
+            if not (kills and (code == -signal.SIGKILL or "failed to reproduce" in text)):
+                sys.exit(f"dvc repro exited {code} though nothing was killed:\n{text}")
+
+
+def wait_for_moment(
+    dvc: psutil.Popen, project: Path, seconds: float, chance: random.Random
+) -> tuple[psutil.Process, str] | None:
+    """Whom to kill now, and what it is; None where dvc ended before."""
+    moment = time.monotonic() + chance.uniform(0.3, seconds)
+    in_writing = chance.random() < 0.5
+    while dvc.poll() is None:
+        # Past its moment, half of them wait for a state that is being written.
+        writing = in_writing and any(project.glob("data/state/*/.step-*.partial"))
+        if writing or (not in_writing and time.monotonic() > moment) or time.monotonic() > moment + seconds:
+            try:
+                family = [dvc, *dvc.children(recursive=True)]
+                warm = [process for process in psutil.process_iter() if is_warm(process, project)]
+                victims = [(process, "dvc" if process is dvc else "a stage's process") for process in family]
+                victims += [(process, "the warm process or its child") for process in warm]
+                process, what = chance.choice(victims)
+                return process, f"{what}, a state being written," if writing else what
+            except psutil.NoSuchProcess:
+                continue
+        time.sleep(0 if in_writing else 0.005)
+    return None
+
+
+def is_warm(process: psutil.Process, project: Path) -> bool:
+    try:
+        return "refit.warm" in process.cmdline() and Path(process.cwd()) == project
+    except (psutil.NoSuchProcess, psutil.ZombieProcess):
+        return False
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=50)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    result, killed = kill_test(arguments.rounds, arguments.seed)
+    for what, times in sorted(killed.items()):
+        print(f"{times:4} {what}")
+    report([result])
+    sys.exit(0 if result.ratio == 1 else 1)

@@ -1,0 +1,303 @@
+"""A fit that was killed goes on where it was, to the same bits.
+
+Its state lies in `data/state/<fingerprint>/`: outside DVC's outputs, which DVC removes before it runs a stage, and
+under a name that follows from everything the weights follow from. A state of anything else is never taken up.
+"""
+
+import fcntl
+import hashlib
+import io
+import json
+import os
+import pickle
+import random
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from lightning_utilities.core.apply_func import apply_to_collection
+from pytorch_lightning.callbacks import Checkpoint
+from pytorch_lightning.plugins.io import TorchCheckpointIO
+from torch import Tensor
+
+from refit.files import repository_root, write_bytes, write_json
+from refit.tracking import flatten
+
+STATES = Path("data/state")
+INPUTS = "inputs.json"
+KEPT = 2  # states; the older one is for the day that the newer cannot be read
+COST_SHARE = 0.02  # of the time of a fit, at most, for the states at the ends of its epochs
+
+_PROJECT = Path(__file__).resolve().parents[2]
+_HOLDER = "pid"
+_PATIENCE = 10.0  # seconds that a killed process may take to be gone
+
+
+def loaded_code() -> dict[str, str]:
+    """The sha256 of each of this project's files that this process has imported.
+
+    Not the one that chooses in which process a stage runs: the same bits come out of either.
+    """
+    modules = [module for name, module in sys.modules.items() if name != "refit.warm"]
+    files = {Path(file).resolve() for module in modules if (file := getattr(module, "__file__", None))}
+    packages = [_PROJECT / "refit", _PROJECT / "stages"]
+    ours = sorted(file for file in files if any(file.is_relative_to(package) for package in packages))
+    return {str(file.relative_to(_PROJECT)): hashlib.sha256(file.read_bytes()).hexdigest() for file in ours}
+
+
+@contextmanager
+def fit_state(inputs: Mapping[str, Any], every: float) -> Iterator["FitState"]:
+    """The state of the fit that follows from `inputs`, which are JSON; removed at the end of the block if that is well.
+
+    `every` is in seconds. Raises ValueError where another process is at this very fit.
+    """
+    content = json.dumps(inputs, sort_keys=True).encode()
+    states = repository_root() / STATES
+    folder = states / hashlib.sha256(content).hexdigest()[:16]
+    with _locked(folder):
+        path = _newest_sound(folder)
+        if path is None:
+            _tell_of_others(states, folder, inputs)
+            write_json(folder / INPUTS, inputs)
+        state = FitState(folder, path, every)
+        yield state
+        shutil.rmtree(folder)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Never two writers: this process alone is at `folder`, until it ends however it ends."""
+    deadline = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = os.open(folder, os.O_RDONLY)
+        except OSError as error:
+            raise ValueError(
+                f"{error.filename} cannot be opened: {error.strerror}; the fit keeps its state there"
+            ) from None
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(lock).st_nlink:
+                break
+            os.close(lock)  # who had the lock has ended well, and removed the folder
+        except BlockingIOError:
+            os.close(lock)
+            if time.monotonic() > deadline:
+                holder = _read_text(folder / _HOLDER) or "unknown"
+                raise ValueError(
+                    f"process {holder} is at this very fit (its state is in {folder}); wait for it, or end it: "
+                    f"kill {holder}"
+                ) from None
+            time.sleep(0.05)
+    try:
+        write_bytes(folder / _HOLDER, str(os.getpid()).encode())
+        yield
+    finally:
+        os.close(lock)
+
+
+def _newest_sound(folder: Path) -> Path | None:
+    for path in sorted(folder.glob("step-*.ckpt"), reverse=True):
+        fault = check_state(path)
+        if fault is None:
+            return path
+        print(f"warning: {path.relative_to(repository_root())} is passed over: {fault}", file=sys.stderr)
+    return None
+
+
+def check_state(path: Path) -> str | None:
+    """What is wrong with a state; None where it is sound. Nothing in it is run."""
+    digest = _read_text(_digest_file(path))
+    if digest is None:
+        return "it has no sha256 beside it"
+    content = path.read_bytes()
+    if hashlib.sha256(content).hexdigest() != digest:
+        return "it does not match the sha256 beside it"
+    try:
+        torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        return f"it holds no state: {str(error).splitlines()[0]}"
+    return None
+
+
+def _digest_file(path: Path) -> Path:
+    return path.with_name(f"{path.name}.sha256")
+
+
+def _read_text(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+
+
+def _tell_of_others(states: Path, own: Path, inputs: Mapping[str, Any]) -> None:
+    others = [file for file in states.glob(f"*/{INPUTS}") if file.parent != own and any(file.parent.glob("*.ckpt"))]
+    if not others:
+        return
+    newest = max(others, key=lambda file: file.stat().st_mtime)
+    theirs, ours = flatten(json.loads(newest.read_bytes())), flatten(inputs)
+    differs = sorted(key for key in ours | theirs if ours.get(key) != theirs.get(key))
+    shown = ", ".join(differs[:4]) + (f" and {len(differs) - 4} more" if len(differs) > 4 else "")
+    print(f"the state in {newest.parent.relative_to(repository_root())} is of another fit, and left there: {shown}")
+
+
+class FitState(Checkpoint):
+    """Saves a fit, at the end of a step in which the weights changed, so that it can go on from there.
+
+    A state is saved every so many seconds, and in the first step of each epoch unless that would cost too much. It is
+    copied between two steps, and written on a thread. SIGTERM and SIGINT save it, and then do what they did before;
+    a second one does that at once.
+
+    The last step of an epoch is passed over: Lightning would go on from there without the epoch's validation.
+    """
+
+    def __init__(self, folder: Path, path: Path | None, every: float) -> None:
+        """`path` is the state to go on from, in `folder`; `every` is in seconds."""
+        self.folder = folder
+        self.path = path
+        self.every = every
+        self.files = StateFiles()
+        self._random: dict[str, Any] | None = None
+        self._new_epoch = False
+        self._asked: signal.Signals | None = None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._random is not None:
+            # Lightning's own call came before it read the state: to count its steps, a schedule had the loader set up.
+            trainer.fit_loop._load_combined_loader_states()
+            _set_random(self._random)
+            print(
+                f"going on from step {trainer.global_step}, in epoch {trainer.current_epoch + 1} "
+                f"of {trainer.max_epochs}",
+                flush=True,
+            )
+        self._saved = time.monotonic()
+        self._before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+        for number in self._before:  # the Trainer puts back what it found
+            signal.signal(number, self._ask)
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._new_epoch = trainer.current_epoch > 0
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any,
+                           batch_idx: int) -> None:  # fmt: skip
+        done = batch_idx + 1
+        if done % trainer.accumulate_grad_batches or done == trainer.num_training_batches:
+            return
+        if self._asked is not None:
+            self._save(trainer)
+            self.files.finish()
+            self._obey(self._asked)
+        elif self._is_due():
+            self._save(trainer)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.files.finish()
+        if self._asked is not None:  # in the last step of all
+            self._obey(self._asked)
+
+    def state_dict(self) -> dict[str, Any]:
+        return _random_state()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._random = state_dict
+
+    def _is_due(self) -> bool:
+        if self.files.busy():
+            return False
+        waited = time.monotonic() - self._saved
+        return waited >= self.every or (self._new_epoch and waited * COST_SHARE >= self.files.seconds)
+
+    def _save(self, trainer: pl.Trainer) -> None:
+        trainer.save_checkpoint(self.folder / f"step-{trainer.global_step:09}.ckpt", weights_only=False)
+        self._saved, self._new_epoch = time.monotonic(), False
+
+    def _ask(self, number: int, _frame: object) -> None:
+        if self._asked is not None:
+            self._obey(signal.Signals(number))
+        self._asked = signal.Signals(number)
+        print(f"{self._asked.name}: ending after this step, whose state is kept", file=sys.stderr, flush=True)
+
+    def _obey(self, number: signal.Signals) -> None:
+        signal.signal(number, self._before[number])
+        signal.raise_signal(number)
+
+
+class StateFiles(TorchCheckpointIO):
+    """Lightning's checkpoints as files that are whole or not there, the newest few, each with its sha256 beside it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seconds = 0.0
+        """What the last one took, copying and writing together."""
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="state")
+        self._writing: Future[None] | None = None
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
+    ) -> None:
+        """Copy a checkpoint, and write the copy on a thread. Raises ValueError where the last one was not written."""
+        self.finish()
+        began = time.perf_counter()
+        copied = apply_to_collection(checkpoint, Tensor, lambda tensor: tensor.detach().to("cpu", copy=True))
+        self._writing = self._thread.submit(self._write, copied, Path(path), time.perf_counter() - began)
+
+    def busy(self) -> bool:
+        return self._writing is not None and not self._writing.done()
+
+    def finish(self) -> None:
+        """Wait for what is being written. Raises ValueError where it could not be."""
+        writing, self._writing = self._writing, None
+        if writing is None:
+            return
+        try:
+            writing.result()
+        except OSError as error:
+            raise ValueError(
+                f"the state of the fit could not be written to {error.filename or STATES}: {error.strerror}; mend that "
+                "and run it again: it goes on from the last state that was"
+            ) from None
+
+    def _write(self, checkpoint: dict[str, Any], path: Path, seconds: float) -> None:
+        began = time.perf_counter()
+        buffer = io.BytesIO()
+        torch.save(checkpoint, buffer)
+        content = buffer.getbuffer()
+        write_bytes(path, content)
+        write_bytes(_digest_file(path), hashlib.sha256(content).hexdigest().encode())  # it counts from here on
+        for old in sorted(path.parent.glob("step-*.ckpt"))[:-KEPT]:
+            old.unlink()
+            _digest_file(old).unlink(missing_ok=True)
+        self.seconds = seconds + time.perf_counter() - began
+
+
+def _random_state() -> dict[str, Any]:
+    """Of every generator that a step may draw from, as tensors, numbers and text: nothing that must be unpickled."""
+    numpy: Any = np.random.get_state(legacy=True)
+    name, keys, *rest = numpy
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "numpy": (name, torch.from_numpy(keys.astype(np.int64)), *rest),
+        "python": random.getstate(),
+    }
+
+
+def _set_random(state: Mapping[str, Any]) -> None:
+    torch.set_rng_state(state["torch"])
+    if state["cuda"]:
+        torch.cuda.set_rng_state_all(state["cuda"])
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    random.setstate(state["python"])
