@@ -87,11 +87,12 @@ def wait_for_moment(
     dvc: psutil.Popen, project: Path, seconds: float, chance: random.Random
 ) -> tuple[psutil.Process, str] | None:
     """Whom to kill now, and what it is; None where dvc ended before."""
+    left = set(project.glob("data/state/*/.step-*.partial"))  # by the last kill
     moment = time.monotonic() + chance.uniform(0.3, seconds)
     in_writing = chance.random() < 0.5
     while dvc.poll() is None:
         # Past its moment, half of them wait for a state that is being written.
-        writing = in_writing and any(project.glob("data/state/*/.step-*.partial"))
+        writing = in_writing and not left.issuperset(project.glob("data/state/*/.step-*.partial"))
         if writing or (not in_writing and time.monotonic() > moment) or time.monotonic() > moment + seconds:
             try:
                 family = [dvc, *dvc.children(recursive=True)]
