@@ -23,6 +23,7 @@ import psutil
 from benchmarks.compare import Result, report
 from benchmarks.pipeline import ENVIRONMENT, clone_here
 
+WRITING = "data/state/*/.step-*.partial"
 KILLS = 12  # in a round at most: then it may end
 MADE = ("data/prepared", "data/tuning", "data/model", "data/evaluation", "data/predictions", "data/state", ".dvc/cache")
 
@@ -87,13 +88,14 @@ def wait_for_moment(
     dvc: psutil.Popen, project: Path, seconds: float, chance: random.Random
 ) -> tuple[psutil.Process, str] | None:
     """Whom to kill now, and what it is; None where dvc ended before."""
-    left = set(project.glob("data/state/*/.step-*.partial"))  # by the last kill
+    seen = set(project.glob(WRITING))  # what the last kill left
     moment = time.monotonic() + chance.uniform(0.3, seconds)
-    in_writing = chance.random() < 0.5
+    states = chance.randrange(8) if chance.random() < 0.5 else None  # so many are written before the one
     while dvc.poll() is None:
-        # Past its moment, half of them wait for a state that is being written.
-        writing = in_writing and not left.issuperset(project.glob("data/state/*/.step-*.partial"))
-        if writing or (not in_writing and time.monotonic() > moment) or time.monotonic() > moment + seconds:
+        new = set(project.glob(WRITING)) - seen
+        seen |= new
+        writing = states is not None and bool(new) and len(seen) > states
+        if writing or time.monotonic() > moment:
             try:
                 family = [dvc, *dvc.children(recursive=True)]
                 warm = [process for process in psutil.process_iter() if is_warm(process, project)]
@@ -103,7 +105,7 @@ def wait_for_moment(
                 return process, f"{what}, a state being written," if writing else what
             except psutil.NoSuchProcess:
                 continue
-        time.sleep(0 if in_writing else 0.005)
+        time.sleep(0.001)
     return None
 
 

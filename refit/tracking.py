@@ -19,7 +19,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from refit.files import repository_root
+from refit.files import repository_root, write_bytes
 from refit.quiet import QUIET
 
 if TYPE_CHECKING:  # mlflow and torch take seconds to import: only who calls in here pays
@@ -66,15 +66,20 @@ class TrackedRun:
     Metrics and files go out on a thread of their own, so that no step of the fit waits for a disk or a network.
     """
 
-    def __init__(self, params: Mapping[str, Any], tags: Mapping[str, str]) -> None:
-        """`params` may be nested; they are logged flat, with dotted keys. `tags` join those of git, DVC and Prefect."""
+    def __init__(self, params: Mapping[str, Any], tags: Mapping[str, str], note: Path | None = None) -> None:
+        """`params` may be nested; they are logged flat, with dotted keys. `tags` join those of git, DVC and Prefect.
+
+        The run's id is written to `note`; the run that it tells of, if unfinished, is this one broken off, and goes on.
+        """
         self._run_id = ""
         self._uri = tracking_uri()
         self._lost = False
+        self._last_step: dict[str, int] = {}
+        """Of each metric, in the part of the run before it was broken off."""
         self._unsent: deque[Metric] = deque()
         self._jobs: list[Future[None]] = []
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="mlflow")
-        self._attempt(self._open, flatten(params), {**_origin_tags(), **tags})
+        self._attempt(self._open, flatten(params), {**_origin_tags(), **tags}, note)
 
     @property
     def run_id(self) -> str | None:
@@ -87,8 +92,9 @@ class TrackedRun:
             return
         from mlflow.entities import Metric
 
-        now = _now()
-        self._unsent.extend(Metric(name, float(value), now, step or 0) for name, value in metrics.items())
+        now, step = _now(), step or 0
+        new = {name: value for name, value in metrics.items() if step > self._last_step.get(name, -1)}
+        self._unsent.extend(Metric(name, float(value), now, step) for name, value in new.items())
         self._later(self._send_metrics)
 
     def log_files(self, *paths: Path) -> None:
@@ -111,16 +117,31 @@ class TrackedRun:
         self._later(self._end, "KILLED" if killed else "FAILED")
         self._drain()
 
-    def _open(self, params: Mapping[str, str], tags: Mapping[str, str]) -> None:
+    def _open(self, params: Mapping[str, str], tags: Mapping[str, str], note: Path | None) -> None:
         self._client, self._experiment_id = _connect(self._uri)
+        self._name = " ".join(filter(None, (params.get("data.source"), params.get("model.network")))) or "fit"
+        if note and note.is_file() and self._take_up(note.read_text(encoding="utf-8")):
+            return
         from mlflow.entities import Param
 
-        self._name = " ".join(filter(None, (params.get("data.source"), params.get("model.network")))) or "fit"
         run = self._client.create_run(self._experiment_id, tags=dict(tags), run_name=self._name)
         self._run_id = run.info.run_id
+        if note:
+            write_bytes(note, self._run_id.encode())
         listed = [Param(name, value) for name, value in params.items()]
         for start in range(0, len(listed), 100):  # as many as MLflow takes at once
             self._client.log_batch(self._run_id, params=listed[start : start + 100])
+
+    def _take_up(self, run_id: str) -> bool:
+        """Go on with a run that was broken off; False where there is none."""
+        runs = self._client.search_runs([self._experiment_id], f"attributes.run_id = '{run_id}'", max_results=1)
+        if not runs or runs[0].info.status == "FINISHED":
+            return False
+        self._run_id = run_id
+        self._client.update_run(run_id, status="RUNNING")
+        for name in runs[0].data.metrics:
+            self._last_step[name] = max(metric.step for metric in self._client.get_metric_history(run_id, name))
+        return True
 
     def _send_metrics(self) -> None:
         # What gathered while the last batch was under way goes out as one; 1,000 is MLflow's limit.

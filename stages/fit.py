@@ -42,7 +42,8 @@ def main(params: Params) -> None:
         "environment": environment(params.trainer),
     }
     with fit_state(inputs, params.fit.save_state_every) as state:
-        logger = RunLogger(load_params().model_dump(), {"data_sha256": info.sha256})  # the whole file, for the record
+        every_param = load_params().model_dump()  # for the record
+        logger = RunLogger(every_param, {"data_sha256": info.sha256}, note=state.folder / "mlflow_run")
         pl.seed_everything(params.seed, verbose=False)
         system = build_classifier(params.model, info, params.optimizer, params.loss, rate.learning_rate)
         data = PreparedData(params.augment, batch.micro_batch, batch.effective_batch, params.seed)

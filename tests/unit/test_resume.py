@@ -1,7 +1,10 @@
 """A fit that was cut off goes on where it was, to the same bits."""
 
+import hashlib
 import json
+import os
 import random
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,9 +13,11 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
+from mlflow import MlflowClient
 from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
+from refit.training.resume import fit_state
 from refit.training.trainer import make_trainer
 from stages import fit
 from tests.unit.conftest import Fit
@@ -117,6 +122,23 @@ def test_a_fit_that_was_cut_off_ends_with_the_same_bits(kind: str, cuts: list[in
     assert not list(Path("data/state").iterdir())
 
 
+def test_the_mlflow_run_of_a_fit_that_was_cut_off_goes_on_without_a_gap_or_a_repeat(witnessed: Any) -> None:
+    for cut in (STEPS_AN_EPOCH + 3, 3 * STEPS_AN_EPOCH + 1):
+        with pytest.raises(PowerCutError):
+            witnessed(cut_off_in=cut, fit__max_epochs=4, fit__save_state_every=1000.0)
+    witnessed(fit__max_epochs=4)
+    client = MlflowClient(os.environ["MLFLOW_TRACKING_URI"])
+    (run,) = client.search_runs(["1"])
+    assert run.info.status == "FINISHED"
+    assert run.outputs
+    assert len(run.outputs.model_outputs) == 1
+    curve = client.get_metric_history(run.info.run_id, "val_loss")
+    assert [metric.step for metric in curve] == [epoch * STEPS_AN_EPOCH - 1 for epoch in range(1, 5)]
+    rows = Path("data/evaluation/history.csv").read_text().splitlines()
+    column = rows[0].split(",").index("val_loss")
+    assert [metric.value for metric in curve] == [float(row.split(",")[column]) for row in rows[1:]]
+
+
 def test_a_fit_that_was_cut_off_in_an_accumulation_goes_on_from_the_last_step(witnessed: Any) -> None:
     whole, weights = witnessed(micro_batch=16)
     with pytest.raises(PowerCutError):
@@ -125,3 +147,103 @@ def test_a_fit_that_was_cut_off_in_an_accumulation_goes_on_from_the_last_step(wi
     assert min(resumed.drawn) in (4, 8, 12)
     assert same(resumed.end, whole.end)
     assert same(resumed_weights, weights)
+
+
+def state_files() -> list[Path]:
+    return sorted(Path("data/state").glob("*/step-*.ckpt"))
+
+
+@pytest.fixture
+def two_states(witnessed: Any) -> Any:
+    """A fit of which the two newest states are left; to be run on to its end."""
+    with pytest.raises(PowerCutError):
+        witnessed(cut_off_in=12)
+    assert len(state_files()) == 2
+    return witnessed
+
+
+def spoil(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def swap_for_a_pickle(path: Path) -> None:
+    """As an attacker would: with the sha256 that belongs to it."""
+    torch.save({"state_dict": Bomb()}, path)
+    path.with_name(f"{path.name}.sha256").write_text(hashlib.sha256(path.read_bytes()).hexdigest())
+
+
+class Bomb:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (Path("exploded"),)
+
+
+@pytest.mark.parametrize(
+    ("harm", "fault"),
+    [
+        (spoil, "it does not match the sha256 beside it"),
+        (lambda path: path.write_bytes(path.read_bytes()[:1000]), "it does not match the sha256 beside it"),
+        (lambda path: path.with_name(f"{path.name}.sha256").unlink(), "it has no sha256 beside it"),
+        (swap_for_a_pickle, "it holds no state: "),
+    ],
+    ids=["a bit flipped", "cut short", "no sha256", "a pickle"],
+)
+def test_a_state_that_is_not_sound_is_passed_over_for_the_one_before(
+    harm: Callable[[Path], None], fault: str, two_states: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    older, newest = state_files()
+    harm(newest)
+    resumed, weights = two_states()
+    assert f"warning: data/state/{newest.parent.name}/{newest.name} is passed over: {fault}" in capsys.readouterr().err
+    assert min(resumed.drawn) == int(older.stem.removeprefix("step-"))
+    assert not Path("exploded").exists()
+    whole, whole_weights = two_states()
+    assert min(whole.drawn) == 0
+    assert same((resumed.end, weights), (whole.end, whole_weights))
+
+
+def test_the_state_of_another_fit_is_left_and_the_difference_told(
+    two_states: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    left = state_files()
+    other, _ = two_states(optimizer__weight_decay=0.1)
+    assert min(other.drawn) == 0
+    assert f"the state in {left[0].parent} is of another fit, and left there: params.optimizer.weight_decay" in (
+        capsys.readouterr().out
+    )
+    assert state_files() == left
+    resumed, _ = two_states(fit__save_state_every=5.0)  # which changes no result
+    assert min(resumed.drawn) > 0
+
+
+def test_a_full_disk_fails_the_fit_in_a_line_and_leaves_the_state_before(witnessed: Any) -> None:
+    """Each write of the fifth step's state meets a device without space."""
+    with pytest.raises(PowerCutError):
+        witnessed(cut_off_in=4)
+    before = {path: path.read_bytes() for path in state_files()}
+    folder = state_files()[0].parent
+    for step in range(5, 8):
+        (folder / f".step-{step:09}.ckpt.partial").symlink_to("/dev/full")
+    with pytest.raises(ValueError, match=r"the state of the fit could not be written .*No space left on device"):
+        witnessed()
+    assert {path: path.read_bytes() for path in state_files()} == before
+    for step in range(5, 8):
+        (folder / f".step-{step:09}.ckpt.partial").unlink()
+    resumed, _ = witnessed()
+    assert min(resumed.drawn) == max(int(path.stem.removeprefix("step-")) for path in before)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become somebody else")
+def test_a_folder_that_may_not_be_written_fails_the_fit_in_a_line(workspace: Path) -> None:
+    Path("data/state").mkdir()
+    for folder in Path.cwd().parents:
+        if folder.is_relative_to(Path(tempfile.gettempdir())):
+            folder.chmod(folder.stat().st_mode | 0o755)
+    os.seteuid(65534)
+    try:
+        with pytest.raises(ValueError, match=r"data/state/\w+ cannot be opened: Permission denied"):  # noqa: SIM117
+            with fit_state({}, every=1.0):
+                pass
+    finally:
+        os.seteuid(0)
