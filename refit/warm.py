@@ -46,6 +46,14 @@ def die_with_parent() -> None:
     """A killed `dvc` must not leave a trainer behind that writes beside its successor (Linux only)."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() == 1 and "DVC_STAGE" in os.environ and not _may_run_stages(Path("/proc/1/cmdline")):
+            sys.exit("error: the dvc that started this stage was killed")
+
+
+def _may_run_stages(command_line: Path) -> bool:
+    """Whether this is `dvc`, as a container's first process, and no init that was handed a dead one's children."""
+    arguments = command_line.read_bytes().split(b"\0")[:2]
+    return any(name in Path(os.fsdecode(argument)).name for argument in arguments for name in ("dvc", "python"))
 
 
 def run_warm() -> None:

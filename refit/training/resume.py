@@ -47,10 +47,10 @@ def loaded_code() -> dict[str, str]:
 
     Not the one that chooses in which process a stage runs: the same bits come out of either.
     """
-    modules = [module for name, module in sys.modules.items() if name != "refit.warm"]
-    files = {Path(file).resolve() for module in modules if (file := getattr(module, "__file__", None))}
+    files = {Path(file).resolve() for module in sys.modules.values() if (file := getattr(module, "__file__", None))}
     packages = [_PROJECT / "refit", _PROJECT / "stages"]
     ours = sorted(file for file in files if any(file.is_relative_to(package) for package in packages))
+    ours.remove(_PROJECT / "refit/warm.py")
     return {str(file.relative_to(_PROJECT)): hashlib.sha256(file.read_bytes()).hexdigest() for file in ours}
 
 
@@ -69,7 +69,10 @@ def fit_state(inputs: Mapping[str, Any], every: float) -> Iterator["FitState"]:
             _tell_of_others(states, folder, inputs)
             write_json(folder / INPUTS, inputs)
         state = FitState(folder, path, every)
-        yield state
+        try:
+            yield state
+        finally:
+            state.files.close()  # before another may have the folder
         shutil.rmtree(folder)
 
 
@@ -268,6 +271,10 @@ class StateFiles(TorchCheckpointIO):
                 f"the state of the fit could not be written to {error.filename or STATES}: {error.strerror}; mend that "
                 "and run it again: it goes on from the last state that was"
             ) from None
+
+    def close(self) -> None:
+        """Wait for what is being written, whatever comes of it."""
+        self._thread.shutdown()
 
     def _write(self, checkpoint: dict[str, Any], path: Path, seconds: float) -> None:
         began = time.perf_counter()

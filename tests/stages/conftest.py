@@ -19,7 +19,7 @@ class Project:
     def run(self, *command: str, ok: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run a command in the project as a user would; its output is captured."""
         done = subprocess.run(
-            command, cwd=self.root, env=_environment(**environment), capture_output=True, text=True, check=False
+            command, cwd=self.root, env=user_environment(**environment), capture_output=True, text=True, check=False
         )
         assert not ok or done.returncode == 0, f"{command} exited {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done
@@ -55,7 +55,7 @@ class Project:
         }
 
 
-def _environment(**changes: str) -> dict[str, str]:
+def user_environment(**changes: str) -> dict[str, str]:
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("DVC_", "MLFLOW_", "GIT_"))}
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     author = {f"GIT_{who}_{what}": "test@example.org" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}

@@ -248,6 +248,21 @@ def test_a_stage_does_not_outlive_its_killed_parent(
         parent.communicate()
 
 
+_INIT = """
+sleep 0.2
+DVC_STAGE=toy "$0" -m stages.toy done
+echo $?
+"""
+
+
+def test_a_stage_whose_dvc_was_killed_before_it_began_does_not_begin(
+    start: Start, project: Path, workspace: Path
+) -> None:
+    """It then is a child of the first process, here a shell."""
+    done = in_container(["sh", "-c", _INIT, sys.executable], project, workspace)
+    assert (done.stdout, done.stderr) == ("1\n", "error: the dvc that started this stage was killed\n")
+
+
 _PROCESS_1 = """
 import os, subprocess, sys
 assert os.getpid() == 1
@@ -257,14 +272,19 @@ sys.exit(subprocess.run(sys.argv[1:], process_group=0).returncode)  # as a shell
 
 def test_a_stage_can_be_started_by_a_container_s_first_process(start: Start, project: Path, workspace: Path) -> None:
     """Such as the shell of `docker run -it IMAGE bash`."""
-    container = ["unshare", "--user", "--map-root-user", "--pid", "--fork"]
+    command = [sys.executable, "-c", _PROCESS_1, sys.executable, "-m", "stages.toy", "done"]
+    done = in_container(command, project, workspace)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
+
+
+def in_container(command: list[str], project: Path, workspace: Path) -> "subprocess.CompletedProcess[str]":
+    container = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--mount-proc"]
     if shutil.which("unshare") is None or subprocess.run([*container, "true"], capture_output=True).returncode:
         pytest.skip("needs Linux's namespaces")
-    done = subprocess.run(
-        [*container, sys.executable, "-c", _PROCESS_1, sys.executable, "-m", "stages.toy", "done"], cwd=workspace,
-        env={**os.environ, "PYTHONPATH": str(project)}, capture_output=True, text=True,
+    return subprocess.run(
+        [*container, *command], cwd=workspace, env={**os.environ, "PYTHONPATH": str(project)},
+        capture_output=True, text=True,
     )  # fmt: skip
-    assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
 
 
 def check(workspace: Path, **environment: str) -> tuple[int, str, str]:

@@ -1,0 +1,201 @@
+"""`dvc repro` and its `fit`, really killed, terminated and started twice: real processes, a real repository."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+
+from tests.stages.conftest import Project, make_project, user_environment
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process of its parent's death")
+
+EPOCHS = 40
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """The project after a `dvc repro` that nothing disturbed, its dvc.lock committed; states are saved all the time."""
+    project = make_project(tmp_path_factory.mktemp("undisturbed"))
+    project.set_param("fit.max_epochs", EPOCHS)
+    project.set_param("fit.save_state_every", 0.05)
+    project.set_param("model.width", 8)
+    project.run("dvc", "repro")
+    project.commit()
+    return project
+
+
+@pytest.fixture
+def project(undisturbed: Project) -> Project:
+    """As if `fit` had never run."""
+    undisturbed.restore()
+    for made in ("data/model", "data/state", ".dvc/cache/runs"):
+        shutil.rmtree(undisturbed.root / made, ignore_errors=True)
+    known = locked(undisturbed)
+    del known["stages"]["fit"]
+    (undisturbed.root / "dvc.lock").write_text(yaml.safe_dump(known))
+    return undisturbed
+
+
+@pytest.fixture
+def lock(undisturbed: Project) -> Any:
+    """What dvc.lock holds when nothing disturbs the fit."""
+    return yaml.safe_load(undisturbed.run("git", "show", "HEAD:dvc.lock").stdout)
+
+
+def locked(project: Project) -> Any:
+    return yaml.safe_load((project.root / "dvc.lock").read_text())
+
+
+@contextmanager
+def repro(project: Project) -> Iterator["subprocess.Popen[str]"]:
+    process = subprocess.Popen(
+        ["dvc", "repro"],
+        cwd=project.root,
+        env=user_environment(),
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def states(project: Project) -> list[Path]:
+    return sorted(project.root.glob("data/state/*/step-*.ckpt.sha256"))
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.001)
+
+
+def fit_process(project: Project) -> int:
+    """Who is at work on the fit: the holder of its state."""
+    (holder,) = project.root.glob("data/state/*/pid")
+    return int(holder.read_text())
+
+
+def gone(pid: int) -> bool:
+    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+def goes_on_and_ends_the_same(project: Project, lock: Any) -> str:
+    text = project.run("dvc", "repro", "fit").stdout
+    assert re.search(r"going on from step \d+, in epoch \d+ of 40", text), text
+    assert locked(project) == lock
+    assert not list((project.root / "data/state").iterdir())
+    return text
+
+
+@pytest.mark.parametrize("warm", ["1", "0"])
+def test_dvc_killed_in_a_fit(warm: str, project: Project, lock: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the stages forked off the warm process, and each in one of its own."""
+    monkeypatch.setenv("REFIT_WARM", warm)
+    with repro(project) as dvc:
+        wait_for(lambda: len(states(project)) == 2)
+        trainer = fit_process(project)
+        dvc.kill()
+        wait_for(lambda: gone(trainer), seconds=10)
+    assert not (project.root / "data/model").exists()
+    goes_on_and_ends_the_same(project, lock)
+
+
+def test_dvc_killed_and_run_again_at_once_and_again(project: Project, lock: Any) -> None:
+    """The second run does not wait for the first one's trainer to be gone, and never trains beside it."""
+    steps: list[int] = []
+    for _ in range(3):
+        with repro(project) as dvc:
+            reached = max(steps, default=0)
+            wait_for(lambda: any(int(path.name[5:14]) > reached for path in states(project)))  # noqa: B023
+            steps.append(int(states(project)[-1].name[5:14]))
+            dvc.kill()
+    assert steps == sorted(set(steps)), "no run got further than the one before"
+    goes_on_and_ends_the_same(project, lock)
+
+
+def test_the_trainer_killed_while_it_writes_a_state(project: Project, lock: Any) -> None:
+    with repro(project) as dvc:
+        wait_for(lambda: len(states(project)) == 2)
+        wait_for(lambda: list(project.root.glob("data/state/*/.step-*.partial")))
+        os.kill(fit_process(project), signal.SIGKILL)
+        assert dvc.wait(timeout=60) != 0
+    assert "fit" not in locked(project)["stages"]
+    goes_on_and_ends_the_same(project, lock)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_the_fit_after_its_step_with_its_state_saved(
+    number: signal.Signals, code: int, project: Project, lock: Any
+) -> None:
+    project.set_param("fit.save_state_every", 1000)  # so that what is saved is saved for the signal
+    with repro(project) as dvc:
+        wait_for(lambda: list(project.root.glob("data/state/*/pid")))
+        wait_for(lambda: len(states(project)) == 1)  # of the first epoch
+        before = states(project)
+        trainer = fit_process(project)
+        os.kill(trainer, number)
+        text = dvc.communicate(timeout=60)[0]
+    assert dvc.returncode != 0
+    assert f"{number.name}: ending after this step, whose state is kept" in text
+    assert f"exited with {code}" in text
+    assert gone(trainer)
+    assert states(project)[-1] != before[-1]
+    step = int(states(project)[-1].name[5:14])
+    assert not (project.root / "data/model").exists()
+    assert "fit" not in locked(project)["stages"]
+    project.set_param("fit.save_state_every", 0.05)
+    assert f"going on from step {step}," in goes_on_and_ends_the_same(project, lock)
+
+
+def test_ctrl_c_in_the_terminal_of_dvc(project: Project, lock: Any) -> None:
+    """It reaches every process of the terminal's foreground."""
+    dvc = subprocess.Popen(
+        ["dvc", "repro", "fit"], cwd=project.root, env=user_environment(), text=True, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, start_new_session=True,
+    )  # fmt: skip
+    try:
+        wait_for(lambda: len(states(project)) == 2)
+        trainer = fit_process(project)
+        os.killpg(dvc.pid, signal.SIGINT)
+        text = dvc.communicate(timeout=60)[0]
+    finally:
+        dvc.kill()
+    assert dvc.returncode != 0
+    assert "SIGINT: ending after this step" in text
+    assert gone(trainer)
+    assert "fit" not in locked(project)["stages"]
+    goes_on_and_ends_the_same(project, lock)
+
+
+def test_a_second_trainer_of_the_same_fit_is_refused_and_names_the_first(project: Project, lock: Any) -> None:
+    """Such as one started by hand, beside a `dvc` whose lock does not hold it off."""
+    with repro(project) as dvc:
+        wait_for(lambda: len(states(project)) == 2)
+        first = fit_process(project)
+        os.kill(first, signal.SIGSTOP)
+        try:
+            second = project.run(sys.executable, "-m", "stages.fit", ok=False)
+        finally:
+            os.kill(first, signal.SIGCONT)
+        assert second.returncode == 2
+        (line,) = [line for line in second.stderr.splitlines() if line.startswith("error: ")]
+        assert line.startswith(f"error: process {first} is at this very fit")
+        dvc.communicate(timeout=120)
+    assert dvc.returncode == 0
+    assert locked(project) == lock
