@@ -28,6 +28,10 @@ test: .venv/ready  ## everything CI runs: lint, format, types, then the tests, f
 	dvc config --local plots.html_template ../.venv/dvc_plots.html
 	touch $@
 
+.PHONY: verify
+verify: .venv/ready  ## the last commit again from nothing, in a clean folder: is every file what dvc.lock says?
+	python -m pipelines.verify
+
 .PHONY: bench
 bench: .venv/ready  ## the benchmarks that need no GPU (10 minutes): benchmarks/results.json, and a table of each
 	python -m benchmarks.data_path

@@ -223,3 +223,19 @@ def test_a_stage_opens_only_the_data_and_reads_all_the_sections_it_declares(proj
 def partial(path: str) -> str:
     """The sibling that a file or folder is written to before it takes its place."""
     return str(Path(path).with_name(f".{Path(path).name}.partial"))
+
+
+def test_verify_runs_all_of_the_last_commit_again_and_names_the_file_that_differs(project: Project) -> None:
+    lock = yaml.safe_load((project.root / "dvc.lock").read_text())
+    (entry,) = [out for out in lock["stages"]["test"]["outs"] if out["path"] == "data/evaluation/test.json"]
+    entry["md5"] = "0" * 32
+    (project.root / "dvc.lock").write_text(yaml.safe_dump(lock))
+    project.commit()
+    done = project.run(sys.executable, "-m", "pipelines.verify", ok=False)
+    project.run("git", "reset", "--quiet", "--hard", "HEAD~1")
+    lines = done.stdout.splitlines()
+    assert [line for line in lines if line.startswith("DIFFERS")] == ["DIFFERS  data/evaluation/test.json"]
+    for file in ("data/model/model.safetensors", "data/prepared/train_images.npy", "refit/training/resume.py"):
+        assert f"same     {file}" in lines
+    assert done.stderr.splitlines()[-1] == "error: 1 files are not what dvc.lock says"
+    assert done.returncode == 1

@@ -1,0 +1,73 @@
+"""`make verify`: the last commit once more from nothing, in a clean folder. Is every file what dvc.lock says?"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import yaml
+
+Hashes = dict[str, str]
+
+
+def main() -> None:
+    """Exits 0 where all files are the same, and 1 where one is not."""
+    root = Path.cwd()
+    shown = subprocess.run(["git", "show", "HEAD:dvc.lock"], capture_output=True, text=True, check=False)
+    if shown.returncode:
+        sys.exit("error: the last commit has no dvc.lock; run: dvc repro, and commit it")
+    with TemporaryDirectory() as folder:
+        clean = Path(folder) / "refit"
+        subprocess.run(["git", "clone", "--quiet", str(root), str(clean)], check=True)
+        bring_images(root, clean)
+        environment = {**os.environ, "MLFLOW_TRACKING_URI": ""}  # a store of its own, gone with the folder
+        subprocess.run(["dvc", "repro", "--force"], cwd=clean, env=environment, check=True)
+        differing = compare(tracked(shown.stdout, root), tracked((clean / "dvc.lock").read_text(), clean))
+    if differing:
+        sys.exit(f"error: {differing} files are not what dvc.lock says")
+
+
+def bring_images(root: Path, clean: Path) -> None:
+    """The images that git does not keep, from where params.yaml has them, if that is in the repository."""
+    params = yaml.safe_load((clean / "params.yaml").read_text(encoding="utf-8"))
+    for name in (params["data"]["root"], params["predict"]["images"]):
+        if not Path(name).is_absolute():
+            shutil.copytree(root / name, clean / name, dirs_exist_ok=True)
+
+
+def tracked(lock: str, root: Path) -> Hashes:
+    """The md5 of each file that a dvc.lock names, dependencies and outputs; of a whole folder where the cache of `root`
+    does not say what is in it."""
+    hashes: Hashes = {}
+    for stage in yaml.safe_load(lock)["stages"].values():
+        for entry in [*stage.get("deps", []), *stage.get("outs", [])]:
+            hashes |= dict(files_of(entry, root))
+    return hashes
+
+
+def files_of(entry: dict[str, Any], root: Path) -> Iterator[tuple[str, str]]:
+    path, md5 = entry["path"], entry["md5"]
+    listing = root / ".dvc/cache/files/md5" / md5[:2] / md5[2:]
+    if md5.endswith(".dir") and listing.is_file():
+        yield from ((f"{path}/{file['relpath']}", file["md5"]) for file in json.loads(listing.read_bytes()))
+    else:
+        yield path, md5
+
+
+def compare(committed: Hashes, again: Hashes) -> int:
+    """Print a line for each file; returns how many are not the same."""
+    same = [path for path in committed if committed[path] == again.get(path)]
+    differing = sorted((committed.keys() | again.keys()) - set(same))
+    for path in sorted(committed.keys() | again.keys()):
+        print(f"{'DIFFERS' if path in differing else 'same':8} {path}")
+    print(f"{len(same)} files are the same, {len(differing)} differ")
+    return len(differing)
+
+
+if __name__ == "__main__":
+    main()
