@@ -113,12 +113,12 @@ def prepared_workspace(workspace: Path, digits: Path) -> Path:
 
 @pytest.fixture
 def fitted(prepared_workspace: Path, values: Values, monkeypatch: pytest.MonkeyPatch) -> Fit:
-    """The weights that `fit` keeps with these keys changed, and batches of 64 in micro-batches of `micro_batch`."""
+    """The weights that `fit` keeps with these keys changed, and batches of 64, each of micro-batches."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{prepared_workspace}/mlflow.db")
     monkeypatch.delenv("DVC_ROOT", raising=False)
-    write_json(LEARNING_RATE, asdict(LearningRateChoice(0.01, "params", None)))
 
-    def run(micro_batch: int = 64, **keys: object) -> dict[str, Tensor]:
+    def run(micro_batch: int = 64, learning_rate: float = 0.01, **keys: object) -> dict[str, Tensor]:
+        write_json(LEARNING_RATE, asdict(LearningRateChoice(learning_rate, "params", None)))
         write_json(BATCH, asdict(BatchChoice(64, micro_batch, 64 // micro_batch, "params", "cpu", None, [])))
         changed = values({"model.network": "cnn", "model.width": 4} | {k.replace("__", "."): keys[k] for k in keys})
         Path("params.yaml").write_text(yaml.safe_dump(changed), encoding="utf-8")

@@ -5,6 +5,7 @@ import json
 import os
 import random
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,8 @@ class Witness(Callback):
         number = trainer.current_epoch * int(trainer.num_training_batches) + batch_idx
         if number == self.cut_off_in:
             raise PowerCutError
+        if batch_idx + 1 == trainer.num_training_batches:
+            time.sleep(0.1)  # the last state is written, so that this step's would be too
         self.drawn[number] = (torch.rand(()).item(), np.random.rand(), random.random(), batch.labels.sum().item())
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -93,7 +96,7 @@ KINDS: dict[str, dict[str, object]] = {
     "plain": {},
     "average": {"fit.ema_decay": 0.9},
     "augmented on a thread": {"augment.shift": 2, "augment.cutout": 2},
-    "early stopping": {"fit.patience": 1, "fit.max_epochs": 4, "optimizer.learning_rate": 0.1},
+    "early stopping": {"fit.patience": 1, "fit.max_epochs": 4},
     "sgd": {"optimizer.name": "sgd", "optimizer.schedule": "cosine"},
     "constant": {"optimizer.schedule": "constant"},
     "bfloat16": {"trainer.precision": "bf16-mixed"},
@@ -120,6 +123,19 @@ def test_a_fit_that_was_cut_off_ends_with_the_same_bits(kind: str, cuts: list[in
     assert Path("data/evaluation/history.csv").read_bytes() == history
     assert json.loads(Path("data/evaluation/fit.json").read_text()) == told
     assert not list(Path("data/state").iterdir())
+
+
+def test_a_best_epoch_before_the_cut_is_kept(witnessed: Any) -> None:
+    keys = {"learning_rate": 0.5, "optimizer__schedule": "constant", "fit__max_epochs": 3}
+    _, weights = witnessed(**keys)
+    told = json.loads(Path("data/evaluation/fit.json").read_text())
+    assert told["epoch"] < 3, "the best is the last: this would show nothing"
+    with pytest.raises(PowerCutError):
+        witnessed(cut_off_in=3 * STEPS_AN_EPOCH - 2, **keys)
+    resumed, resumed_weights = witnessed(**keys)
+    assert min(resumed.drawn) > 2 * STEPS_AN_EPOCH
+    assert same(resumed_weights, weights)
+    assert json.loads(Path("data/evaluation/fit.json").read_text()) == told
 
 
 def test_the_mlflow_run_of_a_fit_that_was_cut_off_goes_on_without_a_gap_or_a_repeat(witnessed: Any) -> None:
