@@ -61,12 +61,12 @@ def files_of(entry: dict[str, Any], root: Path) -> Iterator[tuple[str, str]]:
 
 def compare(committed: Hashes, again: Hashes) -> int:
     """Print a line for each file; returns how many are not the same."""
-    same = [path for path in committed if committed[path] == again.get(path)]
-    differing = sorted((committed.keys() | again.keys()) - set(same))
-    for path in sorted(committed.keys() | again.keys()):
-        print(f"{'DIFFERS' if path in differing else 'same':8} {path}")
-    print(f"{len(same)} files are the same, {len(differing)} differ")
-    return len(differing)
+    paths = sorted(committed.keys() | again.keys())
+    differs = [committed.get(path) != again.get(path) for path in paths]
+    for path, is_other in zip(paths, differs, strict=True):
+        print(f"{'DIFFERS' if is_other else 'same':8} {path}")
+    print(f"{len(paths) - sum(differs)} files are the same, {sum(differs)} differ")
+    return sum(differs)
 
 
 if __name__ == "__main__":

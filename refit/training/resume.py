@@ -111,14 +111,14 @@ def _locked(folder: Path) -> Iterator[None]:
 
 def _newest_sound(folder: Path) -> Path | None:
     for path in sorted(folder.glob("step-*.ckpt"), reverse=True):
-        fault = check_state(path)
+        fault = _fault_of(path)
         if fault is None:
             return path
         print(f"warning: {path.relative_to(repository_root())} is passed over: {fault}", file=sys.stderr)
     return None
 
 
-def check_state(path: Path) -> str | None:
+def _fault_of(path: Path) -> str | None:
     """What is wrong with a state; None where it is sound. Nothing in it is run."""
     digest = _read_text(_digest_file(path))
     if digest is None:

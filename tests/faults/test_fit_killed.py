@@ -6,16 +6,15 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import yaml
 
+from tests.processes import alive, eventually
 from tests.stages.conftest import Project, make_project, user_environment
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process of its parent's death")
@@ -59,14 +58,11 @@ def locked(project: Project) -> Any:
 
 @contextmanager
 def repro(project: Project) -> Iterator["subprocess.Popen[str]"]:
+    """`dvc` as the leader of a terminal's foreground."""
     process = subprocess.Popen(
-        ["dvc", "repro"],
-        cwd=project.root,
-        env=user_environment(),
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
+        ["dvc", "repro", "fit"], cwd=project.root, env=user_environment(), text=True, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, start_new_session=True,
+    )  # fmt: skip
     try:
         yield process
     finally:
@@ -78,21 +74,15 @@ def states(project: Project) -> list[Path]:
     return sorted(project.root.glob("data/state/*/step-*.ckpt.sha256"))
 
 
-def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.001)
+def soon(condition: Callable[[], object], what: str) -> None:
+    """Seen within a millisecond: what is waited for may be over in ten."""
+    eventually(condition, what, 60, every=0.001)
 
 
 def fit_process(project: Project) -> int:
     """Who is at work on the fit: the holder of its state."""
     (holder,) = project.root.glob("data/state/*/pid")
     return int(holder.read_text())
-
-
-def gone(pid: int) -> bool:
-    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
 
 
 def goes_on_and_ends_the_same(project: Project, lock: Any) -> str:
@@ -108,10 +98,10 @@ def test_dvc_killed_in_a_fit(warm: str, project: Project, lock: Any, monkeypatch
     """With the stages forked off the warm process, and each in one of its own."""
     monkeypatch.setenv("REFIT_WARM", warm)
     with repro(project) as dvc:
-        wait_for(lambda: len(states(project)) == 2)
+        soon(lambda: len(states(project)) == 2, "two states are kept")
         trainer = fit_process(project)
         dvc.kill()
-        wait_for(lambda: gone(trainer), seconds=10)
+        eventually(lambda: not alive(trainer), "the trainer is gone", 10)
     assert not (project.root / "data/model").exists()
     goes_on_and_ends_the_same(project, lock)
 
@@ -122,7 +112,7 @@ def test_dvc_killed_and_run_again_at_once_and_again(project: Project, lock: Any)
     for _ in range(3):
         with repro(project) as dvc:
             reached = max(steps, default=0)
-            wait_for(lambda: any(int(path.name[5:14]) > reached for path in states(project)))  # noqa: B023
+            soon(lambda: any(int(path.name[5:14]) > reached for path in states(project)), "further")  # noqa: B023
             steps.append(int(states(project)[-1].name[5:14]))
             dvc.kill()
     assert steps == sorted(set(steps)), "no run got further than the one before"
@@ -131,8 +121,8 @@ def test_dvc_killed_and_run_again_at_once_and_again(project: Project, lock: Any)
 
 def test_the_trainer_killed_while_it_writes_a_state(project: Project, lock: Any) -> None:
     with repro(project) as dvc:
-        wait_for(lambda: len(states(project)) == 2)
-        wait_for(lambda: list(project.root.glob("data/state/*/.step-*.partial")))
+        soon(lambda: len(states(project)) == 2, "two states are kept")
+        soon(lambda: list(project.root.glob("data/state/*/.step-*.partial")), "a state is being written")
         os.kill(fit_process(project), signal.SIGKILL)
         assert dvc.wait(timeout=60) != 0
     assert "fit" not in locked(project)["stages"]
@@ -145,8 +135,8 @@ def test_a_signal_ends_the_fit_after_its_step_with_its_state_saved(
 ) -> None:
     project.set_param("fit.save_state_every", 1000)  # so that what is saved is saved for the signal
     with repro(project) as dvc:
-        wait_for(lambda: list(project.root.glob("data/state/*/pid")))
-        wait_for(lambda: len(states(project)) == 1)  # of the first epoch
+        soon(lambda: list(project.root.glob("data/state/*/pid")), "the fit began")
+        soon(lambda: len(states(project)) == 1, "the first epoch's state is kept")
         before = states(project)
         trainer = fit_process(project)
         os.kill(trainer, number)
@@ -154,7 +144,7 @@ def test_a_signal_ends_the_fit_after_its_step_with_its_state_saved(
     assert dvc.returncode != 0
     assert f"{number.name}: ending after this step, whose state is kept" in text
     assert f"exited with {code}" in text
-    assert gone(trainer)
+    assert not alive(trainer)
     assert states(project)[-1] != before[-1]
     step = int(states(project)[-1].name[5:14])
     assert not (project.root / "data/model").exists()
@@ -165,20 +155,14 @@ def test_a_signal_ends_the_fit_after_its_step_with_its_state_saved(
 
 def test_ctrl_c_in_the_terminal_of_dvc(project: Project, lock: Any) -> None:
     """It reaches every process of the terminal's foreground."""
-    dvc = subprocess.Popen(
-        ["dvc", "repro", "fit"], cwd=project.root, env=user_environment(), text=True, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, start_new_session=True,
-    )  # fmt: skip
-    try:
-        wait_for(lambda: len(states(project)) == 2)
+    with repro(project) as dvc:
+        soon(lambda: len(states(project)) == 2, "two states are kept")
         trainer = fit_process(project)
         os.killpg(dvc.pid, signal.SIGINT)
         text = dvc.communicate(timeout=60)[0]
-    finally:
-        dvc.kill()
     assert dvc.returncode != 0
     assert "SIGINT: ending after this step" in text
-    assert gone(trainer)
+    assert not alive(trainer)
     assert "fit" not in locked(project)["stages"]
     goes_on_and_ends_the_same(project, lock)
 
@@ -186,7 +170,7 @@ def test_ctrl_c_in_the_terminal_of_dvc(project: Project, lock: Any) -> None:
 def test_a_second_trainer_of_the_same_fit_is_refused_and_names_the_first(project: Project, lock: Any) -> None:
     """Such as one started by hand, beside a `dvc` whose lock does not hold it off."""
     with repro(project) as dvc:
-        wait_for(lambda: len(states(project)) == 2)
+        soon(lambda: len(states(project)) == 2, "two states are kept")
         first = fit_process(project)
         os.kill(first, signal.SIGSTOP)
         try:

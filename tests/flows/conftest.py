@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.flows.toy import Server, Toy, answers, eventually
+from tests.flows.toy import Server, Toy, answers
+from tests.processes import eventually
 
 
 @pytest.fixture

@@ -7,7 +7,8 @@ import signal
 import pytest
 import yaml
 
-from tests.flows.toy import Server, Toy, eventually, gone
+from tests.flows.toy import Server, Toy, gone
+from tests.processes import eventually
 
 
 def _diamond(toy: Toy, **does: str) -> None:

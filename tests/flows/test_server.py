@@ -5,7 +5,8 @@ from typing import Any
 
 import httpx
 
-from tests.flows.toy import Server, Toy, alive, eventually, gone
+from tests.flows.toy import Server, Toy, gone
+from tests.processes import alive, eventually
 
 _FINAL = {"COMPLETED", "FAILED", "CANCELLED", "CRASHED"}
 

@@ -11,7 +11,8 @@ import pytest
 
 from pipelines import stage_process
 from pipelines.stage_process import StageFailedError, run_process, run_stage
-from tests.flows.toy import PROJECT, Toy, eventually, gone
+from tests.flows.toy import PROJECT, Toy, gone
+from tests.processes import eventually
 
 
 def _run(*command: str) -> tuple[int, list[str]]:

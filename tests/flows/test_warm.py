@@ -15,7 +15,8 @@ import pytest
 import yaml
 
 from refit.quiet import QUIET
-from tests.flows.toy import PROJECT, Toy, alive, eventually, gone
+from tests.flows.toy import PROJECT, Toy, gone
+from tests.processes import alive, eventually
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux has the sockets and signals for it")
 

@@ -6,17 +6,16 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import httpx
-import pytest
 import yaml
 
 from refit.quiet import QUIET
+from tests.processes import alive, eventually
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -159,25 +158,6 @@ class Server:
 
     def close(self) -> None:
         self._http.close()
-
-
-def eventually(condition: Callable[[], Any], what: str, seconds: float = 30) -> Any:
-    """The first true value of `condition`, asked ten times a second; fails by the name of `what` after `seconds`."""
-    deadline = time.monotonic() + seconds
-    while not (value := condition()):
-        if time.monotonic() > deadline:
-            pytest.fail(f"not within {seconds:g} s: {what}")
-        time.sleep(0.1)
-    return value
-
-
-def alive(pid: int | str) -> bool:
-    """Whether a process runs; one that has ended and was not waited for does not."""
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
-        return False
-    return state != "Z"
 
 
 def gone(pids: str, seconds: float = 2) -> bool:

@@ -88,8 +88,12 @@ def same(one: Any, other: Any) -> bool:
     return bool(one == other)
 
 
-def steps_kept() -> list[int]:
-    return [int(path.stem.removeprefix("step-")) for path in sorted(Path("data/state").glob("*/step-*.ckpt"))]
+def state_files() -> list[Path]:
+    return sorted(Path("data/state").glob("*/step-*.ckpt"))
+
+
+def step_of(path: Path) -> int:
+    return int(path.stem.removeprefix("step-"))
 
 
 KINDS: dict[str, dict[str, object]] = {
@@ -113,7 +117,7 @@ def test_a_fit_that_was_cut_off_ends_with_the_same_bits(kind: str, cuts: list[in
     for cut in cuts:
         with pytest.raises(PowerCutError):
             witnessed(cut_off_in=cut, **keys)
-        assert steps_kept(), "the cut came before the first state"
+        assert state_files(), "the cut came before the first state"
     resumed, resumed_weights = witnessed(**keys)
     first = min(resumed.drawn)
     assert 0 < first <= cuts[-1]
@@ -165,10 +169,6 @@ def test_a_fit_that_was_cut_off_in_an_accumulation_goes_on_from_the_last_step(wi
     assert same(resumed_weights, weights)
 
 
-def state_files() -> list[Path]:
-    return sorted(Path("data/state").glob("*/step-*.ckpt"))
-
-
 @pytest.fixture
 def two_states(witnessed: Any) -> Any:
     """A fit of which the two newest states are left; to be run on to its end."""
@@ -212,7 +212,7 @@ def test_a_state_that_is_not_sound_is_passed_over_for_the_one_before(
     harm(newest)
     resumed, weights = two_states()
     assert f"warning: data/state/{newest.parent.name}/{newest.name} is passed over: {fault}" in capsys.readouterr().err
-    assert min(resumed.drawn) == int(older.stem.removeprefix("step-"))
+    assert min(resumed.drawn) == step_of(older)
     assert not Path("exploded").exists()
     whole, whole_weights = two_states()
     assert min(whole.drawn) == 0
@@ -234,20 +234,21 @@ def test_the_state_of_another_fit_is_left_and_the_difference_told(
 
 
 def test_a_full_disk_fails_the_fit_in_a_line_and_leaves_the_state_before(witnessed: Any) -> None:
-    """Each write of the fifth step's state meets a device without space."""
+    """Each state after those that are there meets a device without space."""
     with pytest.raises(PowerCutError):
         witnessed(cut_off_in=4)
     before = {path: path.read_bytes() for path in state_files()}
-    folder = state_files()[0].parent
-    for step in range(5, 8):
-        (folder / f".step-{step:09}.ckpt.partial").symlink_to("/dev/full")
+    newest = max(before)
+    full = [newest.with_name(f".step-{step_of(newest) + further:09}.ckpt.partial") for further in range(1, 11)]
+    for file in full:
+        file.symlink_to("/dev/full")
     with pytest.raises(ValueError, match=r"the state of the fit could not be written .*No space left on device"):
         witnessed()
     assert {path: path.read_bytes() for path in state_files()} == before
-    for step in range(5, 8):
-        (folder / f".step-{step:09}.ckpt.partial").unlink()
+    for file in full:
+        file.unlink()
     resumed, _ = witnessed()
-    assert min(resumed.drawn) == max(int(path.stem.removeprefix("step-")) for path in before)
+    assert min(resumed.drawn) == max(map(step_of, before))
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become somebody else")

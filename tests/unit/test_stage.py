@@ -5,13 +5,13 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
 
+from tests.processes import alive, eventually
 from tests.unit.conftest import Values
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -150,13 +150,6 @@ def ended(process: "subprocess.Popen[str]") -> tuple[int, str, str]:
     return process.returncode, out, err
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 40) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)
-
-
 def test_a_stage_that_is_done_exits_0(start: Start) -> None:
     assert ended(start("done")) == (0, "done\n", "")
 
@@ -191,7 +184,7 @@ def test_sigterm_in_the_middle_of_lightning_exits_143_and_nothing_more_is_done(
 ) -> None:
     """Lightning itself would exit with 0, and DVC take what is there for a whole."""
     process = start(case)
-    wait_for((workspace / "began").exists)
+    eventually((workspace / "began").exists, "the stage began", 40, every=0.02)
     process.terminate()
     code, _, err = ended(process)
     assert not (workspace / "ended").exists()
@@ -201,7 +194,7 @@ def test_sigterm_in_the_middle_of_lightning_exits_143_and_nothing_more_is_done(
 @pytest.mark.parametrize("case", ["sleep", "train", "predict"])
 def test_ctrl_c_exits_130_and_says_so(case: str, start: Start, workspace: Path) -> None:
     process = start(case)
-    wait_for((workspace / "began").exists)
+    eventually((workspace / "began").exists, "the stage began", 40, every=0.02)
     process.send_signal(signal.SIGINT)
     code, _, err = ended(process)
     assert not (workspace / "ended").exists()
@@ -217,14 +210,6 @@ child.wait()
 """
 
 
-def gone(pid: int) -> bool:
-    """Whether a process has ended, even if nobody has taken note of it yet."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].startswith("Z")
-    except (FileNotFoundError, ProcessLookupError):
-        return True
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process of its parent's death")
 @pytest.mark.parametrize(("case", "moment"), [("sleep", "began"), ("slow imports", "importing")])
 def test_a_stage_does_not_outlive_its_killed_parent(
@@ -237,13 +222,13 @@ def test_a_stage_does_not_outlive_its_killed_parent(
     assert parent.stdout is not None
     child = int(parent.stdout.readline())
     try:
-        wait_for((workspace / moment).exists)
-        assert not gone(child)
+        eventually((workspace / moment).exists, f"the stage is {moment}", 40, every=0.02)
+        assert alive(child)
         parent.kill()
-        wait_for(lambda: gone(child), seconds=10)
+        eventually(lambda: not alive(child), "the stage is gone", 10)
     finally:
         parent.kill()
-        if not gone(child):
+        if alive(child):
             os.kill(child, signal.SIGKILL)
         parent.communicate()
 

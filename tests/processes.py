@@ -1,0 +1,27 @@
+"""Waiting for processes, and asking whether they live."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+def eventually(condition: Callable[[], Any], what: str, seconds: float = 30, every: float = 0.1) -> Any:
+    """The first true value of `condition`, asked `every` so many seconds; fails, naming `what`, after `seconds`."""
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        if time.monotonic() > deadline:
+            pytest.fail(f"not within {seconds:g} s: {what}")
+        time.sleep(every)
+    return value
+
+
+def alive(pid: int | str) -> bool:
+    """Whether a process runs; one that has ended and was not waited for does not."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state != "Z"
