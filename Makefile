@@ -32,6 +32,10 @@ test: .venv/ready  ## everything CI runs: lint, format, types, then the tests, f
 verify: .venv/ready  ## the last commit again from nothing, in a clean folder: is every file what dvc.lock says?
 	python -m pipelines.verify
 
+.PHONY: doctor
+doctor: .venv/ready  ## what runs that were cut off left behind, and its removal where nothing is at work
+	@python -m pipelines.doctor
+
 .PHONY: bench
 bench: .venv/ready  ## the benchmarks that need no GPU (10 minutes): benchmarks/results.json, and a table of each
 	python -m benchmarks.data_path

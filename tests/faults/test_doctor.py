@@ -1,0 +1,107 @@
+"""`make doctor` after runs that were cut off, in real DVC repositories with real processes."""
+
+import hashlib
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.processes import eventually
+from tests.stages.conftest import ROOT, Project, user_environment
+
+GRAPH = """\
+stages:
+  slow:
+    cmd: exec sleep 60
+    outs: [data/slow]
+"""
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    project = Project(tmp_path)
+    (tmp_path / "dvc.yaml").write_text(GRAPH)
+    (tmp_path / "data").mkdir()
+    project.run("git", "init", "--quiet")
+    project.run("dvc", "init", "--quiet")
+    return project
+
+
+Doctor = Callable[[], tuple[int, str]]
+
+
+@pytest.fixture
+def doctor(project: Project) -> Doctor:
+    def run() -> tuple[int, str]:
+        done = project.run(sys.executable, "-m", "pipelines.doctor", ok=False, PYTHONPATH=str(ROOT))
+        return done.returncode, done.stdout + done.stderr
+
+    return run
+
+
+def test_there_is_nothing_to_mend(doctor: Doctor) -> None:
+    assert doctor() == (0, "all else is well\n")
+
+
+@pytest.mark.parametrize("content", ["", '{"read": {', '{"read": {}, "write": {"a": 1}}'])
+def test_a_record_of_locks_that_was_cut_short_is_removed(content: str, project: Project, doctor: Doctor) -> None:
+    rwlock = project.root / ".dvc/tmp/rwlock"
+    rwlock.parent.mkdir(exist_ok=True)
+    rwlock.write_text(content)
+    assert project.run("dvc", "repro", "--dry", ok=False).returncode != 0, "DVC does not mind it"
+    code, text = doctor()
+    assert code == 0
+    assert "removed  .dvc/tmp/rwlock: DVC's record of locks was cut short" in text
+    project.run("dvc", "repro", "--dry")
+
+
+def test_while_dvc_runs_nothing_is_removed_and_after_its_death_its_locks_are(project: Project, doctor: Doctor) -> None:
+    half, rwlock = project.root / "data/.slow.partial", project.root / ".dvc/tmp/rwlock"
+    half.mkdir()
+    dvc = subprocess.Popen(["dvc", "repro"], cwd=project.root, env=user_environment(), stdout=subprocess.DEVNULL)
+    try:
+        eventually(lambda: rwlock.is_file() and str(dvc.pid) in rwlock.read_text(), "dvc holds its locks")
+        code, text = doctor()
+        assert code == 0
+        assert f"at work  process {dvc.pid}: " in text
+        assert "left     data/.slow.partial: half-written" in text
+        assert str(dvc.pid) in rwlock.read_text()
+        assert half.is_dir()
+    finally:
+        dvc.kill()
+        dvc.wait()
+    code, text = doctor()
+    assert code == 0
+    assert f"removed  .dvc/tmp/rwlock: locks of process {dvc.pid}, which is no dvc at work here" in text
+    assert "removed  data/.slow.partial: half-written" in text
+    assert not half.exists()
+    assert doctor() == (0, "all else is well\n")
+
+
+def test_half_written_files_go_and_states_stay(project: Project, doctor: Doctor) -> None:
+    state, store = project.root / "data/state/0123", project.root / "mlruns/tmp_1/mlflow.db"
+    for file in (state / "inputs.json", state / "step-000000007.ckpt", state / ".step-000000008.ckpt.partial", store):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(b"{}")
+    code, text = doctor()
+    assert code == 0
+    assert "removed  data/state/0123/.step-000000008.ckpt.partial: half-written" in text
+    assert "removed  mlruns/tmp_1: a half-made MLflow store" in text
+    assert "state    data/state/0123: 1 states, 0.0 MB; step-000000007.ckpt is not whole" in text
+    assert sorted(path.name for path in state.iterdir()) == ["inputs.json", "step-000000007.ckpt"]
+    digest = hashlib.sha256(b"{}").hexdigest()
+    (state / "step-000000007.ckpt.sha256").write_text(digest)
+    assert "step-000000007.ckpt is whole" in doctor()[1]
+    assert not store.parent.exists()
+
+
+@pytest.mark.parametrize("content", ["<<<<<<< HEAD\nstages:\n=======\n", "", "- a list\n"])
+def test_a_broken_dvc_lock_is_told_and_left_to_a_person(content: str, project: Project, doctor: Doctor) -> None:
+    (project.root / "dvc.lock").write_text(content)
+    code, text = doctor()
+    assert code == 1
+    assert "error: dvc.lock " in text
+    assert "git checkout HEAD -- dvc.lock" in text
+    assert (project.root / "dvc.lock").read_text() == content
