@@ -26,6 +26,7 @@ from refit.data.module import EvaluationLoader
 from refit.data.prepared import read_split
 from refit.model_file import read_model
 from refit.params import TrainerParams, check_params
+from refit.training.outputs import Outputs
 from refit.training.trainer import make_trainer
 
 COLOUR, PHOTO = (3, 32, 32), (3, 176, 176)
@@ -113,8 +114,10 @@ def cifar10(rounds: int) -> list[Result]:
 def _test_accuracy(trainer: TrainerParams) -> float:
     system, model = read_model()
     split = read_split("test")
-    make_trainer(trainer).test(system, EvaluationLoader(split, 2 * model.batch_size), verbose=False)
-    predicted = system.test_probabilities.compute().argmax(dim=1).cpu()
+    collected = Outputs()
+    loader = EvaluationLoader(split, 2 * model.batch_size)
+    make_trainer(trainer, callbacks=[collected]).test(system, loader, verbose=False)
+    predicted = collected.gather()["probabilities"].argmax(dim=1)
     return (predicted == torch.from_numpy(split.labels)).float().mean().item()
 
 

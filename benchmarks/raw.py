@@ -20,7 +20,16 @@ def made_split(images: int, shape: tuple[int, int, int], classes: int = 10) -> S
 
 def our_network(name: str, width: int | None, shape: tuple[int, int, int]) -> nn.Module:
     """One of Refit's own, by the name and width of params.yaml, for ten classes."""
-    model = ModelParams(network=name, width=width, dropout=None, test_time_flip=False)
+    model = ModelParams(
+        system="classifier",
+        system_arguments={},
+        network_arguments={},
+        embedding=64,
+        network=name,
+        width=width,
+        dropout=None,
+        test_time_flip=False,
+    )
     return build_network(model, shape, 10, [0.5], [0.25])
 
 

@@ -1,6 +1,6 @@
 """The model artifact: a folder that needs nothing else to be used, and that is read without unpickling.
 
-`model.safetensors` holds the weights; `model.json` how to build the network, how to make its input, what its
+`model.safetensors` holds the weights; `model.json` how to build the system, how to make its input, what its
 outputs mean, and where it came from. The sha256 of `model.safetensors` names the model everywhere.
 """
 
@@ -8,15 +8,15 @@ import hashlib
 from pathlib import Path
 from typing import Any, Literal
 
+import pytorch_lightning as pl
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from refit.data.prepared import Color, DatasetInfo
 from refit.files import whole_folder, write_bytes, write_json
-from refit.params import LossParams, ModelParams, OptimizerParams
-from refit.systems.classifier import Classifier
-from refit.systems.networks import build_network
+from refit.params import ModelParams
+from refit.systems.build import build_system
 
 MODEL = Path("data/model")
 
@@ -26,9 +26,8 @@ class ModelDescription(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    format: Literal[1] = 1
-    system: Literal["classifier"] = "classifier"
-    network: ModelParams
+    format: Literal[2] = 2
+    model: ModelParams
     classes: list[str]
     color: Color
     shape: tuple[int, int, int]
@@ -44,29 +43,14 @@ class ModelDescription(BaseModel):
     """Every parameter of the fit; for people, nothing reads it."""
 
 
-def build_classifier(
-    network: ModelParams,
-    info: DatasetInfo | ModelDescription,
-    optimizer: OptimizerParams | None = None,
-    loss: LossParams | None = None,
-    learning_rate: float = 0.0,
-) -> Classifier:
-    """A freshly initialised classifier for images such as `info` describes."""
-    channels, height, width = info.shape
-    classes = len(info.classes)
-    network_module = build_network(network, (channels, height, width), classes, info.mean, info.std)
-    label_smoothing = loss.label_smoothing if loss else 0.0
-    return Classifier(network_module, classes, optimizer, label_smoothing, learning_rate, network.test_time_flip)
-
-
 def write_model(
-    system: Classifier, network: ModelParams, info: DatasetInfo, batch_size: int, params: dict[str, Any],
+    system: pl.LightningModule, model: ModelParams, info: DatasetInfo, batch_size: int, params: dict[str, Any],
     folder: Path = MODEL,
 ) -> ModelDescription:  # fmt: skip
     """Write the artifact whole; returns its description."""
-    weights = save({name: weight.contiguous() for name, weight in system.network.state_dict().items()})
+    weights = save({name: weight.contiguous() for name, weight in system.state_dict().items()})
     description = ModelDescription(
-        network=network,
+        model=model,
         classes=info.classes,
         color=info.color,
         shape=(info.shape[0], info.shape[1], info.shape[2]),
@@ -83,8 +67,8 @@ def write_model(
     return description
 
 
-def read_model(folder: Path = MODEL) -> tuple[Classifier, ModelDescription]:
-    """The trained classifier and its description. Raises ValueError that says what is missing or wrong."""
+def read_model(folder: Path = MODEL) -> tuple[pl.LightningModule, ModelDescription]:
+    """The trained system and its description. Raises ValueError that says what is missing or wrong."""
     description_file, weights_file = folder / "model.json", folder / "model.safetensors"
     for file in (description_file, weights_file):
         if not file.is_file():
@@ -97,11 +81,11 @@ def read_model(folder: Path = MODEL) -> tuple[Classifier, ModelDescription]:
         raise ValueError(f"{description_file}: {where}: {fault['msg']}; run: dvc repro --force fit") from None
     if hashlib.sha256(weights_file.read_bytes()).hexdigest() != description.sha256:
         raise ValueError(f"{weights_file} is not the file that model.json describes; run: dvc checkout {folder}")
-    system = build_classifier(description.network, description)
+    system = build_system(description.model, description)
     try:
         weights = load_file(weights_file)
-        system.network.to(next(w.dtype for w in weights.values() if w.is_floating_point()))  # double, where the fit was
-        system.network.load_state_dict(weights)
+        system.to(next(w.dtype for w in weights.values() if w.is_floating_point()))  # double, where the fit was
+        system.load_state_dict(weights)
     except (SafetensorError, RuntimeError) as error:
-        raise ValueError(f"{weights_file} does not fit the network in model.json: {error}") from None
+        raise ValueError(f"{weights_file} does not fit the system in model.json: {error}") from None
     return system, description

@@ -13,6 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pydantic_core import PydanticCustomError
 
 PARAMS_FILE = Path("params.yaml")
+OUR_SYSTEMS = ("classifier", "autoencoder")
 OUR_NETWORKS = ("mlp", "cnn", "resnet9")
 
 
@@ -69,8 +70,17 @@ class AugmentParams(Section):
 
 
 class ModelParams(Section):
+    system: str
+    """What is trained: classifier, autoencoder, or a LightningModule of your own by dotted path (docs/systems.md)."""
+    system_arguments: dict[str, Any]
+    """Arguments of your own system, by the names in its signature."""
     network: str
-    """mlp, cnn or resnet9 (ours, for small images), or torchvision:NAME for any torchvision classifier."""
+    """mlp, cnn or resnet9 (ours, for small images), torchvision:NAME for any torchvision classifier, or a module of
+    your own by dotted path (docs/systems.md)."""
+    network_arguments: dict[str, Any]
+    """Arguments of your own network, by the names in its signature."""
+    embedding: Annotated[int, Field(ge=2, le=4096)]
+    """Length of the autoencoder's embeddings."""
     width: Annotated[int, Field(ge=4, le=1024)] | None
     """Channels of our network's first layer (mlp: hidden units); null: the network's own."""
     dropout: Fraction | None
@@ -79,13 +89,20 @@ class ModelParams(Section):
     """In test and predict, take the mean of the logits of each image and of its mirror image."""
 
     @model_validator(mode="after")
-    def _network_is_known(self) -> Self:
-        if self.network.startswith("torchvision:"):  # the name behind the colon is checked where torchvision is at hand
+    def _names_are_known(self) -> Self:
+        if self.system not in OUR_SYSTEMS and "." not in self.system:
+            raise ValueError(f"system {self.system!r} is unknown{nearest(self.system, [*OUR_SYSTEMS])}; expected "
+                             f"{', '.join(OUR_SYSTEMS)} or a dotted path")  # fmt: skip
+        if self.network not in OUR_NETWORKS:
+            # The names behind the colon and in a path are checked where torchvision and the path are at hand.
+            if not self.network.startswith("torchvision:") and "." not in self.network:
+                close = nearest(self.network, [*OUR_NETWORKS])
+                raise ValueError(f"network {self.network!r} is unknown{close}; expected "
+                                 f"{', '.join(OUR_NETWORKS)}, torchvision:NAME or a dotted path")  # fmt: skip
             if self.width is not None or self.dropout is not None:
                 raise ValueError(f"width and dropout have no effect with {self.network}; set both to null")
-        elif self.network not in OUR_NETWORKS:
-            raise ValueError(f"network {self.network!r} is unknown{nearest(self.network, [*OUR_NETWORKS])}; expected "
-                             f"{', '.join(OUR_NETWORKS)} or torchvision:NAME")  # fmt: skip
+        if self.network_arguments and (self.network in OUR_NETWORKS or self.network.startswith("torchvision:")):
+            raise ValueError(f"network_arguments have no effect with {self.network}; set them to {{}}")
         return self
 
 
@@ -124,8 +141,10 @@ class LossParams(Section):
 class FitParams(Section):
     max_epochs: Count
     """Passes over the training images."""
-    monitor: Literal["val_loss", "val_accuracy"]
-    """What chooses the best epoch, whose weights are kept, and what early stopping watches."""
+    monitor: Annotated[str, Field(pattern=r"^val_\w+$")]
+    """What chooses the best epoch, whose weights are kept, and what early stopping watches: val_loss, or val_accuracy
+    of a classifier, or what else your own system logs as val_NAME. Of a NAME that ends in loss or error the lowest
+    is best, else the highest."""
     patience: Count | None
     """Stop after this many epochs without a better monitor; null: never stop early."""
     gradient_clip_val: Positive | None
@@ -139,7 +158,7 @@ class FitParams(Section):
 
     @property
     def monitor_mode(self) -> Literal["min", "max"]:
-        return "min" if self.monitor == "val_loss" else "max"
+        return "min" if self.monitor.endswith(("loss", "error")) else "max"
 
 
 class TrainerParams(Section):

@@ -56,12 +56,15 @@ def facts(root: Path) -> list[Fact]:
     run = find_run(sha256)
     counts = ", ".join(f"{count:,} {split}" for split, count in data["counts"].items())
     shape = "x".join(map(str, data["shape"]))
+    validation = ", ".join(
+        f"{name.replace('val_', 'validation ')} {value:.4f}" for name, value in fit.items() if name.startswith("val_")
+    )
     parts = f"{batch['accumulate_grad_batches']} x {batch['micro_batch']}"
     return [
         Fact("data", f"{data['source']}: {counts} images of {len(data['classes'])} classes, {shape}"),
         Fact("batch size", f"{batch['effective_batch']} images = {parts}, {_CHOSEN_BY[batch['chosen_by']]}"),
         Fact("learning rate", f"{rate['learning_rate']:.3g}, {_CHOSEN_BY[rate['chosen_by']]}"),
-        Fact("best epoch", f"{fit['epoch']} of {fit['epochs']}, validation accuracy {fit['val_accuracy']:.4f}"),
+        Fact("best epoch", f"{fit['epoch']} of {fit['epochs']}, {validation}"),
         Fact(
             "test accuracy",
             f"{test['accuracy']:.4f} (confidence interval {test['accuracy_low']:.4f} to {test['accuracy_high']:.4f})",

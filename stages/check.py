@@ -10,7 +10,7 @@ from pathlib import Path
 
 from refit.data.sources import open_source
 from refit.files import write_bytes
-from refit.params import Params
+from refit.params import OUR_NETWORKS, OUR_SYSTEMS, Params
 from refit.stage import run_stage
 
 SCHEMA = Path("docs/params.schema.json")
@@ -23,10 +23,10 @@ def main(params: Params) -> None:
     open_source(params.data)
     if not Path(params.predict.images).is_dir():
         raise ValueError(f"predict.images = {params.predict.images!r} is not a folder; create it, or name another")
-    if params.model.network.startswith("torchvision:"):
-        from refit.systems.networks import check_torchvision_name  # seconds of imports that ours do not need
+    if params.model.system not in OUR_SYSTEMS or params.model.network not in OUR_NETWORKS:
+        from refit.systems.build import check_model  # seconds of imports that ours do not need
 
-        check_torchvision_name(params.model.network)
+        check_model(params.model)
     if params.trainer.compile and not any(map(shutil.which, [os.environ.get("CXX") or "g++", "clang++"])):
         raise ValueError(
             f"trainer.compile = {params.trainer.compile!r} needs a C++ compiler, and there is no g++; install it, or "

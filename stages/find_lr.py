@@ -8,9 +8,9 @@ import pytorch_lightning as pl
 from refit.data.module import PreparedData
 from refit.data.prepared import read_info
 from refit.files import write_csv, write_json
-from refit.model_file import build_classifier
 from refit.params import Params
 from refit.stage import run_stage
+from refit.systems.build import build_system
 from refit.training.choices import LEARNING_RATE, LEARNING_RATE_CURVE, read_batch
 from refit.training.tuning import find_learning_rate
 
@@ -21,7 +21,7 @@ def main(params: Params) -> None:
     info, batch = read_info(), read_batch()
     pl.seed_everything(params.seed, verbose=False)
     constant = params.optimizer.model_copy(update={"schedule": "constant"})  # the test itself moves the learning rate
-    system = build_classifier(params.model, info, constant, params.loss)
+    system = build_system(params.model, info, constant, params.loss)
     data = PreparedData(params.augment, batch.micro_batch, batch.effective_batch, params.seed)
     choice, curve = find_learning_rate(system, data, batch, params.optimizer, params.trainer)
     write_json(LEARNING_RATE, asdict(choice))

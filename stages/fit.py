@@ -11,10 +11,10 @@ from pytorch_lightning.callbacks import Callback, EarlyStopping
 from refit.data.module import PreparedData
 from refit.data.prepared import read_info
 from refit.files import write_csv, write_json
-from refit.model_file import MODEL, build_classifier, write_model
+from refit.model_file import MODEL, write_model
 from refit.params import Params, load_params
 from refit.stage import run_stage
-from refit.systems.classifier import Classifier
+from refit.systems.build import build_system
 from refit.training.callbacks import Best, EpochFacts, History, MovingAverage
 from refit.training.choices import BATCH, LEARNING_RATE, BatchChoice, read_batch, read_learning_rate
 from refit.training.resume import FitState, fit_state, loaded_code
@@ -45,7 +45,7 @@ def main(params: Params) -> None:
         every_param = load_params().model_dump()  # for the record
         logger = RunLogger(every_param, {"data_sha256": info.sha256}, note=state.folder / "mlflow_run")
         pl.seed_everything(params.seed, verbose=False)
-        system = build_classifier(params.model, info, params.optimizer, params.loss, rate.learning_rate)
+        system = build_system(params.model, info, params.optimizer, params.loss, rate.learning_rate)
         data = PreparedData(params.augment, batch.micro_batch, batch.effective_batch, params.seed)
         try:
             history, best = _train(system, data, params, batch, state, logger)
@@ -53,22 +53,26 @@ def main(params: Params) -> None:
             logger.fail()
             raise
 
-        system.load_state_dict(best.weights)
         model = write_model(system, params.model, info, batch.micro_batch, params.model_dump(include=set(READS)))
         write_json(EVALUATION / "fit.json", {**best.row, "epochs": len(history.rows)})
         write_csv(EVALUATION / "history.csv", history.rows)
         logger.log_metrics({f"best_{name}": value for name, value in best.row.items()})
         logger.log_files(BATCH, LEARNING_RATE, EVALUATION / "history.csv")
-        exportable = system.network.to(memory_format=torch.contiguous_format)
-        logger.finish(MODEL, exportable, torch.from_numpy(data.train.images[:2]))
+        network = getattr(system, "network", system).to(memory_format=torch.contiguous_format)
+        logger.finish(MODEL, network, torch.from_numpy(data.train.images[:2]))
     print(f"best epoch {best.row['epoch']} of {len(history.rows)}; model {model.sha256[:12]}")
 
 
 def _train(
-    system: Classifier, data: PreparedData, params: Params, batch: BatchChoice, state: FitState, logger: RunLogger
+    system: pl.LightningModule,
+    data: PreparedData,
+    params: Params,
+    batch: BatchChoice,
+    state: FitState,
+    logger: RunLogger,
 ) -> tuple[History, Best]:
     if params.trainer.compile:
-        system.network.compile(mode=params.trainer.compile)
+        getattr(system, "network", system).compile(mode=params.trainer.compile)
     history = History()
     average = MovingAverage(params.fit.ema_decay) if params.fit.ema_decay is not None else None
     best = Best(history, params.fit, average)

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from refit.data.folder import FolderLoader
 from refit.data.images import find_images
@@ -16,6 +15,7 @@ from refit.files import as_text, whole_folder, write_csv, write_json
 from refit.model_file import read_model
 from refit.params import Params
 from refit.stage import run_stage
+from refit.training.outputs import Outputs, figures_of_each
 from refit.training.trainer import make_trainer
 
 READS = ("trainer", "predict")
@@ -32,7 +32,8 @@ def main(params: Params) -> None:
 
     new_images = FolderLoader(list(find_images(folder)), model.color, model.shape[1:], batch_size)
     loader = new_images if len(new_images) else EvaluationLoader(read_split("test"), batch_size)
-    batches = make_trainer(params.trainer).predict(system, loader)
+    collected = Outputs()
+    make_trainer(params.trainer, callbacks=[collected]).predict(system, loader, return_predictions=False)
     names = [_name(file, folder) for file in new_images.files] if len(new_images) else read_names("test")
     unreadable = [{"file": _name(file, folder), "why": why} for file, why in sorted(new_images.unreadable.items())]
     for bad in unreadable:
@@ -40,10 +41,11 @@ def main(params: Params) -> None:
     if not names:
         raise ValueError(f"predict.images = {str(folder)!r}: none of its {len(unreadable)} images can be decoded")
 
-    probabilities = torch.cat(batches).numpy()  # type: ignore[arg-type]  # one loader gives one list of batches
+    outputs = collected.gather()
+    probabilities = outputs.pop("probabilities").numpy()
     rows = [
-        _row(name, row, model.classes, params.predict.top_k, params.predict.abstain_below)
-        for name, row in zip(names, probabilities, strict=True)
+        _row(name, row, model.classes, params.predict.top_k, params.predict.abstain_below) | more
+        for name, row, more in zip(names, probabilities, figures_of_each(outputs, len(names)), strict=True)
     ]
     summary = {
         "model_sha256": model.sha256,
@@ -56,6 +58,9 @@ def main(params: Params) -> None:
     with whole_folder(PREDICTIONS) as new:
         write_csv(new / "predictions.csv", rows)
         write_json(new / "summary.json", summary)
+        for name, values in outputs.items():
+            if values.ndim > 1:  # such as embeddings: too wide for a table
+                np.save(new / f"{name}.npy", values.numpy())
     print(f"predicted {len(rows):,} images ({summary['of']}), abstained on {summary['abstained']}")
 
 

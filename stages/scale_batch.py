@@ -7,9 +7,9 @@ import pytorch_lightning as pl
 from refit.data.module import PreparedData
 from refit.data.prepared import read_info
 from refit.files import write_json
-from refit.model_file import build_classifier
 from refit.params import AugmentParams, OptimizerParams, Params
 from refit.stage import run_stage
+from refit.systems.build import build_system
 from refit.training.choices import BATCH
 from refit.training.tuning import choose_effective_batch, scale_batch
 
@@ -27,7 +27,7 @@ def main(params: Params) -> None:
     info = read_info()
     effective_batch = choose_effective_batch(params.batch, info.counts["train"])
     pl.seed_everything(params.seed, verbose=False)
-    system = build_classifier(params.model, info, ANY_OPTIMIZER)
+    system = build_system(params.model, info, ANY_OPTIMIZER)
     data = PreparedData(NO_AUGMENTATION, effective_batch, effective_batch, params.seed)
     choice = scale_batch(system, data, params.batch, params.trainer)
     write_json(BATCH, asdict(choice))

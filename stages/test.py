@@ -12,9 +12,11 @@ from refit.files import whole_folder, write_csv, write_json
 from refit.model_file import read_model
 from refit.params import Params
 from refit.reports.classification import evaluate, predictions, worst_mistakes
+from refit.reports.embeddings import embedding_pictures
 from refit.reports.run_report import EVALUATION, write_run_report
 from refit.stage import run_stage
 from refit.tracking import log_to_model_run
+from refit.training.outputs import Outputs, figures_of_each
 from refit.training.trainer import make_trainer
 
 READS = ("trainer", "test")
@@ -24,12 +26,16 @@ def main(params: Params) -> None:
     system, model = read_model()
     split = read_split("test")
     loader = EvaluationLoader(split, EVALUATION_FACTOR * model.batch_size)
-    make_trainer(params.trainer).test(system, loader, verbose=False)
-    probabilities: npt.NDArray[np.float32] = system.test_probabilities.compute().cpu().numpy()
+    collected = Outputs()
+    trainer = make_trainer(params.trainer, callbacks=[collected])
+    trainer.test(system, loader, verbose=False)
+    outputs = collected.gather()
+    probabilities: npt.NDArray[np.float32] = outputs.pop("probabilities").numpy()
 
     report = evaluate(probabilities, split.labels, model.classes, params.test.confidence, params.test.calibration_bins)
-    outcomes = _outcomes(probabilities, split, model.classes)
-    write_json(EVALUATION / "test.json", report.test_summary())
+    summary = report.test_summary() | {name: float(value) for name, value in trainer.callback_metrics.items()}
+    outcomes = _outcomes(probabilities, split, model.classes, figures_of_each(outputs, len(probabilities)))
+    write_json(EVALUATION / "test.json", summary)
     write_csv(EVALUATION / "outcomes.csv", outcomes)
     with whole_folder(EVALUATION / "tables") as tables:
         write_csv(tables / "classes.csv", report.class_rows())
@@ -37,16 +43,19 @@ def main(params: Params) -> None:
         write_csv(tables / "roc.csv", report.roc_rows())
         write_csv(tables / "precision_recall.csv", report.precision_recall_rows())
     worst = worst_mistakes(probabilities, split.labels, params.test.worst_mistakes)
-    written = write_run_report(report, model, [outcomes[i] for i in worst], split.images[worst])
+    embeddings = embedding_pictures(system, outputs, split, model.classes)
+    written = write_run_report(report, model, [outcomes[i] for i in worst], split.images[worst], embeddings)
 
-    log_to_model_run(model.sha256, {f"test_{name}": value for name, value in report.test_summary().items()}, written)
+    log_to_model_run(model.sha256, {f"test_{name}": value for name, value in summary.items()}, written)
     print(
         f"test accuracy {report.accuracy:.4f} ({report.accuracy_low:.4f} to {report.accuracy_high:.4f}) "
         f"on {report.images:,} images"
     )
 
 
-def _outcomes(probabilities: npt.NDArray[np.float32], split: Split, classes: Sequence[str]) -> list[dict[str, Any]]:
+def _outcomes(
+    probabilities: npt.NDArray[np.float32], split: Split, classes: Sequence[str], figures: list[dict[str, float]]
+) -> list[dict[str, Any]]:
     """A row an image: what the confusion plot, the gallery and paired comparisons of models are made from."""
     return [
         {
@@ -55,9 +64,10 @@ def _outcomes(probabilities: npt.NDArray[np.float32], split: Split, classes: Seq
             "predicted": classes[best],
             "probability": round(float(row[best]), 6),
             "probability_of_actual": round(float(row[label]), 6),
+            **more,
         }
-        for name, label, best, row in zip(
-            read_names("test"), split.labels, predictions(probabilities), probabilities, strict=True
+        for name, label, best, row, more in zip(
+            read_names("test"), split.labels, predictions(probabilities), probabilities, figures, strict=True
         )
     ]
 

@@ -38,12 +38,14 @@ def write_report(
     mistakes: Sequence[Facts],
     params: Mapping[str, object],
     pictures: Pictures,
+    embeddings: Mapping[str, bytes],
 ) -> None:
     """Write the page. The same arguments give the same bytes.
 
     data, tuning, training: a name and a value a line. mistakes: a row for each picture of the mistakes' gallery, all
-    with the same keys, which head the table. params: sections of keys and values, as in params.yaml.
-    Names and values are text: nothing in them is taken for HTML.
+    with the same keys, which head the table. embeddings: PNG files of what an encoder makes of the images; none of a
+    classifier. params: sections of keys and values, as in params.yaml. Names and values are text: nothing in them is
+    taken for HTML.
     """
     html = _template().render(
         report=report,
@@ -62,7 +64,8 @@ def write_report(
         classes=sorted((asdict(row) for row in report.classes), key=_worst_first),
         mistakes=mistakes,
         params=_flat(params),
-        pictures={name: _inlined(png) for name, png in vars(pictures).items()},
+        pictures={name: _inlined(png) for name, png in {**vars(pictures), **embeddings}.items()},
+        embeddings=sorted(embeddings),
     )  # fmt: skip
     write_bytes(path, html.encode())
 
@@ -172,7 +175,8 @@ _HTML = """\
 <nav>
   <a href="#data">Data</a> <a href="#tuning">Tuning</a> <a href="#training">Training</a>
   <a href="#confusion">Confusion</a> <a href="#classes">Classes</a> <a href="#calibration">Calibration</a>
-  <a href="#curves">Curves</a> <a href="#mistakes">Mistakes</a> <a href="#parameters">Parameters</a>
+  <a href="#curves">Curves</a>{% if embeddings %} <a href="#embeddings">Embeddings</a>{% endif %}
+  <a href="#mistakes">Mistakes</a> <a href="#parameters">Parameters</a>
 </nav>
 </header>
 <main>
@@ -218,6 +222,13 @@ line.</p>
 
 <h2 id="curves">Each class against the rest</h2>
 {{ picture("curves", "ROC and precision-recall curves, mean of the classes and span from worst to best") }}
+
+{% if embeddings %}
+<h2 id="embeddings">Embeddings</h2>
+{% for name in embeddings %}
+{{ picture(name, name.replace("_", " ")) }}
+{% endfor %}
+{% endif %}
 
 <h2 id="mistakes">Mistakes</h2>
 {{ picture("mistakes", "The most confident mistakes") }}

@@ -60,7 +60,7 @@ STYLE = {
 Arguments = ParamSpec("Arguments")
 
 
-def _as_png(draw: Callable[Arguments, Figure]) -> Callable[Arguments, bytes]:
+def as_png(draw: Callable[Arguments, Figure]) -> Callable[Arguments, bytes]:
     """Draw in the house style, whatever the user's own, and return the PNG's bytes."""
 
     @functools.wraps(draw)
@@ -75,35 +75,40 @@ def _as_png(draw: Callable[Arguments, Figure]) -> Callable[Arguments, bytes]:
     return png
 
 
-@_as_png
+@as_png
 def training_curves(history: Sequence[Mapping[str, float | None]], best_epoch: int) -> Figure:
     """Loss, accuracy and learning rate by epoch.
 
-    history: a row an epoch with epoch, train_loss, val_loss, val_accuracy, learning_rate, and train_accuracy where
-    it was measured; what is None is not drawn. best_epoch: the epoch whose weights are kept.
+    history: a row an epoch with epoch, train_loss, val_loss, learning_rate, and train_accuracy and val_accuracy where
+    they were measured; what is None is not drawn. best_epoch: the epoch whose weights are kept.
     """
     figure = Figure(figsize=(WIDTH, 7))
-    loss, accuracy, rate = figure.subplots(3, 1, sharex=True, height_ratios=[3, 3, 1.3])
+    has_accuracy = any("val_accuracy" in row for row in history)
+    if has_accuracy:
+        loss, accuracy, rate = figure.subplots(3, 1, sharex=True, height_ratios=[3, 3, 1.3])
+        _series(accuracy, history, {"train_accuracy": ("train", ORANGE), "val_accuracy": ("validation", BLUE)})
+        accuracy.set_title("Accuracy")
+        accuracy.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
+        _upright(accuracy, best_epoch, "", GREEN)
+    else:
+        loss, rate = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1.3])
     _series(loss, history, {"train_loss": ("train", ORANGE), "val_loss": ("validation", BLUE)})
-    _series(accuracy, history, {"train_accuracy": ("train", ORANGE), "val_accuracy": ("validation", BLUE)})
     _series(rate, history, {"learning_rate": ("", QUIET)})
-    loss.set_title("Loss, nats an image")
-    accuracy.set_title("Accuracy")
-    accuracy.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
+    loss.set_title("Loss, nats an image" if has_accuracy else "Loss")
     rate.set_title("Learning rate")
     rate.set_xlabel("epoch")
     rate.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    for axes, label in ((loss, "best"), (accuracy, ""), (rate, "")):
+    for axes, label in ((loss, "best"), (rate, "")):
         _upright(axes, best_epoch, label, GREEN)
 
     best = next((row for row in history if row["epoch"] == best_epoch), {})
     found = (("accuracy", best.get("val_accuracy"), percent), ("loss", best.get("val_loss"), "{:.3g}".format))
     finding = ", ".join(f"{name} {show(value)}" for name, value, show in found if value is not None)
-    _headline(figure, f"Best epoch {best_epoch} of {len(history)}" + (f": validation {finding}" if finding else ""))
+    headline(figure, f"Best epoch {best_epoch} of {len(history)}" + (f": validation {finding}" if finding else ""))
     return figure
 
 
-@_as_png
+@as_png
 def learning_rate_curve(
     learning_rates: Sequence[float], losses: Sequence[float], suggestion: float | None, chosen: float
 ) -> Figure:
@@ -129,15 +134,15 @@ def learning_rate_curve(
         _upright(axes, suggestion, f"suggested {suggestion:.3g}", ORANGE, on_left=suggestion < chosen)
     _upright(axes, chosen, f"taken {chosen:.3g}", GREEN, on_left=suggestion is not None and chosen < suggestion)
     if suggestion is None:
-        _headline(figure, f"No learning rate suggests itself; training takes {chosen:.3g}")
+        headline(figure, f"No learning rate suggests itself; training takes {chosen:.3g}")
     elif suggestion == chosen:
-        _headline(figure, f"Learning rate {chosen:.3g}: where the loss falls fastest")
+        headline(figure, f"Learning rate {chosen:.3g}: where the loss falls fastest")
     else:
-        _headline(figure, f"Training takes {chosen:.3g}; the finder suggests {suggestion:.3g}")
+        headline(figure, f"Training takes {chosen:.3g}; the finder suggests {suggestion:.3g}")
     return figure
 
 
-@_as_png
+@as_png
 def confusion_matrix(report: ClassificationReport) -> Figure:
     """Test images by true class (rows) and predicted class (columns), coloured by their share of the row."""
     names = [row.name for row in report.classes]
@@ -175,11 +180,11 @@ def confusion_matrix(report: ClassificationReport) -> Figure:
     axes.set_xlabel("predicted class")
     axes.set_ylabel("true class")
     axes.set_title(_commonest_mistake(names, counts))
-    _headline(figure, accuracy_finding(report))
+    headline(figure, accuracy_finding(report))
     return figure
 
 
-@_as_png
+@as_png
 def reliability_diagram(report: ClassificationReport) -> Figure:
     """Accuracy against confidence, bin by bin, over a histogram of confidence."""
     figure = Figure(figsize=(7.2, 6.6))
@@ -205,11 +210,11 @@ def reliability_diagram(report: ClassificationReport) -> Figure:
     below.set_xlabel("confidence: probability of the predicted class")
     below.xaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
     below.yaxis.set_major_locator(MaxNLocator(3, integer=True, min_n_ticks=1))
-    _headline(figure, calibration_finding(report))
+    headline(figure, calibration_finding(report))
     return figure
 
 
-@_as_png
+@as_png
 def roc_and_precision_recall(report: ClassificationReport) -> Figure:
     """Each class against all others: the classes' mean curve, and the span from the worst to the best."""
     figure = Figure(figsize=(WIDTH, 4.7))
@@ -224,11 +229,11 @@ def roc_and_precision_recall(report: ClassificationReport) -> Figure:
     precision_recall.set_title(
         "Precision and recall" + (f": mean average {precision:.4f}" if precision is not None else "")
     )
-    _headline(figure, separation_finding(report))
+    headline(figure, separation_finding(report))
     return figure
 
 
-@_as_png
+@as_png
 def mistakes_gallery(
     images: NDArray[np.uint8],
     truth: Sequence[str],
@@ -266,7 +271,7 @@ def mistakes_gallery(
     which = "One mistake" if mistakes == 1 else f"{mistakes:,} mistakes"
     if shown < mistakes:
         which = f"The {shown} most confident of {which}"
-    _headline(figure, f"{which} among {tested:,} test images")
+    headline(figure, f"{which} among {tested:,} test images")
     return figure
 
 
@@ -351,7 +356,7 @@ def _one_vs_rest(axes: Axes, points: Sequence[CurvePoint], x_label: str, y_label
         axes.text(0.3, 0.12, "line: mean of the classes\nband: worst to best class", color=BLUE)
 
 
-def _headline(figure: Figure, finding: str) -> None:
+def headline(figure: Figure, finding: str) -> None:
     """The finding above the picture, in as many lines as its width asks for."""
     letters = int(figure.get_figwidth() * 9.2)
     figure.suptitle("\n".join(textwrap.wrap(finding, letters)), x=0.012, ha="left")

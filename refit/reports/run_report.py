@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +27,12 @@ def write_run_report(
     model: ModelDescription,
     worst: Sequence[dict[str, Any]],
     worst_images: npt.NDArray[np.uint8],
+    embeddings: Mapping[str, bytes],
 ) -> list[Path]:
     """Write the pictures and the page; returns what belongs to the model's history: both, and the range test's curve.
 
-    `worst` are the rows of outcomes.csv for the most confident mistakes, `worst_images` their uint8 (M, C, H, W).
+    `worst` are the rows of outcomes.csv for the most confident mistakes, `worst_images` their uint8 (M, C, H, W);
+    `embeddings` are the pictures of refit.reports.embeddings, which an encoder has.
     """
     info, batch, rate = read_info(), read_batch(), read_learning_rate()
     fitted = json.loads((EVALUATION / "fit.json").read_text(encoding="utf-8"))
@@ -53,7 +55,7 @@ def write_run_report(
         ),
     )
     with whole_folder(PICTURES) as folder:
-        for name, png in vars(pictures).items():
+        for name, png in {**vars(pictures), **embeddings}.items():
             write_bytes(folder / f"{name}.png", png)
     write_report(
         PAGE,
@@ -74,12 +76,12 @@ def write_run_report(
         training={
             "best epoch": fitted["epoch"],
             "epochs": fitted["epochs"],
-            "validation accuracy": fitted["val_accuracy"],
-            "validation loss": fitted["val_loss"],
+            **{name.replace("val_", "validation "): value for name, value in fitted.items() if name.startswith("val_")},
         },
         mistakes=worst,
         params=model.params,
         pictures=pictures,
+        embeddings=embeddings,
     )
     return [LEARNING_RATE_CURVE, PAGE, *sorted(PICTURES.iterdir())]
 

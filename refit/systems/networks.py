@@ -7,35 +7,57 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from refit.params import ModelParams, nearest
+from refit.params import OUR_NETWORKS, ModelParams, nearest
+from refit.systems.user_code import Offers, check_arguments, construct, user_class
 
 
 def build_network(
-    model: ModelParams, shape: tuple[int, int, int], classes: int, mean: Sequence[float], std: Sequence[float]
+    model: ModelParams, shape: tuple[int, int, int], outputs: int, mean: Sequence[float], std: Sequence[float]
 ) -> nn.Module:
     """The network that `model` names, freshly initialised, behind the normalisation of its input.
 
-    `shape` is an image's (C, H, W); `mean` and `std` are of the training images, by channel, pixels scaled to 0..1.
-    Raises ValueError for an unknown torchvision name.
+    It takes uint8 images of `shape` (C, H, W) to floats (N, outputs). `mean` and `std` are of the training images, by
+    channel, pixels scaled to 0..1.
+    Raises ValueError where there is no such network, or it does not take model.network_arguments.
     """
-    return nn.Sequential(Normalize(mean, std), _build(model, shape, classes))
+    return nn.Sequential(Normalize(mean, std), _build(model, shape, outputs))
 
 
-def _build(model: ModelParams, shape: tuple[int, int, int], classes: int) -> nn.Module:
+def _build(model: ModelParams, shape: tuple[int, int, int], outputs: int) -> nn.Module:
     in_channels = shape[0]
     if model.network.startswith("torchvision:"):
         check_torchvision_name(model.network)
         network: nn.Module = torchvision.models.get_model(
-            model.network.partition(":")[2], weights=None, num_classes=classes
+            model.network.partition(":")[2], weights=None, num_classes=outputs
         )
         return nn.Sequential(GreyToRgb(), network) if in_channels == 1 else network
+    if model.network not in OUR_NETWORKS:
+        offers: Offers = {"shape": lambda: shape, "in_channels": lambda: in_channels, "outputs": lambda: outputs}
+        made: nn.Module = construct(_users_network(model), offers, model.network_arguments, "model.network_arguments")
+        return made
     width, dropout = model.width, model.dropout
     if model.network == "mlp":
-        return mlp(math.prod(shape), classes, width or 256, 0.2 if dropout is None else dropout)
+        return mlp(math.prod(shape), outputs, width or 256, 0.2 if dropout is None else dropout)
     if model.network == "cnn":
-        return cnn(in_channels, classes, width or 32, 0.1 if dropout is None else dropout)
+        return cnn(in_channels, outputs, width or 32, 0.1 if dropout is None else dropout)
     assert model.network == "resnet9", model.network
-    return resnet9(in_channels, classes, width or 64, 0.0 if dropout is None else dropout)
+    return resnet9(in_channels, outputs, width or 64, 0.0 if dropout is None else dropout)
+
+
+def check_network(model: ModelParams) -> None:
+    """Raises ValueError unless the network that `model` names can be found and made."""
+    if model.network.startswith("torchvision:"):
+        check_torchvision_name(model.network)
+    elif model.network not in OUR_NETWORKS:
+        offers = {"shape", "in_channels", "outputs"}
+        check_arguments(_users_network(model), offers, model.network_arguments, "model.network_arguments")
+
+
+def _users_network(model: ModelParams) -> type:
+    network = user_class(model.network, "model.network")
+    if not issubclass(network, nn.Module):
+        raise ValueError(f"model.network = {model.network!r} is not a torch.nn.Module; see docs/systems.md")  # noqa: TRY004, the user's
+    return network
 
 
 def check_torchvision_name(network: str) -> None:

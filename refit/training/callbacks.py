@@ -86,7 +86,10 @@ class History(Callback):
 
 
 class Best(Callback):
-    """The best epoch so far: its row of the history, and the weights that were validated. Of equals the first."""
+    """The best epoch so far: its row of the history, and the weights that were validated. Of equals the first.
+
+    The fit ends with the system in its best epoch's state.
+    """
 
     def __init__(self, history: History, fit: FitParams, average: MovingAverage | None) -> None:
         self.history = history
@@ -104,9 +107,17 @@ class Best(Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         row = self.history.rows[-1]
+        if self.monitor not in row:
+            raise ValueError(
+                f"fit.monitor = {self.monitor!r} is not what {type(pl_module).__name__} logs; expected one of "
+                f"{', '.join(name for name in row if name.startswith('val_'))}"
+            )
         if not self.row or self.is_better(row[self.monitor], self.row[self.monitor]):
             validated = self.average.averaged() if self.average else pl_module
             self.row, self.weights = row, {name: value.clone() for name, value in validated.state_dict().items()}
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        pl_module.load_state_dict(self.weights)
 
 
 class EpochFacts(Callback):

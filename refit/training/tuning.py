@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pytorch_lightning as pl
 import torch
 from pytorch_lightning.tuner.tuning import Tuner
 from pytorch_lightning.utilities.seed import isolate_rng
@@ -17,7 +18,6 @@ from torch import Tensor
 
 from refit.data.module import Batch, PreparedData, TrainLoader
 from refit.params import BatchParams, OptimizerParams, TrainerParams
-from refit.systems.classifier import Classifier
 from refit.training.choices import BatchChoice, LearningRateChoice
 from refit.training.trainer import hardware_class, make_trainer
 
@@ -48,7 +48,7 @@ def choose_effective_batch(batch: BatchParams, train_images: int) -> int:
 
 
 def scale_batch(
-    system: Classifier, data: PreparedData, batch: BatchParams, trainer_params: TrainerParams
+    system: pl.LightningModule, data: PreparedData, batch: BatchParams, trainer_params: TrainerParams
 ) -> BatchChoice:
     """Find the largest micro-batch that fits, among the effective batch and its repeated halves.
 
@@ -87,7 +87,7 @@ def scale_batch(
 
 
 def find_learning_rate(
-    system: Classifier,
+    system: pl.LightningModule,
     data: PreparedData,
     batch: BatchChoice,
     optimizer: OptimizerParams,
@@ -168,10 +168,10 @@ class _Trials:
     fitting: list[int] = field(default_factory=list)
 
     @contextmanager
-    def watch(self, system: Classifier, data: PreparedData) -> Iterator[None]:
+    def watch(self, system: pl.LightningModule, data: PreparedData) -> Iterator[None]:
         step, make_loader = system.training_step, data.train_dataloader
 
-        def watched_step(batch: Batch, batch_idx: int) -> Tensor:
+        def watched_step(batch: Batch, batch_idx: int) -> Any:
             size = len(batch.labels)
             self.sizes.append(size)
             return self._step_within_budget(step, batch, batch_idx, system)
@@ -196,8 +196,8 @@ class _Trials:
             del system.training_step, system.on_train_batch_end, data.train_dataloader
 
     def _step_within_budget(
-        self, step: Callable[[Batch, int], Tensor], batch: Batch, batch_idx: int, system: Classifier
-    ) -> Tensor:
+        self, step: Callable[..., Any], batch: Batch, batch_idx: int, system: pl.LightningModule
+    ) -> Any:
         if self.budget is None:
             return step(batch, batch_idx)
         kept = _KeptTensors()

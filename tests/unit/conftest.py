@@ -17,7 +17,7 @@ from refit.data.pack import pack
 from refit.data.sources import open_source
 from refit.files import write_json
 from refit.model_file import MODEL
-from refit.params import Params, check_params, load_params
+from refit.params import ModelParams, Params, check_params, load_params
 from refit.training.choices import BATCH, LEARNING_RATE, BatchChoice, LearningRateChoice
 from stages import fit
 
@@ -29,7 +29,10 @@ _VALUES: dict[str, Any] = {
         "val": 0.15, "test": 0.2, "bad_images": "fail",
     },
     "augment": {"shift": 0, "flip": False, "cutout": 0, "crop_area": 1.0},
-    "model": {"network": "mlp", "width": 16, "dropout": 0.2, "test_time_flip": False},
+    "model": {
+        "system": "classifier", "system_arguments": {}, "network": "mlp", "network_arguments": {}, "embedding": 8,
+        "width": 16, "dropout": 0.2, "test_time_flip": False,
+    },
     "batch": {"size": "auto", "max_size": 64, "memory_budget": 1.0},
     "optimizer": {
         "name": "adamw", "learning_rate": "auto", "fallback_learning_rate": 0.001,
@@ -51,6 +54,11 @@ _VALUES: dict[str, Any] = {
 Values = Callable[[Mapping[str, object]], dict[str, Any]]
 Fit = Callable[..., dict[str, Tensor]]
 Changed = Callable[[Mapping[str, object]], Params]
+
+
+def model_params(**keys: object) -> ModelParams:
+    """The quick model section, with these keys changed."""
+    return ModelParams.model_validate({**_VALUES["model"], **keys})
 
 
 @pytest.fixture(autouse=True)

@@ -16,12 +16,13 @@ from torch.utils.data import DataLoader
 
 from refit.data.module import Batch, EvaluationLoader, PreparedData
 from refit.data.prepared import read_info, read_split
-from refit.model_file import build_classifier
-from refit.params import LossParams, ModelParams, OptimizerParams, Params
+from refit.params import LossParams, OptimizerParams, Params
+from refit.systems.build import build_system
 from refit.systems.classifier import Classifier
 from refit.training.callbacks import History
+from refit.training.outputs import Outputs
 from refit.training.trainer import make_trainer
-from tests.unit.conftest import Changed
+from tests.unit.conftest import Changed, model_params
 
 
 def batches(sizes: Sequence[int], seed: int = 0) -> list[Batch]:
@@ -43,7 +44,9 @@ def build(digits: Path, changed: Changed) -> Any:
     def made(learning_rate: float = 0.01, **keys: object) -> Classifier:
         params = changed({key.replace("__", "."): value for key, value in keys.items()})
         torch.manual_seed(0)
-        return build_classifier(params.model, read_info(digits), params.optimizer, params.loss, learning_rate)
+        system = build_system(params.model, read_info(digits), params.optimizer, params.loss, learning_rate)
+        assert isinstance(system, Classifier)
+        return system
 
     return made
 
@@ -187,7 +190,9 @@ def test_label_smoothing_is_of_the_training_loss_alone(build: Any, params: Param
         logits = system(batch.images)
         torch.testing.assert_close(loss, nn.functional.cross_entropy(logits, batch.labels, label_smoothing=smoothing))
         system.validation_step(batch, 0)
-        torch.testing.assert_close(system.val_loss.compute(), nn.functional.cross_entropy(logits, batch.labels))
+        torch.testing.assert_close(
+            system.val_metrics["loss"].compute(), nn.functional.cross_entropy(logits, batch.labels)
+        )
 
 
 def test_the_terminal_s_bar_follows_the_clock_and_shows_each_epoch_s_last_step(
@@ -220,10 +225,11 @@ def test_an_epoch_s_metrics_are_those_of_the_whole_split(build: Any, params: Par
 
 def test_a_test_keeps_each_image_s_probabilities_in_order(build: Any, params: Params, digits: Path) -> None:
     system, split = build(), read_split("test", digits)
-    make_trainer(params.trainer).test(system, EvaluationLoader(split, 50), verbose=False)
+    collected = Outputs()
+    make_trainer(params.trainer, callbacks=[collected]).test(system, EvaluationLoader(split, 50), verbose=False)
     with torch.inference_mode():
         expected = system.eval()(torch.from_numpy(split.images)).softmax(1)
-    torch.testing.assert_close(system.test_probabilities.compute(), expected)
+    torch.testing.assert_close(collected.gather()["probabilities"], expected)
 
 
 def test_a_loss_that_is_no_number_stops_the_fit_with_a_hint(build: Any, params: Params, digits: Path) -> None:
@@ -240,7 +246,7 @@ def test_one_batch_whose_loss_is_no_number_is_not_left_out_of_the_mean(build: An
     system.validation_step(batch, 0)
     bias.zero_()
     system.validation_step(batch, 1)
-    assert system.val_loss.compute().isnan()
+    assert system.val_metrics["loss"].compute().isnan()
 
 
 ABSENT = {
@@ -257,15 +263,15 @@ def test_an_accelerator_that_is_not_there_is_an_error_that_names_its_key(acceler
 
 
 def test_a_classifier_to_be_used_needs_no_training_parameters(digits: Path) -> None:
-    system = build_classifier(
-        ModelParams(network="mlp", width=8, dropout=None, test_time_flip=False), read_info(digits)
-    )
+    system = build_system(model_params(network="mlp", width=8, dropout=None, test_time_flip=False), read_info(digits))
+    assert isinstance(system, Classifier)
     assert (system.optimizer_params, system.label_smoothing) == (None, 0.0)
     assert system(batches([3])[0].images).shape == (3, 10)
 
 
 def test_the_training_parameters_reach_the_classifier(digits: Path, params: Params) -> None:
     loss = LossParams(label_smoothing=0.25)
-    system = build_classifier(params.model, read_info(digits), params.optimizer, loss, 0.5)
+    system = build_system(params.model, read_info(digits), params.optimizer, loss, 0.5)
+    assert isinstance(system, Classifier)
     assert isinstance(system.optimizer_params, OptimizerParams)
     assert (system.label_smoothing, system.learning_rate) == (0.25, 0.5)

@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from refit.data.prepared import DatasetInfo
-from refit.model_file import build_classifier, read_model, write_model
-from refit.params import ModelParams
-from refit.systems.classifier import Classifier
+from refit.model_file import read_model, write_model
+from refit.systems.build import build_system
+from refit.systems.system import System
+from tests.unit.conftest import model_params
 
 INFO = DatasetInfo(
     format=1, source="digits", classes=["cat", "dog", "Größe"], color="rgb", shape=[3, 8, 8],
@@ -22,7 +23,7 @@ INFO = DatasetInfo(
 )  # fmt: skip
 IMAGES = torch.randint(0, 256, (6, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
-Write = Callable[..., Classifier]
+Write = Callable[..., System]
 
 
 @pytest.fixture
@@ -34,12 +35,13 @@ def folder(tmp_path: Path) -> Path:
 def write(folder: Path) -> Write:
     """Write a model that has seen a few batches, so that batch norm's running statistics are not the initial ones."""
 
-    def written(network: str = "mlp") -> Classifier:
+    def written(network: str = "mlp") -> System:
         ours = not network.startswith("torchvision:")
-        params = ModelParams(
+        params = model_params(
             network=network, width=8 if ours else None, dropout=0.5 if ours else None, test_time_flip=False
         )
-        system = build_classifier(params, INFO).train()
+        system = build_system(params, INFO).train()
+        assert isinstance(system, System)
         for _ in range(3):
             system(IMAGES)
         write_model(system, params, INFO, 16, {"seed": 7}, folder)
@@ -67,7 +69,7 @@ def test_a_model_of_double_precision_is_read_back_to_the_bit(write: Write, folde
     system = write().double()
     for weight in system.network.parameters():
         weight.data += 1e-12  # what single precision cannot hold
-    write_model(system, ModelParams(network="mlp", width=8, dropout=0.5, test_time_flip=False), INFO, 16, {}, folder)
+    write_model(system, model_params(network="mlp", width=8, dropout=0.5, test_time_flip=False), INFO, 16, {}, folder)
     again = read_model(folder)[0].eval()
     with torch.inference_mode():
         assert torch.equal(again(IMAGES), system(IMAGES))

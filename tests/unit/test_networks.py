@@ -6,12 +6,13 @@ from torch import nn
 
 from refit.params import OUR_NETWORKS, ModelParams
 from refit.systems.networks import build_network
+from tests.unit.conftest import model_params
 
 MEAN, STD = [0.2, 0.4, 0.6], [0.1, 0.2, 0.3]
 
 
 def model(network: str, width: int | None = None, dropout: float | None = None) -> ModelParams:
-    return ModelParams(network=network, width=width, dropout=dropout, test_time_flip=False)
+    return model_params(network=network, width=width, dropout=dropout, test_time_flip=False)
 
 
 def build(params: ModelParams, shape: tuple[int, int, int] = (3, 8, 8), classes: int = 7) -> nn.Module:

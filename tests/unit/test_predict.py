@@ -11,8 +11,9 @@ import torch
 from PIL import Image
 
 from refit.data.prepared import read_info, read_split
-from refit.model_file import build_classifier, read_model, write_model
+from refit.model_file import read_model, write_model
 from refit.params import Params
+from refit.systems.build import build_system
 from stages import predict
 from tests.unit.conftest import Changed
 
@@ -24,7 +25,7 @@ def _model(prepared_workspace: Path, params: Params) -> None:
     """A model of digits in data/model. It has learned nothing; that does not matter here."""
     torch.manual_seed(0)
     info = read_info()
-    write_model(build_classifier(params.model, info), params.model, info, 4, {})
+    write_model(build_system(params.model, info), params.model, info, 4, {})
 
 
 def draw(name: str, seed: int = 0, size: tuple[int, int] = (8, 8)) -> Path:

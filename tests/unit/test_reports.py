@@ -266,6 +266,7 @@ def write_page(path: Path) -> bytes:
         mistakes=[{"file": "<img src=x onerror=alert(1)>.png", "probability": 0.6}],
         params={"seed": 0, "model": {"width": None, "flip": False, "network": '"><b>'}},
         pictures=pictures,
+        embeddings={},
     )
     return path.read_bytes()
 

@@ -14,8 +14,8 @@ from torch import Tensor
 from refit.data.module import Batch, PreparedData
 from refit.data.prepared import read_info
 from refit.files import write_json
-from refit.model_file import build_classifier
 from refit.params import BatchParams, Params
+from refit.systems.build import build_system
 from refit.systems.classifier import Classifier
 from refit.training import tuning
 from refit.training.choices import BatchChoice, read_batch, read_learning_rate
@@ -65,7 +65,9 @@ def build(digits: Path, changed: Changed) -> Callable[..., Classifier]:
     def made(network: str = "mlp", width: int = 16) -> Classifier:
         params = changed({"model.network": network, "model.width": width, "optimizer.schedule": "constant"})
         torch.manual_seed(0)
-        return build_classifier(params.model, read_info(digits), params.optimizer, params.loss)
+        system = build_system(params.model, read_info(digits), params.optimizer, params.loss)
+        assert isinstance(system, Classifier)
+        return system
 
     return made
 

@@ -1,0 +1,144 @@
+"""The convolutional autoencoder: images to embeddings and back, judged by what lies near what."""
+
+import math
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+
+from refit.data.module import EVALUATION_FACTOR, Batch, EvaluationLoader, PreparedData
+from refit.params import OptimizerParams
+from refit.systems.networks import Normalize, conv
+from refit.systems.system import System
+
+NEIGHBOURS = 20
+TEMPERATURE = 0.07
+
+
+class Autoencoder(System):
+    """Images to embeddings, from which the images are made again.
+
+    The loss is the mean squared error of the normalised pixels: 1 is what the mean image of the train split would get.
+    After the fit it keeps the embeddings of the training images, whose labels are votes on what a new image shows.
+    """
+
+    train_figures = ("loss",)
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        shape: tuple[int, int, int],
+        classes: int,
+        mean: list[float],
+        std: list[float],
+        optimizer: OptimizerParams | None = None,
+        learning_rate: float = 0.0,
+    ) -> None:
+        """`encoder` takes uint8 images (N, C, H, W), of which `shape` is one's (C, H, W), to embeddings (N, D)."""
+        super().__init__(encoder, optimizer, learning_rate, {"loss": MeanMetric(nan_strategy="disable")})
+        with torch.no_grad():
+            size = encoder.eval()(torch.zeros(1, *shape, dtype=torch.uint8)).shape[1]
+        encoder.train()
+        self.decoder = decoder(size, shape)
+        self.normalize = Normalize(mean, std)
+        self.neighbours = Neighbours(size, classes)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        loss = self._errors(batch.images, self.decoder(self(batch.images))).mean()
+        self.add_train_figures(len(batch.images), (loss.detach() * len(batch.images))[None])
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self.count_validated("loss", self._errors(batch.images, self.decoder(self(batch.images))))
+
+    def on_fit_end(self) -> None:
+        """Embed the training images with the best epoch's weights."""
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        assert isinstance(data, PreparedData)
+        loader = EvaluationLoader(data.train, EVALUATION_FACTOR * data.batch_size, self.device)
+        self.eval()
+        with torch.no_grad(), self.trainer.precision_plugin.val_step_context():
+            embeddings = [self(batch.images.to(self.device)).float() for batch in loader]
+        self.neighbours.remember(torch.cat(embeddings), torch.from_numpy(data.train.labels))
+
+    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        outputs = self.predict_step(batch, batch_idx)
+        self.log("reconstruction_error", outputs["reconstruction_error"].mean(), batch_size=len(batch.images))
+        return outputs
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """Of each image: the neighbours' votes, the mean squared error of its pixels, and its embedding."""
+        embedding = self(batch.images).float()
+        return {
+            "probabilities": self.neighbours(embedding),
+            "reconstruction_error": self._errors(batch.images, self.decoder(embedding)).float(),
+            "embedding": embedding,
+        }
+
+    def reconstruct(self, images: Tensor) -> Tensor:
+        """Uint8 images (N, C, H, W), made again from their embeddings."""
+        pixels = self.decoder(self(images)) * self.normalize.std + self.normalize.mean
+        again: Tensor = (pixels.float().clamp(0, 1) * 255).round().to(torch.uint8)
+        return again
+
+    def _errors(self, images: Tensor, decoded: Tensor) -> Tensor:
+        """Mean squared error of each image's normalised pixels, (N,)."""
+        errors: Tensor = F.mse_loss(decoded, self.normalize(images), reduction="none").mean(dim=(1, 2, 3))
+        return errors
+
+
+class Neighbours(nn.Module):
+    """Votes of the nearest training images: each of the k nearest by cosine similarity s counts exp(s / temperature),
+    as in Wu et al. 2018, "Unsupervised Feature Learning via Non-Parametric Instance Discrimination"."""
+
+    def __init__(self, size: int, classes: int) -> None:
+        super().__init__()
+        self.classes = classes
+        self.embeddings: Tensor
+        self.labels: Tensor
+        self.register_buffer("embeddings", torch.zeros(0, size))
+        self.register_buffer("labels", torch.zeros(0, dtype=torch.int64))
+
+    def remember(self, embeddings: Tensor, labels: Tensor) -> None:
+        """Embeddings, float (N, D), and their labels, int64 (N,)."""
+        self.embeddings, self.labels = F.normalize(embeddings), labels.to(embeddings.device)
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        """Shares of the votes, float32 (N, classes), for embeddings (N, D)."""
+        similarity, nearest = (F.normalize(embeddings) @ self.embeddings.T).topk(min(NEIGHBOURS, len(self.labels)))
+        weights = (similarity / TEMPERATURE).softmax(dim=1)
+        voted = F.one_hot(self.labels[nearest], self.classes)
+        votes: Tensor = (weights[:, :, None] * voted).sum(dim=1)
+        return votes
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: object) -> None:
+        """The number of remembered images is what the file says."""
+        for name in ("embeddings", "labels"):
+            if (saved := state_dict.get(prefix + name)) is not None:
+                setattr(self, name, torch.empty_like(saved, device=getattr(self, name).device))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def decoder(size: int, shape: tuple[int, int, int], width: int = 32) -> nn.Module:
+    """Embeddings (N, size) to images (N, *shape) of normalised pixels: twice a convolution whose channels become
+    pixels (Shi et al. 2016), which is deterministic on every device, unlike a transposed convolution."""
+    channels, height, width_of_image = shape
+    rows, columns = math.ceil(height / 4), math.ceil(width_of_image / 4)
+    return nn.Sequential(
+        nn.Linear(size, 4 * width * rows * columns),
+        nn.Unflatten(1, (4 * width, rows, columns)),
+        conv(4 * width, 8 * width), nn.PixelShuffle(2),
+        conv(2 * width, 4 * width), nn.PixelShuffle(2),
+        conv(width, width), nn.Conv2d(width, channels, kernel_size=3, padding=1),
+        Crop(height, width_of_image),
+    )  # fmt: skip
+
+
+class Crop(nn.Module):
+    def __init__(self, height: int, width: int) -> None:
+        super().__init__()
+        self.height, self.width = height, width
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images[:, :, : self.height, : self.width]

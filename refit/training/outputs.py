@@ -1,0 +1,39 @@
+"""What a test or a prediction says of each image."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback
+from torch import Tensor
+
+
+class Outputs(Callback):
+    """What test_step or predict_step returns of each image: a dictionary of tensors, a row an image.
+
+    Raises ValueError where there are no probabilities among them."""
+
+    def __init__(self) -> None:
+        self.batches: list[dict[str, Tensor]] = []
+
+    def on_test_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, *args: Any) -> None:
+        if not isinstance(outputs, dict) or "probabilities" not in outputs:
+            raise ValueError(
+                f"{type(pl_module).__name__}: test_step and predict_step must return a dictionary of tensors with "
+                "'probabilities', (images, classes); see docs/systems.md"
+            )
+        self.batches.append(outputs)
+
+    def on_predict_batch_end(self, *args: Any) -> None:
+        self.on_test_batch_end(*args)
+
+    def gather(self) -> dict[str, Tensor]:
+        """Of all images, in their order, on the CPU."""
+        return {name: torch.cat([batch[name] for batch in self.batches]).cpu() for name in self.batches[0]}
+
+
+def figures_of_each(outputs: Mapping[str, Tensor], images: int) -> list[dict[str, float]]:
+    """Of each image those outputs that are one number, (images,), by their names."""
+    columns = {name: values.tolist() for name, values in outputs.items() if values.ndim == 1}
+    return [{name: round(column[i], 6) for name, column in columns.items()} for i in range(images)]
