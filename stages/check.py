@@ -23,7 +23,8 @@ def main(params: Params) -> None:
     open_source(params.data)
     if not Path(params.predict.images).is_dir():
         raise ValueError(f"predict.images = {params.predict.images!r} is not a folder; create it, or name another")
-    if params.model.system not in OUR_SYSTEMS or params.model.network not in OUR_NETWORKS:
+    ours = params.model.system in OUR_SYSTEMS and params.model.network in OUR_NETWORKS
+    if not ours or params.model.system_arguments:
         from refit.systems.build import check_model  # seconds of imports that ours do not need
 
         check_model(params.model)

@@ -75,7 +75,7 @@ class History(Callback):
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.learning_rate = trainer.optimizers[0].param_groups[0]["lr"]
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         if not all(map(math.isfinite, metrics.values())):
             raise ValueError(
@@ -105,7 +105,7 @@ class Best(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.row, self.weights = state_dict["row"], state_dict["weights"]
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         row = self.history.rows[-1]
         if self.monitor not in row:
             raise ValueError(

@@ -166,7 +166,7 @@ def test_forward_is_inference_and_nothing_else(build: Any) -> None:
 def test_predictions_are_probabilities(build: Any) -> None:
     system = build().eval()
     (batch,) = batches([5])
-    probabilities = system.predict_step(batch, 0)
+    probabilities = system.predict_step(batch, 0)["probabilities"]
     torch.testing.assert_close(probabilities, system(batch.images).softmax(1))
     assert probabilities.dtype == torch.float32
 
@@ -175,10 +175,14 @@ def test_with_test_time_flip_an_image_and_its_mirror_image_get_one_prediction(bu
     (batch,) = batches([5])
     mirrored = Batch(batch.images.flip(3), batch.labels)
     plain, flipping = build().eval(), build(model__test_time_flip=True).eval()
-    assert not torch.allclose(plain.predict_step(batch, 0), plain.predict_step(mirrored, 0))
-    torch.testing.assert_close(flipping.predict_step(batch, 0), flipping.predict_step(mirrored, 0))
+
+    def predicted(system: Classifier, of: Batch) -> Tensor:
+        return system.predict_step(of, 0)["probabilities"]
+
+    assert not torch.allclose(predicted(plain, batch), predicted(plain, mirrored))
+    torch.testing.assert_close(predicted(flipping, batch), predicted(flipping, mirrored))
     both = (plain(batch.images) + plain(mirrored.images)) / 2
-    torch.testing.assert_close(flipping.predict_step(batch, 0), both.softmax(1))
+    torch.testing.assert_close(predicted(flipping, batch), both.softmax(1))
     torch.testing.assert_close(flipping(batch.images), plain(batch.images))
 
 

@@ -3,7 +3,7 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import pytorch_lightning as pl
@@ -13,7 +13,6 @@ from torch import Tensor
 
 from refit.data.prepared import read_split
 from refit.model_file import read_model
-from refit.systems.classifier import Classifier
 from refit.training.trainer import make_trainer
 from stages import fit
 from tests.unit.conftest import Fit
@@ -30,8 +29,7 @@ def test_the_average_that_is_kept_is_the_one_that_was_validated(fitted: Fit, mon
 
     class Notes(Callback):
         def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: object) -> None:
-            network = cast("Classifier", pl_module).network
-            steps.append({name: value.clone() for name, value in network.state_dict().items()})
+            steps.append({name: value.clone() for name, value in pl_module.state_dict().items()})
 
     def noting(*args: Any, callbacks: list[Callback], **options: Any) -> pl.Trainer:
         return make_trainer(*args, callbacks=[Notes(), *callbacks], **options)

@@ -153,12 +153,14 @@ def test_a_pickle_in_place_of_the_weights_is_refused_and_never_run(
 
 
 FAULTS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
-    "another format": (lambda description: description.update(format=2), "format: Input should be 1"),
+    "another format": (lambda description: description.update(format=1), "format: Input should be 2"),
     "an unknown key": (lambda description: description.update(extra=1), "extra: Extra inputs are not permitted"),
     "a missing key": (lambda description: description.pop("classes"), "classes: Field required"),
-    "another system": (lambda description: description.update(system="os.system"), "system: Input should be"),
+    "an unknown system": (
+        lambda description: description["model"].update(system="other"), "model: .*'other' is unknown"
+    ),
     "an unknown network": (
-        lambda description: description["network"].update(network="os.system"), "network: .*'os.system' is unknown"
+        lambda description: description["model"].update(network="other"), "model: .*'other' is unknown"
     ),
 }  # fmt: skip
 
@@ -182,8 +184,21 @@ def test_half_a_description_is_refused_in_a_line(write: Write, folder: Path) -> 
     assert len(str(raised.value).splitlines()) == 1
 
 
+@pytest.mark.parametrize("key", ["system", "network"])
+def test_a_description_makes_nothing_but_systems_and_networks(
+    key: str, write: Write, folder: Path, tmp_path: Path
+) -> None:
+    """A model may come from anyone; `subprocess.Popen` would run what its arguments say."""
+    write()
+    made = {key: "subprocess.Popen", f"{key}_arguments": {"args": ["touch", str(tmp_path / "made")]}}
+    change_json(folder, lambda description: description["model"].update(width=None, dropout=None, **made))
+    with pytest.raises(ValueError, match=rf"model\.{key} = 'subprocess\.Popen' is not a "):
+        read_model(folder)
+    assert not (tmp_path / "made").exists()
+
+
 def test_weights_of_another_network_are_refused(write: Write, folder: Path) -> None:
     write()
-    change_json(folder, lambda description: description["network"].update(width=16))
-    with pytest.raises(ValueError, match=r"model\.safetensors does not fit the network in model\.json"):
+    change_json(folder, lambda description: description["model"].update(width=16))
+    with pytest.raises(ValueError, match=r"model\.safetensors does not fit the system in model\.json"):
         read_model(folder)

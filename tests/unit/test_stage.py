@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from tests.processes import alive, eventually
-from tests.unit.conftest import Values
+from tests.unit.conftest import Values, model_params
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -288,6 +288,9 @@ def test_check_writes_the_schema_that_is_committed(workspace: Path, values: Valu
     assert (workspace / "docs/params.schema.json").read_bytes() == (ROOT / "docs/params.schema.json").read_bytes()
 
 
+UNKNOWN_NETWORK = model_params(network="torchvision:resnet8", width=None, dropout=None).model_dump()
+
+
 @pytest.mark.parametrize(
     ("key", "value", "line"),
     [
@@ -296,9 +299,17 @@ def test_check_writes_the_schema_that_is_committed(workspace: Path, values: Valu
         ("data.source", "digit", "data.source = 'digit' is unknown"),
         (
             "model",
-            {"network": "torchvision:resnet8", "width": None, "dropout": None, "test_time_flip": False},
+            model_params(network="torchvision:resnet8", width=None, dropout=None).model_dump(),
             "model.network = ",
         ),
+        ("model.system", "os.path", "model.system = 'os.path': os holds no class 'path'"),
+        ("model.system", "refit.systems.build.build_system", "holds no class 'build_system'"),
+        ("model.system", "refit.systems.clasifier.Classifier", "there is no module 'refit.systems.clasifier'"),
+        ("model.system", "stages.fit.FitState", "lies in refit/training/resume.py, whose edits dvc.yaml would miss"),
+        ("model.system", "torch.nn.Linear", "model.system = 'torch.nn.Linear' is not a LightningModule"),
+        ("model.system", "mine.Own", "there is no package 'mine'"),
+        ("model.system_arguments", {"klasses": 3}, "takes no such argument; did you mean classes?"),
+        ("model.system_arguments", {"classes": 3}, "Refit itself gives Classifier("),
         ("predict.images", "data/newer", "predict.images = 'data/newer' is not a folder; create it"),
     ],
 )

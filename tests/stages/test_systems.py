@@ -1,0 +1,92 @@
+"""Other systems than the classifier, through the same stages."""
+
+import csv
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from tests.stages.conftest import ROOT, Project
+
+
+def set_model(project: Project, **keys: object) -> None:
+    """Change the model section, and let the fit be short."""
+    path = project.root / "params.yaml"
+    values = yaml.safe_load(path.read_text())
+    values["model"] |= keys
+    values["fit"]["max_epochs"] = 8
+    path.write_text(yaml.safe_dump(values, sort_keys=False))
+
+
+def read(project: Project, name: str) -> Any:
+    return json.loads((project.root / "data" / name).read_text())
+
+
+def rows(project: Project, name: str) -> list[dict[str, str]]:
+    with (project.root / "data" / name).open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture
+def restored(project: Project) -> Any:
+    yield project
+    project.restore()
+
+
+def test_the_autoencoder_goes_through_all_stages_to_the_same_bits_each_time(restored: Project) -> None:
+    project = restored
+    set_model(project, system="autoencoder", embedding=16)
+    project.run("dvc", "repro")
+    test = read(project, "evaluation/test.json")
+    assert test["accuracy"] > 0.9  # of the nearest neighbours' votes: nothing else was ever told of the labels
+    assert test["reconstruction_error"] < 0.3  # of 1, which the mean image would get
+    outcomes = rows(project, "evaluation/outcomes.csv")
+    mean = np.mean([float(row["reconstruction_error"]) for row in outcomes])
+    assert mean == pytest.approx(test["reconstruction_error"], abs=1e-5)
+    embedding = np.load(project.root / "data/predictions/embedding.npy")
+    assert embedding.shape == (len(rows(project, "predictions/predictions.csv")), 16)
+    pictures = {path.name for path in (project.root / "data/evaluation/pictures").iterdir()}
+    assert {"embedding_map.png", "reconstructions.png"} <= pictures
+    assert "reconstructions" in (project.root / "data/evaluation/report.html").read_text()
+
+    first = project.outputs()
+    project.run("dvc", "repro", "--force")
+    assert project.outputs() == first
+
+
+def test_the_example_of_the_docs_is_trained_tested_and_stale_when_it_is_edited(restored: Project) -> None:
+    project = restored
+    page = (ROOT / "docs/systems.md").read_text()
+    code, params = (re.search(rf"```{kind}\n(.*?)```", page, re.DOTALL) for kind in ("python", "yaml"))
+    assert code
+    assert params
+    file: Path = project.root / "refit/systems/one_vs_rest.py"
+    file.write_text(code[1])
+    set_model(project, width=None, dropout=None, **yaml.safe_load(params[1])["model"])
+    project.run("dvc", "repro")
+    test = read(project, "evaluation/test.json")
+    assert test["accuracy"] > 0.8
+    assert test["one_vs_rest_loss"] > 0
+    model = read(project, "model/model.json")["model"]
+    assert (model["system_arguments"], model["network_arguments"]) == ({"positive_weight": 3.0}, {"channels": 32})
+    history = rows(project, "evaluation/history.csv")
+    assert float(history[-1]["train_loss"]) < float(history[0]["train_loss"])
+    assert 0 < float(rows(project, "predictions/predictions.csv")[0]["shown"]) < 10
+
+    assert project.stale() == []
+    file.write_text(code[1] + "\n# edited\n")
+    assert "fit" in project.stale()
+    file.unlink()
+
+
+def test_a_monitor_that_the_system_does_not_log_is_named_with_those_that_it_does(restored: Project) -> None:
+    project = restored
+    set_model(project, system="autoencoder")
+    project.set_param("fit.monitor", "val_accuracy")
+    failed = project.run("dvc", "repro", ok=False)
+    assert failed.returncode != 0
+    assert "fit.monitor = 'val_accuracy' is not what Autoencoder logs; expected one of val_loss" in failed.stderr
