@@ -288,9 +288,6 @@ def test_check_writes_the_schema_that_is_committed(workspace: Path, values: Valu
     assert (workspace / "docs/params.schema.json").read_bytes() == (ROOT / "docs/params.schema.json").read_bytes()
 
 
-UNKNOWN_NETWORK = model_params(network="torchvision:resnet8", width=None, dropout=None).model_dump()
-
-
 @pytest.mark.parametrize(
     ("key", "value", "line"),
     [
