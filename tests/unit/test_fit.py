@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from refit.data.prepared import read_split
 from refit.model_file import read_model
+from refit.training.run_logger import RunLogger
 from refit.training.trainer import make_trainer
 from stages import fit
 from tests.unit.conftest import Fit
@@ -69,3 +71,29 @@ def test_a_compiled_network_is_compiled_and_learns_what_the_plain_one_does(
     assert plain.keys() == compiled.keys()
     for name in plain:
         torch.testing.assert_close(compiled[name], plain[name], rtol=0.02, atol=0.02)
+
+
+def test_the_run_is_told_of_each_epoch_s_time_memory_and_gradient(fitted: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The norm is that of the last step's gradients, by hand, before they are clipped."""
+    norms: list[float] = []
+
+    class Notes(Callback):
+        def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: object) -> None:
+            gradients = [weight.grad.flatten() for weight in pl_module.parameters() if weight.grad is not None]
+            norms.append(torch.cat(gradients).norm().item())
+
+    def noting(*args: Any, callbacks: list[Callback], **options: Any) -> pl.Trainer:
+        return make_trainer(*args, callbacks=[Notes(), *callbacks], **options)
+
+    monkeypatch.setattr(fit, "make_trainer", noting)
+    told: list[dict[str, float]] = []
+    monkeypatch.setattr(RunLogger, "log_metrics", lambda _, metrics, step=None: told.append(dict(metrics)))
+    started = time.perf_counter()
+    fitted(fit__max_epochs=2, fit__gradient_clip_val=0.01)
+    passed = time.perf_counter() - started
+    facts = [metrics for metrics in told if "epoch_seconds" in metrics]
+    steps = len(norms) // 2
+    assert [metrics["gradient_norm"] for metrics in facts] == pytest.approx([norms[steps - 1], norms[-1]])
+    assert norms[-1] > 0.01
+    assert 0 < sum(metrics["epoch_seconds"] for metrics in facts) < passed
+    assert all(0.1 < metrics["memory_gib"] < 24 for metrics in facts)
