@@ -15,6 +15,7 @@ import numpy as np
 import pytorch_lightning as pl
 import yaml
 
+import refit.training.train
 import stages.fit
 from benchmarks.rivals import Clock
 from refit.data.prepared import FORMAT, PREPARED, DatasetInfo, Split
@@ -75,7 +76,7 @@ def fit(
     Path("params.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
     clock = Clock()
     with (
-        patch.object(stages.fit, "make_trainer", _with(clock, *callbacks)),
+        patch.object(refit.training.train, "make_trainer", _with(clock, *callbacks)),
         contextlib.redirect_stdout(io.StringIO()),
     ):
         stages.fit.main(check_params(values).only(*stages.fit.READS))

@@ -36,7 +36,15 @@ SWITCH = "REFIT_WARM"
 
 _COLD = ("check", "prepare")  # these need no torch, and are done before it is imported
 _FIRST = ("torch", "pytorch_lightning", "torchmetrics.classification", "torchvision", "safetensors.torch")
-_LATER = ("mlflow", "sklearn.metrics", "matplotlib.figure", "matplotlib.style", "pyarrow.parquet", "jinja2")
+_LATER = (
+    "mlflow",
+    "sklearn.metrics",
+    "sklearn.decomposition",
+    "matplotlib.figure",
+    "matplotlib.style",
+    "pyarrow.parquet",
+    "jinja2",
+)
 _PROJECT = ("refit", "stages")
 _NUMBER = struct.Struct("i")
 _PR_SET_PDEATHSIG = 1

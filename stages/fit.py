@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback, EarlyStopping
 
 from refit.data.module import PreparedData
 from refit.data.prepared import read_info
@@ -15,11 +14,11 @@ from refit.model_file import MODEL, write_model
 from refit.params import Params, load_params
 from refit.stage import run_stage
 from refit.systems.build import build_system
-from refit.training.callbacks import Best, EpochFacts, History, MovingAverage
-from refit.training.choices import BATCH, LEARNING_RATE, BatchChoice, read_batch, read_learning_rate
-from refit.training.resume import FitState, fit_state, loaded_code
+from refit.training.choices import BATCH, LEARNING_RATE, read_batch, read_learning_rate
+from refit.training.resume import fit_state, loaded_code
 from refit.training.run_logger import RunLogger
-from refit.training.trainer import environment, hardware_class, make_trainer
+from refit.training.train import train
+from refit.training.trainer import environment, hardware_class
 
 READS = ("seed", "augment", "model", "optimizer", "loss", "fit", "trainer")
 EVALUATION = Path("data/evaluation")
@@ -48,7 +47,7 @@ def main(params: Params) -> None:
         system = build_system(params.model, info, params.optimizer, params.loss, rate.learning_rate)
         data = PreparedData(params.augment, batch.micro_batch, batch.effective_batch, params.seed)
         try:
-            history, best = _train(system, data, params, batch, state, logger)
+            history, best = train(system, data, params, batch, state, logger)
         except BaseException:
             logger.fail()
             raise
@@ -61,38 +60,6 @@ def main(params: Params) -> None:
         network = getattr(system, "network", system).to(memory_format=torch.contiguous_format)
         logger.finish(MODEL, network, torch.from_numpy(data.train.images[:2]))
     print(f"best epoch {best.row['epoch']} of {len(history.rows)}; model {model.sha256[:12]}")
-
-
-def _train(
-    system: pl.LightningModule,
-    data: PreparedData,
-    params: Params,
-    batch: BatchChoice,
-    state: FitState,
-    logger: RunLogger,
-) -> tuple[History, Best]:
-    if params.trainer.compile:
-        getattr(system, "network", system).compile(mode=params.trainer.compile)
-    history = History()
-    average = MovingAverage(params.fit.ema_decay) if params.fit.ema_decay is not None else None
-    best = Best(history, params.fit, average)
-    callbacks: list[Callback] = [history, best, EpochFacts(history), state]
-    if params.fit.patience is not None:
-        callbacks.append(EarlyStopping(params.fit.monitor, mode=params.fit.monitor_mode, patience=params.fit.patience))
-    if average is not None:
-        callbacks.append(average)
-    trainer = make_trainer(
-        params.trainer,
-        max_epochs=params.fit.max_epochs,
-        accumulate_grad_batches=batch.accumulate_grad_batches,
-        gradient_clip_val=params.fit.gradient_clip_val,
-        enable_checkpointing=True,
-        callbacks=callbacks,
-        plugins=[state.files],
-        logger=logger,
-    )
-    trainer.fit(system, datamodule=data, ckpt_path=state.path, weights_only=True)
-    return history, best
 
 
 if __name__ == "__main__":

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from refit.data.prepared import read_split
 from refit.model_file import read_model
+from refit.training import train
 from refit.training.run_logger import RunLogger
 from refit.training.trainer import make_trainer
-from stages import fit
 from tests.unit.conftest import Fit
 
 pytestmark = [
@@ -36,7 +36,7 @@ def test_the_average_that_is_kept_is_the_one_that_was_validated(fitted: Fit, mon
     def noting(*args: Any, callbacks: list[Callback], **options: Any) -> pl.Trainer:
         return make_trainer(*args, callbacks=[Notes(), *callbacks], **options)
 
-    monkeypatch.setattr(fit, "make_trainer", noting)
+    monkeypatch.setattr(train, "make_trainer", noting)
     kept = fitted(fit__ema_decay=0.8, fit__max_epochs=1)
     for name in kept:
         if kept[name].is_floating_point():
@@ -85,7 +85,7 @@ def test_the_run_is_told_of_each_epoch_s_time_memory_and_gradient(fitted: Fit, m
     def noting(*args: Any, callbacks: list[Callback], **options: Any) -> pl.Trainer:
         return make_trainer(*args, callbacks=[Notes(), *callbacks], **options)
 
-    monkeypatch.setattr(fit, "make_trainer", noting)
+    monkeypatch.setattr(train, "make_trainer", noting)
     told: list[dict[str, float]] = []
     monkeypatch.setattr(RunLogger, "log_metrics", lambda _, metrics, step=None: told.append(dict(metrics)))
     started = time.perf_counter()

@@ -18,9 +18,9 @@ from mlflow import MlflowClient
 from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
+from refit.training import train
 from refit.training.resume import fit_state
 from refit.training.trainer import make_trainer
-from stages import fit
 from tests.unit.conftest import Fit
 
 pytestmark = [
@@ -70,7 +70,7 @@ def witnessed(fitted: Fit, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tup
     def run(cut_off_in: int | None = None, **keys: object) -> tuple[Witness, dict[str, Tensor]]:
         witness = Witness(cut_off_in)
         monkeypatch.setattr(
-            fit, "make_trainer",
+            train, "make_trainer",
             lambda *args, callbacks, **options: make_trainer(*args, callbacks=[witness, *callbacks], **options),
         )  # fmt: skip
         return witness, fitted(**{"fit__save_state_every": 1e-9} | keys)
