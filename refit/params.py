@@ -28,6 +28,8 @@ Real = Annotated[float, BeforeValidator(_no_switch), Field(strict=False, allow_i
 Fraction = Annotated[Real, Field(ge=0, lt=1)]
 Positive = Annotated[Real, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
+Share = Annotated[int, Field(ge=1)] | Annotated[Real, Field(gt=0, le=1)]
+"""As Lightning's limits: 1 is one batch, 1.0 is all of them."""
 
 
 class Section(BaseModel):
@@ -195,6 +197,37 @@ class PredictParams(Section):
     """A prediction whose probability is lower is marked as abstained."""
 
 
+class DebugParams(Section):
+    fast_dev_run: Annotated[int, Field(ge=0)]
+    """fit, test and predict run this many batches of each split, once, to see that nothing breaks; 0: all of them."""
+    overfit_batches: Annotated[int, Field(ge=0)]
+    """fit trains and validates on the images of this many batches alone, as they are; 0: on all."""
+    limit_train_batches: Share
+    """How much of the training images an epoch takes: a share such as 0.1, or a number of micro-batches; 1.0: all."""
+    limit_val_batches: Share
+    """How much of the validation images is looked at: a share, or a number of batches; 1.0: all."""
+    limit_test_batches: Share
+    """How much test and predict look at: a share, or a number of batches; 1.0: all."""
+    val_check_interval: Share
+    """How often fit validates: after this share of an epoch, or after so many micro-batches; 1.0: after each epoch.
+    The best epoch is chosen by its last validation."""
+    profiler: Literal["simple", "advanced", "pytorch"] | None
+    """Lightning's profiler of fit: its report is shown, and kept in data/logs/profile/. null: none."""
+    detect_anomaly: bool
+    """Name the operation whose gradient is not a number, where there is one; several times slower."""
+
+    @property
+    def test_batches(self) -> int | float:
+        """What test and predict take, as Lightning's limits."""
+        return self.fast_dev_run or self.limit_test_batches
+
+    @property
+    def shortens(self) -> bool:
+        """Whether what comes out is to be taken for a trial and not for a model."""
+        limits = (self.limit_train_batches, self.limit_val_batches, self.limit_test_batches)
+        return bool(self.fast_dev_run or self.overfit_batches) or any(not _is_all(limit) for limit in limits)
+
+
 class PipelinesParams(Section):
     stage_time_limit: Positive
     """Time limit of each stage in a Prefect flow, minutes. Past it the stage's processes are ended."""
@@ -215,11 +248,16 @@ class Params(Section):
     trainer: TrainerParams
     test: TestParams
     predict: PredictParams
+    debug: DebugParams
     pipelines: PipelinesParams
 
     def only(self, *sections: str) -> "Params":
         """The same parameters with these sections alone; reading another raises AttributeError."""
         return Params.model_construct(None, **{name: getattr(self, name) for name in sections})
+
+
+def _is_all(limit: int | float) -> bool:
+    return isinstance(limit, float) and limit == 1
 
 
 def load_params(path: Path = PARAMS_FILE) -> Params:

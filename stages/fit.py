@@ -20,7 +20,7 @@ from refit.training.run_logger import RunLogger
 from refit.training.train import train
 from refit.training.trainer import environment, hardware_class
 
-READS = ("seed", "augment", "model", "optimizer", "loss", "fit", "trainer")
+READS = ("seed", "augment", "model", "optimizer", "loss", "fit", "trainer", "debug")
 EVALUATION = Path("data/evaluation")
 
 
@@ -42,7 +42,9 @@ def main(params: Params) -> None:
     }
     with fit_state(inputs, params.fit.save_state_every) as state:
         every_param = load_params().model_dump()  # for the record
-        logger = RunLogger(every_param, {"data_sha256": info.sha256}, note=state.folder / "mlflow_run")
+        debug = {"debug": True} if params.debug.shortens else {}
+        tags = {"data_sha256": info.sha256, **dict.fromkeys(debug, "true")}
+        logger = RunLogger(every_param, tags, note=state.folder / "mlflow_run")
         pl.seed_everything(params.seed, verbose=False)
         system = build_system(params.model, info, params.optimizer, params.loss, rate.learning_rate)
         data = PreparedData(params.augment, batch.micro_batch, batch.effective_batch, params.seed)
@@ -52,8 +54,9 @@ def main(params: Params) -> None:
             logger.fail()
             raise
 
-        model = write_model(system, params.model, info, batch.micro_batch, params.model_dump(include=set(READS)))
-        write_json(EVALUATION / "fit.json", {**best.row, "epochs": len(history.rows)})
+        every_read = params.model_dump(include=set(READS))
+        model = write_model(system, params.model, info, batch.micro_batch, every_read, debug=params.debug.shortens)
+        write_json(EVALUATION / "fit.json", {**best.row, "epochs": len(history.rows), **debug})
         write_csv(EVALUATION / "history.csv", history.rows)
         logger.log_metrics({f"best_{name}": value for name, value in best.row.items()})
         logger.log_files(BATCH, LEARNING_RATE, EVALUATION / "history.csv")

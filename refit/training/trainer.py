@@ -13,13 +13,15 @@ import pytorch_lightning as pl
 import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import Callback
-from pytorch_lightning.profilers import PassThroughProfiler
+from pytorch_lightning.profilers import PassThroughProfiler, Profiler
 
 from refit.params import TrainerParams
 from refit.training.callbacks import EpochLines, TerminalBar
 
 
-def make_trainer(params: TrainerParams, *, callbacks: Sequence[Callback] = (), **options: Any) -> pl.Trainer:
+def make_trainer(
+    params: TrainerParams, *, callbacks: Sequence[Callback] = (), profiler: Profiler | None = None, **options: Any
+) -> pl.Trainer:
     """A Trainer on one device of `params.accelerator`, which writes nothing of its own accord.
 
     `options` are the Trainer's own arguments. Raises ValueError where the accelerator is not there.
@@ -39,7 +41,7 @@ def make_trainer(params: TrainerParams, *, callbacks: Sequence[Callback] = (), *
             num_sanity_val_steps=0,
             enable_model_summary=False,
             use_distributed_sampler=False,
-            profiler=_NoProfiler(),
+            profiler=profiler or _NoProfiler(),
             **{"logger": False, "enable_checkpointing": False, **options},
         )
     except (MisconfigurationException, ModuleNotFoundError) as error:

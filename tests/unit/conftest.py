@@ -48,6 +48,10 @@ _VALUES: dict[str, Any] = {
     },
     "test": {"confidence": 0.95, "calibration_bins": 10, "worst_mistakes": 4},
     "predict": {"images": "data/new", "top_k": 3, "abstain_below": 0.5},
+    "debug": {
+        "fast_dev_run": 0, "overfit_batches": 0, "limit_train_batches": 1.0, "limit_val_batches": 1.0,
+        "limit_test_batches": 1.0, "val_check_interval": 1.0, "profiler": None, "detect_anomaly": False,
+    },
     "pipelines": {"stage_time_limit": 1.0, "stage_retries": 0},
 }  # fmt: skip
 
