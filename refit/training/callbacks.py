@@ -68,12 +68,20 @@ class History(Callback):
 
     def __init__(self) -> None:
         self.rows: list[dict[str, float]] = []
+        self.validated: dict[str, Tensor] = {}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"rows": self.rows, "learning_rate": self.learning_rate}
+        return {"rows": self.rows, "learning_rate": self.learning_rate, "validated": self.validated}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.rows, self.learning_rate = state_dict["rows"], state_dict["learning_rate"]
+        self.validated = state_dict["validated"]
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        trainer.callback_metrics.update(self.validated)  # which Lightning forgets, where no validation is to come
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.validated = dict(trainer.callback_metrics)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.learning_rate = trainer.optimizers[0].param_groups[0]["lr"]
@@ -146,9 +154,9 @@ class EpochFacts(Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any,
                            batch_idx: int) -> None:  # fmt: skip
         self.batches += 1
+        self.seconds = time.perf_counter() - self.started
         if trainer.current_epoch == batch_idx == 0:
-            now = time.perf_counter()
-            self.first_step, self.started, self.batches = now - self.started, now, 0
+            self.first_step, self.started, self.batches = self.seconds, self.started + self.seconds, 0
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
@@ -156,9 +164,6 @@ class EpochFacts(Callback):
         if trainer.is_last_batch:  # each step's would cost as much as clipping does
             gradients = [weight.grad for weight in pl_module.parameters() if weight.grad is not None]
             self.gradient_norm = torch.nn.utils.get_total_norm(gradients)
-
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.seconds = time.perf_counter() - self.started
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(trainer.train_dataloader, TrainLoader)

@@ -103,6 +103,7 @@ KINDS: dict[str, dict[str, object]] = {
     "early stopping": {"fit.patience": 1, "fit.max_epochs": 4},
     "sgd": {"optimizer.name": "sgd", "optimizer.schedule": "cosine"},
     "constant": {"optimizer.schedule": "constant"},
+    "validations within an epoch": {"debug.val_check_interval": 5},
     "bfloat16": {"trainer.precision": "bf16-mixed"},
 }
 
