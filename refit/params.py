@@ -149,12 +149,25 @@ class FitParams(Section):
     """Stop after this many epochs without a better monitor; null: never stop early."""
     gradient_clip_val: Positive | None
     """Clip the gradient's global norm to this; null: no clipping."""
-    ema_decay: Annotated[Real, Field(gt=0, lt=1)] | None
-    """Validate and keep an exponential moving average of the weights and of batch norm's statistics: the share of the
-    average that each step leaves, such as 0.99; less in the first steps. null: the weights themselves."""
+    averaging: Literal["none", "swa", "ema"]
+    """What is validated and kept. none: the weights. ema: their exponential moving average over the steps, and that
+    of batch norm's statistics. swa: the mean of the weights at the ends of the epochs from swa_start on, batch norm's
+    statistics computed anew for it (Izmailov et al. 2018); the best epoch is one of those. A constant schedule gives
+    it weights that differ."""
+    ema_decay: Annotated[Real, Field(gt=0, lt=1)]
+    """ema: the share of the average that each step leaves, such as 0.99; less in the first steps."""
+    swa_start: Fraction
+    """swa: the share of max_epochs that goes by before the weights are averaged."""
     save_state_every: Positive
     """Seconds between two saved states, from which a killed fit goes on; also once an epoch, where that costs less
     than 2 % of the time. It changes no result."""
+
+    @model_validator(mode="after")
+    def _averaging_is_reached(self) -> Self:
+        if self.averaging == "swa" and self.patience is not None:
+            raise ValueError(f"patience = {self.patience} could end the fit before averaging = 'swa' begins; set "
+                             "patience to null")  # fmt: skip
+        return self
 
     @property
     def monitor_mode(self) -> Literal["min", "max"]:

@@ -6,7 +6,8 @@ from pytorch_lightning.loggers import Logger
 
 from refit.data.module import PreparedData
 from refit.params import Params
-from refit.training.callbacks import Best, EpochFacts, History, MovingAverage
+from refit.training.averaging import make_average
+from refit.training.callbacks import Best, EpochFacts, History
 from refit.training.choices import BatchChoice
 from refit.training.resume import FitState
 from refit.training.trainer import make_trainer
@@ -24,7 +25,7 @@ def train(
     if params.trainer.compile:
         getattr(system, "network", system).compile(mode=params.trainer.compile)
     history = History()
-    average = MovingAverage(params.fit.ema_decay) if params.fit.ema_decay is not None else None
+    average = make_average(params.fit)
     best = Best(history, params.fit, average)
     callbacks: list[Callback] = [history, best, EpochFacts(history), state]
     if params.fit.patience is not None:

@@ -40,8 +40,8 @@ _VALUES: dict[str, Any] = {
     },
     "loss": {"label_smoothing": 0.0},
     "fit": {
-        "max_epochs": 2, "monitor": "val_loss", "patience": None, "gradient_clip_val": 1.0, "ema_decay": None,
-        "save_state_every": 30.0,
+        "max_epochs": 2, "monitor": "val_loss", "patience": None, "gradient_clip_val": 1.0, "averaging": "none",
+        "ema_decay": 0.9, "swa_start": 0.5, "save_state_every": 30.0,
     },
     "trainer": {
         "accelerator": "cpu", "precision": "32-true", "threads": 1, "deterministic": True, "compile": None,

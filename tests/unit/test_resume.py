@@ -98,7 +98,9 @@ def step_of(path: Path) -> int:
 
 KINDS: dict[str, dict[str, object]] = {
     "plain": {},
-    "average": {"fit.ema_decay": 0.9},
+    "ema": {"fit.averaging": "ema"},
+    "swa": {"fit.averaging": "swa", "fit.max_epochs": 3, "fit.swa_start": 0.34},
+    "swa without batch norm": {"fit.averaging": "swa", "fit.swa_start": 0.0, "model.network": "mlp"},
     "augmented on a thread": {"augment.shift": 2, "augment.cutout": 2},
     "early stopping": {"fit.patience": 1, "fit.max_epochs": 4},
     "sgd": {"optimizer.name": "sgd", "optimizer.schedule": "cosine"},
