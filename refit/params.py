@@ -120,6 +120,9 @@ class OptimizerParams(Section):
     """adamw (decoupled weight decay) or sgd (Nesterov momentum)."""
     learning_rate: Literal["auto"] | Positive
     """Peak learning rate. auto: the one find_lr suggests."""
+    backbone_learning_rate: Positive
+    """Times the learning rate is that of the network's layers before its head, in fit; find_lr's test moves all alike.
+    Such as 0.1 to fine-tune; 1: the same."""
     fallback_learning_rate: Positive
     """Taken, with a warning, where learning_rate is auto and find_lr has no suggestion."""
     weight_decay: Annotated[Real, Field(ge=0)]
@@ -149,6 +152,9 @@ class FitParams(Section):
     """Stop after this many epochs without a better monitor; null: never stop early."""
     gradient_clip_val: Positive | None
     """Clip the gradient's global norm to this; null: no clipping."""
+    freeze_epochs: Annotated[int, Field(ge=0)]
+    """Epochs in which only the network's head, its last layer with weights, learns (and what a system has beside its
+    network), and batch norm before it keeps its statistics; 0: none. See model.weights."""
     averaging: Literal["none", "swa", "ema"]
     """What is validated and kept. none: the weights. ema: their exponential moving average over the steps, and that
     of batch norm's statistics. swa: the mean of the weights at the ends of the epochs from swa_start on, batch norm's
@@ -167,7 +173,16 @@ class FitParams(Section):
         if self.averaging == "swa" and self.patience is not None:
             raise ValueError(f"patience = {self.patience} could end the fit before averaging = 'swa' begins; set "
                              "patience to null")  # fmt: skip
+        if self.averaging == "swa" and self.freeze_epochs > self.first_averaged_epoch:
+            raise ValueError(f"freeze_epochs = {self.freeze_epochs}, but averaging = 'swa' begins after "
+                             f"{self.first_averaged_epoch} epochs, and would compute frozen statistics anew; "
+                             "raise swa_start")  # fmt: skip
         return self
+
+    @property
+    def first_averaged_epoch(self) -> int:
+        """By swa; from 0."""
+        return int(self.swa_start * self.max_epochs)
 
     @property
     def monitor_mode(self) -> Literal["min", "max"]:

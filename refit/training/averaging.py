@@ -85,7 +85,7 @@ def make_average(fit: FitParams) -> Average | None:
     if fit.averaging == "ema":
         return MovingAverage(fit.ema_decay)
     if fit.averaging == "swa":
-        return StochasticWeightAverage(int(fit.swa_start * fit.max_epochs))
+        return StochasticWeightAverage(fit.first_averaged_epoch)
     return None
 
 

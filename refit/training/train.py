@@ -9,6 +9,7 @@ from refit.params import Params
 from refit.training.averaging import make_average
 from refit.training.callbacks import Best, EpochFacts, History
 from refit.training.choices import BatchChoice
+from refit.training.finetuning import FrozenBackbone
 from refit.training.resume import FitState
 from refit.training.trainer import make_trainer
 
@@ -32,6 +33,8 @@ def train(
         callbacks.append(EarlyStopping(params.fit.monitor, mode=params.fit.monitor_mode, patience=params.fit.patience))
     if average is not None:
         callbacks.append(average)
+    if params.fit.freeze_epochs:
+        callbacks.append(FrozenBackbone(params.fit.freeze_epochs))
     trainer = make_trainer(
         params.trainer,
         max_epochs=params.fit.max_epochs,

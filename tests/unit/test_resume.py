@@ -99,8 +99,10 @@ def step_of(path: Path) -> int:
 KINDS: dict[str, dict[str, object]] = {
     "plain": {},
     "ema": {"fit.averaging": "ema"},
-    "swa": {"fit.averaging": "swa", "fit.max_epochs": 3, "fit.swa_start": 0.34},
+    "swa": {"fit.averaging": "swa", "fit.swa_start": 0.0},
     "swa without batch norm": {"fit.averaging": "swa", "fit.swa_start": 0.0, "model.network": "mlp"},
+    "frozen at first": {"fit.freeze_epochs": 1, "optimizer.backbone_learning_rate": 0.1},
+    "frozen at first, sgd": {"fit.freeze_epochs": 1, "optimizer.name": "sgd"},
     "augmented on a thread": {"augment.shift": 2, "augment.cutout": 2},
     "early stopping": {"fit.patience": 1, "fit.max_epochs": 4},
     "sgd": {"optimizer.name": "sgd", "optimizer.schedule": "cosine"},
