@@ -15,6 +15,8 @@ from pydantic_core import PydanticCustomError
 PARAMS_FILE = Path("params.yaml")
 OUR_SYSTEMS = ("classifier", "autoencoder")
 OUR_NETWORKS = ("mlp", "cnn", "resnet9")
+WEIGHTS_FILES = Path("data/weights")
+WEIGHTS_SUFFIXES = (".safetensors", ".pt", ".pth")
 
 
 def _no_switch(value: Any) -> Any:
@@ -79,6 +81,11 @@ class ModelParams(Section):
     your own by dotted path (docs/systems.md)."""
     network_arguments: dict[str, Any]
     """Arguments of your own network, by the names in its signature."""
+    weights: Annotated[str, Field(min_length=1)] | None
+    """What the network begins with: torchvision's weights of a torchvision network by name, such as DEFAULT; or a
+    file below data/weights/, .safetensors, or a state_dict as .pt or .pth: any network's own, or the
+    model.safetensors of a model that Refit trained. A last layer that is missing in them or whose number of
+    outputs differs begins anew. Only the training stages read them. null: random numbers."""
     embedding: Annotated[int, Field(ge=2, le=4096)]
     """Length of the autoencoder's embeddings."""
     width: Annotated[int, Field(ge=4, le=1024)] | None
@@ -101,6 +108,17 @@ class ModelParams(Section):
                                  f"{', '.join(OUR_NETWORKS)}, torchvision:NAME or a dotted path")  # fmt: skip
             if self.width is not None or self.dropout is not None:
                 raise ValueError(f"width and dropout have no effect with {self.network}; set both to null")
+        if self.weights is not None and not self.network.startswith("torchvision:") and "." not in self.weights:
+            raise ValueError(f"weights {self.weights!r} is a name, and {self.network} has no weights by name; expected "
+                             f"a file below {WEIGHTS_FILES}/, or null")  # fmt: skip
+        if self.weights is not None and "." in self.weights:
+            path = Path(self.weights)
+            if path.suffix not in WEIGHTS_SUFFIXES:
+                raise ValueError(f"weights {self.weights!r} is of a kind that is not read; expected one of "
+                                 f"{', '.join(WEIGHTS_SUFFIXES)}")  # fmt: skip
+            if ".." in path.parts or not path.is_relative_to(WEIGHTS_FILES):
+                raise ValueError(f"weights {self.weights!r} is not below {WEIGHTS_FILES}/, which dvc.yaml watches; "
+                                 "put it there")  # fmt: skip
         if self.network_arguments and (self.network in OUR_NETWORKS or self.network.startswith("torchvision:")):
             raise ValueError(f"network_arguments have no effect with {self.network}; set them to {{}}")
         return self

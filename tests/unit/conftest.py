@@ -30,8 +30,8 @@ _VALUES: dict[str, Any] = {
     },
     "augment": {"shift": 0, "flip": False, "cutout": 0, "crop_area": 1.0},
     "model": {
-        "system": "classifier", "system_arguments": {}, "network": "mlp", "network_arguments": {}, "embedding": 8,
-        "width": 16, "dropout": 0.2, "test_time_flip": False,
+        "system": "classifier", "system_arguments": {}, "network": "mlp", "network_arguments": {}, "weights": None,
+        "embedding": 8, "width": 16, "dropout": 0.2, "test_time_flip": False,
     },
     "batch": {"size": "auto", "max_size": 64, "memory_budget": 1.0},
     "optimizer": {
