@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import tempfile
 import time
 from collections.abc import Callable
@@ -234,6 +235,23 @@ def test_the_state_of_another_fit_is_left_and_the_difference_told(
     )
     assert state_files() == left
     resumed, _ = two_states(fit__save_state_every=5.0)  # which changes no result
+    assert min(resumed.drawn) > 0
+
+
+def test_the_state_of_a_fit_that_began_with_other_weights_is_left(
+    two_states: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Though they are in a file of the same name."""
+    weights = Path("data/weights/model.safetensors")
+    weights.parent.mkdir()
+    keys = {"model__weights": str(weights), "fit__max_epochs": 1}
+    for seed in (1, 2):
+        two_states(seed=seed, fit__max_epochs=1)
+        shutil.copy("data/model/model.safetensors", weights)
+        with pytest.raises(PowerCutError):
+            two_states(cut_off_in=12, **keys)
+    assert "is of another fit, and left there: weights" in capsys.readouterr().out
+    resumed, _ = two_states(**keys)
     assert min(resumed.drawn) > 0
 
 
