@@ -15,6 +15,8 @@ from pydantic_core import PydanticCustomError
 PARAMS_FILE = Path("params.yaml")
 OUR_SYSTEMS = ("classifier", "autoencoder")
 OUR_NETWORKS = ("mlp", "cnn", "resnet9")
+WEIGHTS_FILES = Path("data/weights")
+WEIGHTS_SUFFIXES = (".safetensors", ".pt", ".pth")
 
 
 def _no_switch(value: Any) -> Any:
@@ -81,6 +83,11 @@ class ModelParams(Section):
     your own by dotted path (docs/systems.md)."""
     network_arguments: dict[str, Any]
     """Arguments of your own network, by the names in its signature."""
+    weights: Annotated[str, Field(min_length=1)] | None
+    """What the network begins with: torchvision's weights of a torchvision network by name, such as DEFAULT; or a
+    file below data/weights/, .safetensors, or a state_dict as .pt or .pth: any network's own, or the
+    model.safetensors of a model that Refit trained. A last layer that is missing in them or whose number of
+    outputs differs begins anew. Only the training stages read them. null: random numbers."""
     embedding: Annotated[int, Field(ge=2, le=4096)]
     """Length of the autoencoder's embeddings."""
     width: Annotated[int, Field(ge=4, le=1024)] | None
@@ -103,6 +110,17 @@ class ModelParams(Section):
                                  f"{', '.join(OUR_NETWORKS)}, torchvision:NAME or a dotted path")  # fmt: skip
             if self.width is not None or self.dropout is not None:
                 raise ValueError(f"width and dropout have no effect with {self.network}; set both to null")
+        if self.weights is not None and not self.network.startswith("torchvision:") and "." not in self.weights:
+            raise ValueError(f"weights {self.weights!r} is a name, and {self.network} has no weights by name; expected "
+                             f"a file below {WEIGHTS_FILES}/, or null")  # fmt: skip
+        if self.weights is not None and "." in self.weights:
+            path = Path(self.weights)
+            if path.suffix not in WEIGHTS_SUFFIXES:
+                raise ValueError(f"weights {self.weights!r} is of a kind that is not read; expected one of "
+                                 f"{', '.join(WEIGHTS_SUFFIXES)}")  # fmt: skip
+            if ".." in path.parts or not path.is_relative_to(WEIGHTS_FILES):
+                raise ValueError(f"weights {self.weights!r} is not below {WEIGHTS_FILES}/, which dvc.yaml watches; "
+                                 "put it there")  # fmt: skip
         if self.network_arguments and (self.network in OUR_NETWORKS or self.network.startswith("torchvision:")):
             raise ValueError(f"network_arguments have no effect with {self.network}; set them to {{}}")
         return self
@@ -122,6 +140,9 @@ class OptimizerParams(Section):
     """adamw (decoupled weight decay) or sgd (Nesterov momentum)."""
     learning_rate: Literal["auto"] | Positive
     """Peak learning rate. auto: the one find_lr suggests."""
+    backbone_learning_rate: Positive
+    """Times the learning rate is that of the network's layers before its head, in fit; find_lr's test moves all alike.
+    Such as 0.1 to fine-tune; 1: the same."""
     fallback_learning_rate: Positive
     """Taken, with a warning, where learning_rate is auto and find_lr has no suggestion."""
     weight_decay: Annotated[Real, Field(ge=0)]
@@ -151,12 +172,37 @@ class FitParams(Section):
     """Stop after this many epochs without a better monitor; null: never stop early."""
     gradient_clip_val: Positive | None
     """Clip the gradient's global norm to this; null: no clipping."""
-    ema_decay: Annotated[Real, Field(gt=0, lt=1)] | None
-    """Validate and keep an exponential moving average of the weights and of batch norm's statistics: the share of the
-    average that each step leaves, such as 0.99; less in the first steps. null: the weights themselves."""
+    freeze_epochs: Annotated[int, Field(ge=0)]
+    """Epochs in which only the network's head, its last layer with weights, learns (and what a system has beside its
+    network), and batch norm before it keeps its statistics; 0: none. See model.weights."""
+    averaging: Literal["none", "swa", "ema"]
+    """What is validated and kept. none: the weights. ema: their exponential moving average over the steps, and that
+    of batch norm's statistics. swa: the mean of the weights at the ends of the epochs from swa_start on, batch norm's
+    statistics computed anew for it (Izmailov et al. 2018); the best epoch is one of those. A constant schedule gives
+    it weights that differ."""
+    ema_decay: Annotated[Real, Field(gt=0, lt=1)]
+    """ema: the share of the average that each step leaves, such as 0.99; less in the first steps."""
+    swa_start: Fraction
+    """swa: the share of max_epochs that goes by before the weights are averaged."""
     save_state_every: Positive
     """Seconds between two saved states, from which a killed fit goes on; also once an epoch, where that costs less
     than 2 % of the time. It changes no result."""
+
+    @model_validator(mode="after")
+    def _averaging_is_reached(self) -> Self:
+        if self.averaging == "swa" and self.patience is not None:
+            raise ValueError(f"patience = {self.patience} could end the fit before averaging = 'swa' begins; set "
+                             "patience to null")  # fmt: skip
+        if self.averaging == "swa" and self.freeze_epochs > self.first_averaged_epoch:
+            raise ValueError(f"freeze_epochs = {self.freeze_epochs}, but averaging = 'swa' begins after "
+                             f"{self.first_averaged_epoch} epochs, and would compute frozen statistics anew; "
+                             "raise swa_start")  # fmt: skip
+        return self
+
+    @property
+    def first_averaged_epoch(self) -> int:
+        """By swa; from 0."""
+        return int(self.swa_start * self.max_epochs)
 
     @property
     def monitor_mode(self) -> Literal["min", "max"]:

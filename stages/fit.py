@@ -14,6 +14,7 @@ from refit.model_file import MODEL, write_model
 from refit.params import Params, load_params
 from refit.stage import run_stage
 from refit.systems.build import build_system
+from refit.systems.weights import identity
 from refit.training.choices import BATCH, LEARNING_RATE, read_batch, read_learning_rate
 from refit.training.resume import fit_state, loaded_code
 from refit.training.run_logger import RunLogger
@@ -37,6 +38,7 @@ def main(params: Params) -> None:
     inputs = {
         "params": params.model_dump(include=set(READS), exclude={"fit": {"save_state_every"}}),
         "data": {"sha256": info.sha256, "batch": asdict(batch), "learning_rate": asdict(rate)},
+        "weights": identity(params.model),
         "code": loaded_code(),
         "environment": environment(params.trainer),
     }

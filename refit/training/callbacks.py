@@ -9,12 +9,12 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback, RichProgressBar, WeightAveraging
-from torch import Tensor, nn
-from torch.optim.swa_utils import get_ema_multi_avg_fn
+from pytorch_lightning.callbacks import Callback, RichProgressBar
+from torch import Tensor
 
 from refit.data.module import TrainLoader
 from refit.params import FitParams
+from refit.training.averaging import Average
 
 BAR_PERIOD = 0.1  # seconds
 
@@ -43,24 +43,6 @@ class EpochLines(Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         metrics = "  ".join(f"{name} {float(value):.4f}" for name, value in trainer.callback_metrics.items())
         print(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {metrics}", flush=True)
-
-
-class MovingAverage(WeightAveraging):
-    """Exponential, of the weights and of batch norm's statistics after each optimizer step.
-
-    It looks back on fewer steps at first, as TensorFlow's: else a short fit's holds on to the initial weights.
-    """
-
-    def __init__(self, decay: float) -> None:
-        def update(averaged: list[Tensor], current: list[Tensor], steps: Tensor) -> None:
-            warmed_up = (1 + int(steps)) / (10 + int(steps))
-            get_ema_multi_avg_fn(min(decay, warmed_up))(averaged, current, steps)  # type: ignore[no-untyped-call]
-
-        super().__init__(multi_avg_fn=update)
-
-    def averaged(self) -> nn.Module:
-        assert self._average_model is not None
-        return self._average_model.module
 
 
 class History(Callback):
@@ -99,10 +81,11 @@ class History(Callback):
 class Best(Callback):
     """The best epoch so far: its row of the history, and the weights that were validated. Of equals the first.
 
-    The fit ends with the system in its best epoch's state.
+    Where weights are averaged from some epoch on, the epochs before it do not count. The fit ends with the system in
+    its best epoch's state.
     """
 
-    def __init__(self, history: History, fit: FitParams, average: MovingAverage | None) -> None:
+    def __init__(self, history: History, fit: FitParams, average: Average | None) -> None:
         self.history = history
         self.monitor = fit.monitor
         self.is_better = operator.lt if fit.monitor_mode == "min" else operator.gt
@@ -123,6 +106,8 @@ class Best(Callback):
                 f"fit.monitor = {self.monitor!r} is not what {type(pl_module).__name__} logs; expected one of "
                 f"{', '.join(name for name in row if name.startswith('val_'))}"
             )
+        if self.average and not self.average.begun():
+            return
         if not self.row or self.is_better(row[self.monitor], self.row[self.monitor]):
             validated = self.average.averaged() if self.average else pl_module
             self.row, self.weights = row, {name: value.clone() for name, value in validated.state_dict().items()}

@@ -7,9 +7,11 @@ from pytorch_lightning.loggers import Logger
 
 from refit.data.module import PreparedData
 from refit.params import Params
-from refit.training.callbacks import Best, EpochFacts, History, MovingAverage
+from refit.training.averaging import make_average
+from refit.training.callbacks import Best, EpochFacts, History
 from refit.training.choices import BatchChoice
 from refit.training.divergence import FiniteLoss
+from refit.training.finetuning import FrozenBackbone
 from refit.training.profile import make_profiler, show_profile
 from refit.training.resume import FitState
 from refit.training.trainer import make_trainer
@@ -30,7 +32,7 @@ def train(
         shuffled = np.random.default_rng(params.seed).permutation(len(data.train.labels))
         data.only(shuffled[: params.debug.overfit_batches * data.effective_batch])
     history = History()
-    average = MovingAverage(params.fit.ema_decay) if params.fit.ema_decay is not None else None
+    average = make_average(params.fit)
     best = Best(history, params.fit, average)
     callbacks: list[Callback] = [history, best, EpochFacts(history), FiniteLoss(state.folder / "diverged.json"), state]
     if params.fit.patience is not None:
@@ -44,6 +46,8 @@ def train(
         )
     if average is not None:
         callbacks.append(average)
+    if params.fit.freeze_epochs:
+        callbacks.append(FrozenBackbone(params.fit.freeze_epochs))
     trainer = make_trainer(
         params.trainer,
         max_epochs=params.fit.max_epochs,

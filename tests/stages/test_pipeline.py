@@ -74,6 +74,15 @@ def test_a_comment_makes_stale_what_imports_the_file_and_nothing_else(
     assert set(project.stale()) == stages
 
 
+def test_a_file_of_weights_that_comes_makes_stale_what_trains_and_nothing_else(project: Project) -> None:
+    weights = project.root / "data/weights/new.safetensors"
+    weights.write_bytes(b"")
+    try:
+        assert set(project.stale()) == {"scale_batch", "find_lr", "fit"}
+    finally:
+        weights.unlink()  # git ignores it
+
+
 OFFLINE = dict.fromkeys(("http_proxy", "https_proxy"), "http://127.0.0.1:9")
 
 
