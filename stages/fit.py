@@ -10,13 +10,13 @@ import torch
 from refit.data.module import PreparedData
 from refit.data.prepared import read_info
 from refit.files import write_csv, write_json
+from refit.loggers import FitLoggers, chosen_loggers
 from refit.model_file import MODEL, write_model
 from refit.params import Params, load_params
 from refit.stage import run_stage
 from refit.systems.build import build_system
 from refit.training.choices import BATCH, LEARNING_RATE, read_batch, read_learning_rate
 from refit.training.resume import fit_state, loaded_code
-from refit.training.run_logger import RunLogger
 from refit.training.train import train
 from refit.training.trainer import environment, hardware_class
 
@@ -42,23 +42,23 @@ def main(params: Params) -> None:
     }
     with fit_state(inputs, params.fit.save_state_every) as state:
         every_param = load_params().model_dump()  # for the record
-        logger = RunLogger(every_param, {"data_sha256": info.sha256}, note=state.folder / "mlflow_run")
+        loggers = FitLoggers(chosen_loggers(), every_param, {"data_sha256": info.sha256}, state.folder, state.step)
         pl.seed_everything(params.seed, verbose=False)
         system = build_system(params.model, info, params.optimizer, params.loss, rate.learning_rate)
         data = PreparedData(params.augment, batch.micro_batch, batch.effective_batch, params.seed)
         try:
-            history, best = train(system, data, params, batch, state, logger)
+            history, best = train(system, data, params, batch, state, loggers)
         except BaseException:
-            logger.fail()
+            loggers.fail()
             raise
 
         model = write_model(system, params.model, info, batch.micro_batch, params.model_dump(include=set(READS)))
         write_json(EVALUATION / "fit.json", {**best.row, "epochs": len(history.rows)})
         write_csv(EVALUATION / "history.csv", history.rows)
-        logger.log_metrics({f"best_{name}": value for name, value in best.row.items()})
-        logger.log_files(BATCH, LEARNING_RATE, EVALUATION / "history.csv")
+        loggers.log_metrics({f"best_{name}": value for name, value in best.row.items()})
+        loggers.log_files(BATCH, LEARNING_RATE, EVALUATION / "history.csv")
         network = getattr(system, "network", system).to(memory_format=torch.contiguous_format)
-        logger.finish(MODEL, network, torch.from_numpy(data.train.images[:2]))
+        loggers.finish(MODEL, network, torch.from_numpy(data.train.images[:2]))
     print(f"best epoch {best.row['epoch']} of {len(history.rows)}; model {model.sha256[:12]}")
 
 

@@ -175,6 +175,11 @@ class FitState(Checkpoint):
         self._new_epoch = False
         self._asked: signal.Signals | None = None
 
+    @property
+    def step(self) -> int:
+        """Optimizer steps that were done in the state to go on from; 0 where there is none."""
+        return int(self.path.stem.removeprefix("step-")) if self.path else 0
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._random is not None:
             # Lightning's own call came before it read the state: to count its steps, a schedule had the loader set up.

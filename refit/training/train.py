@@ -2,12 +2,13 @@
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback, EarlyStopping
-from pytorch_lightning.loggers import Logger
 
 from refit.data.module import PreparedData
+from refit.loggers import FitLoggers
 from refit.params import Params
 from refit.training.callbacks import Best, EpochFacts, History, MovingAverage
 from refit.training.choices import BatchChoice
+from refit.training.pictures import FirstBatch, Histograms
 from refit.training.resume import FitState
 from refit.training.trainer import make_trainer
 
@@ -18,7 +19,7 @@ def train(
     params: Params,
     batch: BatchChoice,
     state: FitState,
-    logger: Logger,
+    loggers: FitLoggers,
 ) -> tuple[History, Best]:
     """Fit `system`, from `state` on where there is one; it is left as it was in its best epoch."""
     if params.trainer.compile:
@@ -26,7 +27,9 @@ def train(
     history = History()
     average = MovingAverage(params.fit.ema_decay) if params.fit.ema_decay is not None else None
     best = Best(history, params.fit, average)
-    callbacks: list[Callback] = [history, best, EpochFacts(history), state]
+    callbacks: list[Callback] = [history, best, EpochFacts(history), FirstBatch(loggers), state]
+    if loggers.hold_histograms:
+        callbacks.append(Histograms(loggers))
     if params.fit.patience is not None:
         callbacks.append(EarlyStopping(params.fit.monitor, mode=params.fit.monitor_mode, patience=params.fit.patience))
     if average is not None:
@@ -39,7 +42,7 @@ def train(
         enable_checkpointing=True,
         callbacks=callbacks,
         plugins=[state.files],
-        logger=logger,
+        logger=loggers.each,
     )
     trainer.fit(system, datamodule=data, ckpt_path=state.path, weights_only=True)
     return history, best

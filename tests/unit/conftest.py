@@ -48,6 +48,7 @@ _VALUES: dict[str, Any] = {
     },
     "test": {"confidence": 0.95, "calibration_bins": 10, "worst_mistakes": 4},
     "predict": {"images": "data/new", "top_k": 3, "abstain_below": 0.5},
+    "tracking": {"loggers": ["mlflow"]},
     "pipelines": {"stage_time_limit": 1.0, "stage_retries": 0},
 }  # fmt: skip
 

@@ -1,5 +1,6 @@
 """A fit that was cut off goes on where it was, to the same bits."""
 
+import csv
 import hashlib
 import json
 import os
@@ -16,6 +17,7 @@ import pytorch_lightning as pl
 import torch
 from mlflow import MlflowClient
 from pytorch_lightning.callbacks import Callback
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
 from refit.training import train
@@ -157,6 +159,42 @@ def test_the_mlflow_run_of_a_fit_that_was_cut_off_goes_on_without_a_gap_or_a_rep
     rows = Path("data/evaluation/history.csv").read_text().splitlines()
     column = rows[0].split(",").index("val_loss")
     assert [metric.value for metric in curve] == [float(row.split(",")[column]) for row in rows[1:]]
+
+
+@pytest.mark.parametrize("cuts", [[5], [STEPS_AN_EPOCH + 3, 3 * STEPS_AN_EPOCH + 1]], ids=str)
+def test_the_logs_of_a_fit_that_was_cut_off_go_on_without_a_gap_or_a_repeat(cuts: list[int], witnessed: Any) -> None:
+    """The last cut comes after an epoch that is in the logs, and not in the last state."""
+    keys = {"fit__max_epochs": 4, "fit__save_state_every": 1000.0, "tracking__loggers": ["csv", "tensorboard"]}
+    for cut in cuts:
+        with pytest.raises(PowerCutError):
+            witnessed(cut_off_in=cut, **keys)
+    resumed, _ = witnessed(**keys)
+    if len(cuts) > 1:
+        assert 0 < min(resumed.drawn) < 3 * STEPS_AN_EPOCH - 1
+    rows = list(csv.DictReader(Path("data/evaluation/history.csv").read_text().splitlines()))
+    steps = [epoch * STEPS_AN_EPOCH - 1 for epoch in range(1, 5)]
+    (folder,) = Path("data/logs").iterdir()
+    told = list(csv.DictReader((folder / "csv/metrics.csv").read_text().splitlines()))
+    assert [int(row["step"]) for row in told] == steps
+    events = EventAccumulator(str(folder / "tensorboard"))
+    events.Reload()
+    for name in ("train_loss", "val_loss", "val_accuracy", "learning_rate"):
+        curve = [float(row[name]) for row in rows]
+        assert [float(row[name]) for row in told] == curve
+        assert [scalar.step for scalar in events.Scalars(name)] == steps
+        assert [scalar.value for scalar in events.Scalars(name)] == pytest.approx(curve, rel=1e-6)
+    assert [scalar.step for scalar in events.Scalars("epoch_seconds")] == steps
+    assert all(row["epoch_seconds"] for row in told)
+    assert len(events.Images("first_batch")) == 1
+
+
+def test_a_fit_goes_on_whatever_loggers_are_chosen_meanwhile(witnessed: Any) -> None:
+    whole, weights = witnessed()
+    with pytest.raises(PowerCutError):
+        witnessed(cut_off_in=12, tracking__loggers=["csv"])
+    resumed, resumed_weights = witnessed(tracking__loggers=["tensorboard"])
+    assert min(resumed.drawn) > 0
+    assert same((resumed.end, resumed_weights), (whole.end, weights))
 
 
 def test_a_fit_that_was_cut_off_in_an_accumulation_goes_on_from_the_last_step(witnessed: Any) -> None:
