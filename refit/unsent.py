@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TextIO
 
 from refit.files import repository_root, whole_folder, write_bytes, write_json
 
@@ -54,14 +54,15 @@ class Journal:
     def __init__(self, folder: Path | None) -> None:
         self.points = read_points(folder / POINTS) if folder else []
         self._told = {(point.name, point.step) for point in self.points}
-        if folder:
-            folder.mkdir(parents=True, exist_ok=True)
-        self._file = (folder / POINTS).open("a", encoding="utf-8") if folder else None
+        self._path = folder / POINTS if folder else None
+        self._file: TextIO | None = None
 
     def add(self, points: Sequence[Point]) -> None:
         new = [point for point in points if (point.name, point.step) not in self._told]
         self.points += new
         self._told |= {(point.name, point.step) for point in new}
+        if self._path and self._file is None:
+            self._file = self._path.open("a", encoding="utf-8")
         if self._file is not None:
             self._file.writelines(f"\n{json.dumps(point)}" for point in new)
             self._file.flush()
