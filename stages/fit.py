@@ -15,7 +15,7 @@ from refit.model_file import MODEL, write_model
 from refit.params import Params, load_params
 from refit.stage import run_stage
 from refit.systems.build import build_system
-from refit.training.choices import BATCH, LEARNING_RATE, read_batch, read_learning_rate
+from refit.training.choices import BATCH, LEARNING_RATE, read_batch, read_learning_rate, resolved_params
 from refit.training.resume import fit_state, loaded_code
 from refit.training.train import train
 from refit.training.trainer import environment, hardware_class
@@ -40,7 +40,8 @@ def main(params: Params) -> None:
         "code": loaded_code(),
         "environment": environment(params.trainer),
     }
-    with fit_state(inputs, params.fit.save_state_every) as state:
+    resolved = resolved_params(params, batch, rate)
+    with fit_state(inputs, params.fit.save_state_every, resolved) as state:
         every_param = load_params().model_dump()  # for the record
         loggers = FitLoggers(chosen_loggers(), every_param, {"data_sha256": info.sha256}, state.folder, state.step)
         pl.seed_everything(params.seed, verbose=False)
@@ -52,7 +53,7 @@ def main(params: Params) -> None:
             loggers.fail()
             raise
 
-        model = write_model(system, params.model, info, batch.micro_batch, params.model_dump(include=set(READS)))
+        model = write_model(system, params.model, info, batch.micro_batch, resolved)
         write_json(EVALUATION / "fit.json", {**best.row, "epochs": len(history.rows)})
         write_csv(EVALUATION / "history.csv", history.rows)
         loggers.log_metrics({f"best_{name}": value for name, value in best.row.items()})

@@ -5,6 +5,8 @@ import hashlib
 import json
 import os
 import random
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -20,9 +22,11 @@ from pytorch_lightning.callbacks import Callback
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
+from refit.params import load_params
 from refit.training import train
 from refit.training.resume import fit_state
 from refit.training.trainer import make_trainer
+from stages import fit
 from tests.unit.conftest import Fit
 
 pytestmark = [
@@ -207,6 +211,35 @@ def test_a_fit_that_was_cut_off_in_an_accumulation_goes_on_from_the_last_step(wi
     assert same(resumed_weights, weights)
 
 
+READ_BOTH = """
+import importlib.util, json, sys, torch
+assert importlib.util.find_spec("refit") is None
+state = torch.load(sys.argv[1], weights_only=True)["hyper_parameters"]
+print(json.dumps([state, json.load(open(sys.argv[2]))["params"]]))
+"""
+
+
+def test_a_state_and_the_model_tell_their_resolved_parameters_to_a_process_without_the_project(
+    witnessed: Any, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """With weights_only, so that nothing but plain values is among them."""
+    with pytest.raises(PowerCutError):
+        witnessed(cut_off_in=12, micro_batch=16, learning_rate=0.02)
+    state = state_files()[-1].rename("state.ckpt").resolve()
+    witnessed(micro_batch=16, learning_rate=0.02)
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", READ_BOTH, state, Path("data/model/model.json").resolve()],
+        cwd=tmp_path_factory.mktemp("elsewhere"), capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    of_state, of_model = json.loads(done.stdout)
+    assert of_state == of_model
+    params = load_params().only(*fit.READS)
+    resolved = {section: getattr(params, section).model_dump() for section in fit.READS if section != "seed"}
+    resolved["optimizer"]["learning_rate"] = 0.02
+    resolved |= {"seed": 0, "batch": {"size": 64, "micro_batch": 16, "accumulate_grad_batches": 4}}
+    assert of_state == resolved
+
+
 @pytest.fixture
 def two_states(witnessed: Any) -> Any:
     """A fit of which the two newest states are left; to be run on to its end."""
@@ -298,7 +331,7 @@ def test_a_folder_that_may_not_be_written_fails_the_fit_in_a_line(workspace: Pat
     os.seteuid(65534)
     try:
         with pytest.raises(ValueError, match=r"data/state/\w+ cannot be opened: Permission denied"):  # noqa: SIM117
-            with fit_state({}, every=1.0):
+            with fit_state({}, 1.0, {}):
                 pass
     finally:
         os.seteuid(0)
