@@ -274,6 +274,18 @@ class DebugParams(Section):
         return bool(self.fast_dev_run or self.overfit_batches) or any(not _is_all(limit) for limit in limits)
 
 
+class TrackingParams(Section):
+    loggers: list[Literal["mlflow", "tensorboard", "csv", "wandb"]]
+    """Where curves, pictures and parameters of a fit and a test go: MLflow, and below data/logs TensorBoard, CSV files
+    and W&B (an extra: uv pip install 'wandb>=0.25'). It changes no result, and so makes no stage stale."""
+
+    @model_validator(mode="after")
+    def _each_once(self) -> Self:
+        if twice := sorted({name for name in self.loggers if self.loggers.count(name) > 1}):
+            raise ValueError(f"loggers names {', '.join(twice)} twice; expected each once")
+        return self
+
+
 class PipelinesParams(Section):
     stage_time_limit: Positive
     """Time limit of each stage in a Prefect flow, minutes. Past it the stage's processes are ended."""
@@ -295,6 +307,7 @@ class Params(Section):
     test: TestParams
     predict: PredictParams
     debug: DebugParams
+    tracking: TrackingParams
     pipelines: PipelinesParams
 
     def only(self, *sections: str) -> "Params":

@@ -6,6 +6,7 @@ Its output, the schema that editors read, does not depend on the values: a right
 import json
 import os
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 
 from refit.data.sources import open_source
@@ -33,6 +34,9 @@ def main(params: Params) -> None:
             f"trainer.compile = {params.trainer.compile!r} needs a C++ compiler, and there is no g++; install it, or "
             "set trainer.compile to null"
         )
+    for name in params.tracking.loggers:  # each needs the package of its name; csv is Python's own
+        if find_spec(name) is None:
+            raise ValueError(f"tracking.loggers names {name}, which is not installed; run: uv pip install {name}")
     write_bytes(SCHEMA, (json.dumps(Params.model_json_schema(), indent=2) + "\n").encode())
     print("params.yaml is right")
 

@@ -10,14 +10,14 @@ import torch
 from refit.data.module import PreparedData
 from refit.data.prepared import read_info
 from refit.files import write_csv, write_json
+from refit.loggers import FitLoggers, chosen_loggers
 from refit.model_file import MODEL, write_model
 from refit.params import Params, load_params
 from refit.stage import run_stage
 from refit.systems.build import build_system
 from refit.systems.weights import identity
-from refit.training.choices import BATCH, LEARNING_RATE, read_batch, read_learning_rate
+from refit.training.choices import BATCH, LEARNING_RATE, read_batch, read_learning_rate, resolved_params
 from refit.training.resume import fit_state, loaded_code
-from refit.training.run_logger import RunLogger
 from refit.training.train import train
 from refit.training.trainer import environment, hardware_class
 
@@ -42,28 +42,28 @@ def main(params: Params) -> None:
         "code": loaded_code(),
         "environment": environment(params.trainer),
     }
-    with fit_state(inputs, params.fit.save_state_every) as state:
+    resolved = resolved_params(params, batch, rate)
+    with fit_state(inputs, params.fit.save_state_every, resolved) as state:
         every_param = load_params().model_dump()  # for the record
         debug = {"debug": True} if params.debug.shortens else {}
         tags = {"data_sha256": info.sha256, **dict.fromkeys(debug, "true")}
-        logger = RunLogger(every_param, tags, note=state.folder / "mlflow_run")
+        loggers = FitLoggers(chosen_loggers(), every_param, tags, state.folder, state.step)
         pl.seed_everything(params.seed, verbose=False)
         system = build_system(params.model, info, params.optimizer, params.loss, rate.learning_rate)
         data = PreparedData(params.augment, batch.micro_batch, batch.effective_batch, params.seed)
         try:
-            history, best = train(system, data, params, batch, state, logger)
+            history, best = train(system, data, params, batch, state, loggers)
         except BaseException:
-            logger.fail()
+            loggers.fail()
             raise
 
-        every_read = params.model_dump(include=set(READS))
-        model = write_model(system, params.model, info, batch.micro_batch, every_read, debug=params.debug.shortens)
+        model = write_model(system, params.model, info, batch.micro_batch, resolved, debug=params.debug.shortens)
         write_json(EVALUATION / "fit.json", {**best.row, "epochs": len(history.rows), **debug})
         write_csv(EVALUATION / "history.csv", history.rows)
-        logger.log_metrics({f"best_{name}": value for name, value in best.row.items()})
-        logger.log_files(BATCH, LEARNING_RATE, EVALUATION / "history.csv")
+        loggers.log_metrics({f"best_{name}": value for name, value in best.row.items()})
+        loggers.log_files(BATCH, LEARNING_RATE, EVALUATION / "history.csv")
         network = getattr(system, "network", system).to(memory_format=torch.contiguous_format)
-        logger.finish(MODEL, network, torch.from_numpy(data.train.images[:2]))
+        loggers.finish(MODEL, network, torch.from_numpy(data.train.images[:2]))
     print(f"best epoch {best.row['epoch']} of {len(history.rows)}; model {model.sha256[:12]}")
 
 

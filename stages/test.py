@@ -9,13 +9,13 @@ import numpy.typing as npt
 from refit.data.module import EVALUATION_FACTOR, EvaluationLoader
 from refit.data.prepared import Split, read_names, read_split
 from refit.files import whole_folder, write_csv, write_json
+from refit.loggers import log_to_model
 from refit.model_file import read_model
 from refit.params import Params
 from refit.reports.classification import evaluate, predictions, worst_mistakes
 from refit.reports.embeddings import embedding_pictures
 from refit.reports.run_report import EVALUATION, write_run_report
 from refit.stage import run_stage
-from refit.tracking import log_to_model_run
 from refit.training.outputs import Outputs, figures_of_each
 from refit.training.trainer import make_trainer
 
@@ -52,7 +52,7 @@ def main(params: Params) -> None:
         report, model, [outcomes[i] for i in worst], split.images[worst], embeddings, debug=debug
     )
 
-    log_to_model_run(model.sha256, {f"test_{name}": value for name, value in summary.items()}, written)
+    log_to_model(model.sha256, {f"test_{name}": value for name, value in summary.items()}, written)
     print(
         f"test accuracy {report.accuracy:.4f} ({report.accuracy_low:.4f} to {report.accuracy_high:.4f}) "
         f"on {report.images:,} images"

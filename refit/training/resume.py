@@ -55,10 +55,11 @@ def loaded_code() -> dict[str, str]:
 
 
 @contextmanager
-def fit_state(inputs: Mapping[str, Any], every: float) -> Iterator["FitState"]:
+def fit_state(inputs: Mapping[str, Any], every: float, params: Mapping[str, Any]) -> Iterator["FitState"]:
     """The state of the fit that follows from `inputs`, which are JSON; removed at the end of the block if that is well.
 
-    `every` is in seconds. Raises ValueError where another process is at this very fit.
+    `every` is in seconds; `params`, for people, go into each state. Raises ValueError where another process is at this
+    very fit.
     """
     content = json.dumps(inputs, sort_keys=True).encode()
     states = repository_root() / STATES
@@ -68,7 +69,7 @@ def fit_state(inputs: Mapping[str, Any], every: float) -> Iterator["FitState"]:
         if path is None:
             _tell_of_others(states, folder, inputs)
             write_json(folder / INPUTS, inputs)
-        state = FitState(folder, path, every)
+        state = FitState(folder, path, every, params)
         try:
             yield state
         finally:
@@ -165,15 +166,21 @@ class FitState(Checkpoint):
     A step after which there is a validation is passed over: Lightning would go on from there without it.
     """
 
-    def __init__(self, folder: Path, path: Path | None, every: float) -> None:
-        """`path` is the state to go on from, in `folder`; `every` is in seconds."""
+    def __init__(self, folder: Path, path: Path | None, every: float, params: Mapping[str, Any]) -> None:
+        """`path` is the state to go on from, in `folder`; `every` is in seconds; `params` are plain values."""
         self.folder = folder
         self.path = path
         self.every = every
+        self.params = dict(params)
         self.files = StateFiles()
         self._random: dict[str, Any] | None = None
         self._new_epoch = False
         self._asked: signal.Signals | None = None
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps that were done in the state to go on from; 0 where there is none."""
+        return int(self.path.stem.removeprefix("step-")) if self.path else 0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._random is not None:
@@ -211,6 +218,13 @@ class FitState(Checkpoint):
         self.files.finish()
         if self._asked is not None:  # in the last step of all
             self._obey(self._asked)
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        # In place of what a system of the user's own may have saved there, which need not be plain values: such a state
+        # could not be loaded without unpickling.
+        checkpoint[pl.LightningModule.CHECKPOINT_HYPER_PARAMS_KEY] = self.params
 
     def state_dict(self) -> dict[str, Any]:
         return _random_state()

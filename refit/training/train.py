@@ -3,15 +3,16 @@
 import numpy as np
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback, EarlyStopping
-from pytorch_lightning.loggers import Logger
 
 from refit.data.module import PreparedData
+from refit.loggers import FitLoggers
 from refit.params import Params
 from refit.training.averaging import make_average
 from refit.training.callbacks import Best, EpochFacts, History
 from refit.training.choices import BatchChoice
 from refit.training.divergence import FiniteLoss
 from refit.training.finetuning import FrozenBackbone
+from refit.training.pictures import FirstBatch, Histograms
 from refit.training.profile import make_profiler, show_profile
 from refit.training.resume import FitState
 from refit.training.trainer import make_trainer
@@ -23,7 +24,7 @@ def train(
     params: Params,
     batch: BatchChoice,
     state: FitState,
-    logger: Logger,
+    loggers: FitLoggers,
 ) -> tuple[History, Best]:
     """Fit `system`, from `state` on where there is one; it is left as it was in its best epoch."""
     if params.trainer.compile:
@@ -34,7 +35,10 @@ def train(
     history = History()
     average = make_average(params.fit)
     best = Best(history, params.fit, average)
-    callbacks: list[Callback] = [history, best, EpochFacts(history), FiniteLoss(state.folder / "diverged.json"), state]
+    finite_loss = FiniteLoss(state.folder / "diverged.json")
+    callbacks: list[Callback] = [history, best, EpochFacts(history), FirstBatch(loggers), finite_loss, state]
+    if loggers.hold_histograms:
+        callbacks.append(Histograms(loggers))
     if params.fit.patience is not None:
         callbacks.append(
             EarlyStopping(
@@ -62,7 +66,7 @@ def train(
         profiler=make_profiler(params.debug.profiler),
         callbacks=callbacks,
         plugins=[state.files],
-        logger=logger,
+        logger=loggers.each,
     )
     trainer.fit(system, datamodule=data, ckpt_path=state.path, weights_only=True)
     if params.debug.profiler:

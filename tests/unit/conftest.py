@@ -52,6 +52,7 @@ _VALUES: dict[str, Any] = {
         "fast_dev_run": 0, "overfit_batches": 0, "limit_train_batches": 1.0, "limit_val_batches": 1.0,
         "limit_test_batches": 1.0, "val_check_interval": 1.0, "profiler": None, "detect_anomaly": False,
     },
+    "tracking": {"loggers": ["mlflow"]},
     "pipelines": {"stage_time_limit": 1.0, "stage_retries": 0},
 }  # fmt: skip
 

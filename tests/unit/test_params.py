@@ -32,6 +32,7 @@ KEYS = [
     "trainer.accelerator", "trainer.precision", "trainer.threads", "trainer.deterministic", "trainer.compile",
     "test.confidence", "test.calibration_bins", "test.worst_mistakes",
     "predict.images", "predict.top_k", "predict.abstain_below",
+    "tracking.loggers",
     "pipelines.stage_time_limit", "pipelines.stage_retries",
 ]  # fmt: skip
 
