@@ -32,7 +32,6 @@ KEYS = [
     "trainer.accelerator", "trainer.precision", "trainer.threads", "trainer.deterministic", "trainer.compile",
     "test.confidence", "test.calibration_bins", "test.worst_mistakes",
     "predict.images", "predict.top_k", "predict.abstain_below",
-    
     "debug.fast_dev_run", "debug.overfit_batches", "debug.limit_train_batches", "debug.limit_val_batches",
     "debug.limit_test_batches", "debug.val_check_interval", "debug.profiler", "debug.detect_anomaly",
     "tracking.loggers",
