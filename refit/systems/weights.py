@@ -32,6 +32,7 @@ def load_weights(network: nn.Module, model: ModelParams) -> None:
     """
     assert isinstance(network, nn.Sequential)
     assert model.weights is not None
+    from_torchvision = model.network.startswith("torchvision:")
     normalize, inner = network[0], network[1]
     assert isinstance(normalize, Normalize)
     if isinstance(inner, nn.Sequential) and isinstance(inner[0], GreyToRgb):
@@ -40,9 +41,9 @@ def load_weights(network: nn.Module, model: ModelParams) -> None:
     if f"{_OURS}0.mean" in state:
         mean, std = state[f"{_OURS}0.mean"].flatten(), state[f"{_OURS}0.std"].flatten()
         state = _inside(f"{_OURS}1.", state)
-        if state and all(name.startswith("1.") for name in state):  # it saw grey images through GreyToRgb
+        if from_torchvision and all(name.startswith("1.") for name in state):  # it saw grey images through GreyToRgb
             state = _inside("1.", state)
-    elif model.network.startswith("torchvision:"):
+    elif from_torchvision:
         input_of = _torchvision_weights(model).transforms()
         mean, std = torch.tensor(input_of.mean), torch.tensor(input_of.std)
     else:
@@ -139,8 +140,8 @@ def _fit(network: nn.Module, state: State, weights: str) -> str:
     if wrong:
         shown = ", ".join(wrong[:4]) + (f" and {len(wrong) - 4} more" if len(wrong) > 4 else "")
         raise ValueError(
-            f"model.weights = {weights!r} is of another network: {shown} of its tensors and the network's do not "
-            "match; choose the model.network, and width, that it was trained with"
+            f"model.weights = {weights!r} does not fit: {shown} missing there, of another shape, or not the network's; "
+            "choose the model.network, and width, that it was trained with"
         )
     network.load_state_dict(state)
     return head_name if is_new else ""

@@ -69,6 +69,11 @@ class StochasticWeightAverage(Average):
         super().__init__(use_buffers=False)
         self.first_epoch = first_epoch
 
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        if trainer.max_epochs:  # which a run for debugging cuts short
+            self.first_epoch = min(self.first_epoch, trainer.max_epochs - 1)
+
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any,
                            batch_idx: int) -> None:  # fmt: skip
         # Validation comes before the epoch's own end: the epoch's last step is the last chance.

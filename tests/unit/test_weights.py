@@ -131,20 +131,20 @@ def test_old_densenet_files_and_files_without_counters_are_read() -> None:
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"conv1.weight": torch.zeros(64, 1, 7, 7)}, "conv1.weight of its tensors"),
-        ({"extra.weight": torch.zeros(2)}, "extra.weight of its tensors"),
+        ({"conv1.weight": torch.zeros(64, 1, 7, 7)}, "conv1.weight missing"),
+        ({"extra.weight": torch.zeros(2)}, "extra.weight missing"),
     ],
 )
 def test_a_tensor_that_does_not_match_is_named(change: dict[str, Tensor], named: str) -> None:
     torchvision_file("off", changed=change)
-    with pytest.raises(ValueError, match=f"is of another network: {named}"):
+    with pytest.raises(ValueError, match=f"does not fit: {named} there, of another shape, or not the network"):
         load_weights(build(model("data/weights/off.pth")), model("data/weights/off.pth"))
 
 
 def test_of_many_that_do_not_match_four_are_named() -> None:
     torchvision_file("other")
     params = model("data/weights/other.pth", "cnn")
-    with pytest.raises(ValueError, match=r"network: ([\w.]+, ){3}[\w.]+ and \d+ more of its tensors") as raised:
+    with pytest.raises(ValueError, match=r"does not fit: ([\w.]+, ){3}[\w.]+ and \d+ more missing") as raised:
         load_weights(build(params), params)
     assert len(str(raised.value)) < 300
 
