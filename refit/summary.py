@@ -60,7 +60,9 @@ def facts(root: Path) -> list[Fact]:
         f"{name.replace('val_', 'validation ')} {value:.4f}" for name, value in fit.items() if name.startswith("val_")
     )
     parts = f"{batch['accumulate_grad_batches']} x {batch['micro_batch']}"
+    trial = [Fact("DEBUG RUN", "cut short by the debug section of params.yaml: these are no model's figures")]
     return [
+        *(trial if test.get("debug") else []),
         Fact("data", f"{data['source']}: {counts} images of {len(data['classes'])} classes, {shape}"),
         Fact("batch size", f"{batch['effective_batch']} images = {parts}, {_CHOSEN_BY[batch['chosen_by']]}"),
         Fact("learning rate", f"{rate['learning_rate']:.3g}, {_CHOSEN_BY[rate['chosen_by']]}"),

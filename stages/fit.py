@@ -15,12 +15,13 @@ from refit.model_file import MODEL, write_model
 from refit.params import Params, load_params
 from refit.stage import run_stage
 from refit.systems.build import build_system
+from refit.systems.weights import identity
 from refit.training.choices import BATCH, LEARNING_RATE, read_batch, read_learning_rate, resolved_params
 from refit.training.resume import fit_state, loaded_code
 from refit.training.train import train
 from refit.training.trainer import environment, hardware_class
 
-READS = ("seed", "augment", "model", "optimizer", "loss", "fit", "trainer")
+READS = ("seed", "augment", "model", "optimizer", "loss", "fit", "trainer", "debug")
 EVALUATION = Path("data/evaluation")
 
 
@@ -37,13 +38,16 @@ def main(params: Params) -> None:
     inputs = {
         "params": params.model_dump(include=set(READS), exclude={"fit": {"save_state_every"}}),
         "data": {"sha256": info.sha256, "batch": asdict(batch), "learning_rate": asdict(rate)},
+        "weights": identity(params.model),
         "code": loaded_code(),
         "environment": environment(params.trainer),
     }
     resolved = resolved_params(params, batch, rate)
     with fit_state(inputs, params.fit.save_state_every, resolved) as state:
         every_param = load_params().model_dump()  # for the record
-        loggers = FitLoggers(chosen_loggers(), every_param, {"data_sha256": info.sha256}, state.folder, state.step)
+        debug = {"debug": True} if params.debug.shortens else {}
+        tags = {"data_sha256": info.sha256, **dict.fromkeys(debug, "true")}
+        loggers = FitLoggers(chosen_loggers(), every_param, tags, state.folder, state.step)
         pl.seed_everything(params.seed, verbose=False)
         system = build_system(params.model, info, params.optimizer, params.loss, rate.learning_rate)
         data = PreparedData(params.augment, batch.micro_batch, batch.effective_batch, params.seed)
@@ -53,8 +57,8 @@ def main(params: Params) -> None:
             loggers.fail()
             raise
 
-        model = write_model(system, params.model, info, batch.micro_batch, resolved)
-        write_json(EVALUATION / "fit.json", {**best.row, "epochs": len(history.rows)})
+        model = write_model(system, params.model, info, batch.micro_batch, resolved, debug=params.debug.shortens)
+        write_json(EVALUATION / "fit.json", {**best.row, "epochs": len(history.rows), **debug})
         write_csv(EVALUATION / "history.csv", history.rows)
         loggers.log_metrics({f"best_{name}": value for name, value in best.row.items()})
         loggers.log_files(BATCH, LEARNING_RATE, EVALUATION / "history.csv")

@@ -14,7 +14,12 @@ from refit.training.optimizers import configure_optimizers
 
 
 class System(pl.LightningModule):
-    """Figures are summed on the device and reduced once an epoch: nothing in a step waits for the device."""
+    """Figures are summed on the device and reduced once an epoch: nothing in a step waits for the device.
+
+    So all are logged on_epoch and none on_step, for which the loggers would have to read them at a step: a batch's own
+    loss is noise besides. All are on the progress bar (prog_bar), as few as they are. What is measured of a step, such
+    as the gradient's norm, goes to the loggers once an epoch too (callbacks.EpochFacts), and to no output.
+    """
 
     train_figures: tuple[str, ...]
     """Names of what `add_train_figures` is given the sums of; each is logged as train_NAME."""
@@ -60,12 +65,14 @@ class System(pl.LightningModule):
         assert isinstance(metric, Metric)
         metric.update(*values)
 
+    def on_train_epoch_start(self) -> None:
+        self.train_sums, self.train_images = torch.zeros_like(self.train_sums), 0
+
     def on_validation_epoch_end(self) -> None:
         """Both splits' figures in one place, so that whoever listens sees an epoch whole."""
         means = self.train_sums / max(self.train_images, 1)
         train = {f"train_{name}": mean for name, mean in zip(self.train_figures, means, strict=True)}
         self.log_dict(train, prog_bar=True)
-        self.train_sums, self.train_images = torch.zeros_like(self.train_sums), 0
         for name, metric in self.val_metrics.items():
             assert isinstance(metric, Metric)
             self.log(f"val_{name}", metric.compute(), prog_bar=True)

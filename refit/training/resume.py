@@ -163,7 +163,7 @@ class FitState(Checkpoint):
     copied between two steps, and written on a thread. SIGTERM and SIGINT save it, and then do what they did before;
     a second one does that at once.
 
-    The last step of an epoch is passed over: Lightning would go on from there without the epoch's validation.
+    A step after which there is a validation is passed over: Lightning would go on from there without it.
     """
 
     def __init__(self, folder: Path, path: Path | None, every: float, params: Mapping[str, Any]) -> None:
@@ -204,6 +204,8 @@ class FitState(Checkpoint):
                            batch_idx: int) -> None:  # fmt: skip
         done = batch_idx + 1
         if done % trainer.accumulate_grad_batches or done == trainer.num_training_batches:
+            return
+        if done % trainer.val_check_batch == 0:  # type: ignore[operator]
             return
         if self._asked is not None:
             self._save(trainer)

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -104,11 +105,16 @@ def step_of(path: Path) -> int:
 
 KINDS: dict[str, dict[str, object]] = {
     "plain": {},
-    "average": {"fit.ema_decay": 0.9},
+    "ema": {"fit.averaging": "ema"},
+    "swa": {"fit.averaging": "swa", "fit.swa_start": 0.0},
+    "swa without batch norm": {"fit.averaging": "swa", "fit.swa_start": 0.0, "model.network": "mlp"},
+    "frozen at first": {"fit.freeze_epochs": 1, "optimizer.backbone_learning_rate": 0.1},
+    "frozen at first, sgd": {"fit.freeze_epochs": 1, "optimizer.name": "sgd"},
     "augmented on a thread": {"augment.shift": 2, "augment.cutout": 2},
     "early stopping": {"fit.patience": 1, "fit.max_epochs": 4},
     "sgd": {"optimizer.name": "sgd", "optimizer.schedule": "cosine"},
     "constant": {"optimizer.schedule": "constant"},
+    "validations within an epoch": {"debug.val_check_interval": 5},
     "bfloat16": {"trainer.precision": "bf16-mixed"},
 }
 
@@ -301,6 +307,23 @@ def test_the_state_of_another_fit_is_left_and_the_difference_told(
     )
     assert state_files() == left
     resumed, _ = two_states(fit__save_state_every=5.0)  # which changes no result
+    assert min(resumed.drawn) > 0
+
+
+def test_the_state_of_a_fit_that_began_with_other_weights_is_left(
+    two_states: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Though they are in a file of the same name."""
+    weights = Path("data/weights/model.safetensors")
+    weights.parent.mkdir()
+    keys = {"model__weights": str(weights), "fit__max_epochs": 1}
+    for seed in (1, 2):
+        two_states(seed=seed, fit__max_epochs=1)
+        shutil.copy("data/model/model.safetensors", weights)
+        with pytest.raises(PowerCutError):
+            two_states(cut_off_in=12, **keys)
+    assert "is of another fit, and left there: weights" in capsys.readouterr().out
+    resumed, _ = two_states(**keys)
     assert min(resumed.drawn) > 0
 
 
