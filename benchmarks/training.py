@@ -18,7 +18,6 @@ import pytorch_lightning as pl
 import torch
 from torch import nn
 
-import stages.fit
 from benchmarks.compare import Result, command_line, compare, interleave
 from benchmarks.raw import made_split, our_network, raw_loop
 from benchmarks.rivals import template
@@ -99,7 +98,7 @@ def _share_of_tracking() -> float:
             super().log_metrics(*args, **options)
             in_tracking += time.perf_counter() - began
 
-    with patch.object(stages.fit, "RunLogger", Timed):
+    with patch("refit.loggers.RunLogger", Timed):
         seconds = fit(epochs=2, model__width=16)
     return 100 * in_tracking / seconds
 

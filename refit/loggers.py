@@ -207,6 +207,8 @@ class _WandB(FitLogger, WandbLogger):
             return
         # Else told before the fit was cut off.
         new = {name: value for name, value in metrics.items() if step > self._last_step.get(name, -1)}
+        if not new:
+            return
         super().log_metrics(new, step)
         self._last_step |= dict.fromkeys(new, step)
         write_json(self._notes / _WANDB_STEPS, self._last_step)

@@ -14,7 +14,12 @@ from refit.training.optimizers import configure_optimizers
 
 
 class System(pl.LightningModule):
-    """Figures are summed on the device and reduced once an epoch: nothing in a step waits for the device."""
+    """Figures are summed on the device and reduced once an epoch: nothing in a step waits for the device.
+
+    So all are logged on_epoch and none on_step, for which the loggers would have to read them at a step: a batch's own
+    loss is noise besides. All are on the progress bar (prog_bar), as few as they are. What is measured of a step, such
+    as the gradient's norm, goes to the loggers once an epoch too (callbacks.EpochFacts), and to no output.
+    """
 
     train_figures: tuple[str, ...]
     """Names of what `add_train_figures` is given the sums of; each is logged as train_NAME."""

@@ -5,11 +5,15 @@ import operator
 import resource
 import sys
 import time
+from datetime import timedelta
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, RichProgressBar
+from pytorch_lightning.callbacks.progress.rich_progress import CustomTimeColumn
+from rich.progress import ProgressColumn, Task
+from rich.text import Text
 from torch import Tensor
 
 from refit.data.module import TrainLoader
@@ -20,21 +24,51 @@ BAR_PERIOD = 0.1  # seconds
 
 
 class TerminalBar(RichProgressBar):
-    """Follows the clock, not the steps: the metrics beside a bar cannot be read without waiting for the device."""
+    """Follows the clock, not the steps: the metrics beside a bar cannot be read without waiting for the device. The
+    time left is that of the whole fit, if no early stopping ends it."""
 
+    seconds_left: float | None = None
     _shown = 0.0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        self._began = time.monotonic()
+        self._done_before = trainer.fit_loop.epoch_loop.total_batch_idx + 1  # of a fit that goes on
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any,
                            batch_idx: int) -> None:  # fmt: skip
         now = time.monotonic()
         if now - self._shown >= BAR_PERIOD or batch_idx + 1 == self.total_train_batches:
             self._shown = now
+            done = trainer.current_epoch * self.total_train_batches + batch_idx + 1
+            left = (trainer.max_epochs or 0) * self.total_train_batches - done
+            self.seconds_left = left * (now - self._began) / max(done - self._done_before, 1) if left >= 0 else None
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    def configure_columns(self, trainer: pl.Trainer) -> list[Any]:
+        columns = super().configure_columns(trainer)
+        return [_TimeLeft(self) if isinstance(column, CustomTimeColumn) else column for column in columns]
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        name = f"Epoch {current_epoch + 1}/{self.trainer.max_epochs}"  # from one on, as everywhere else
+        return f"{name:{len(self.validation_description)}}"
 
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
         metrics = super().get_metrics(trainer, pl_module)
         metrics.pop("v_num", None)  # the logger's version says nothing about the fit
         return metrics
+
+
+class _TimeLeft(ProgressColumn):
+    max_refresh = 0.5
+
+    def __init__(self, bar: TerminalBar) -> None:
+        super().__init__()
+        self.bar = bar
+
+    def render(self, task: Task) -> Text:
+        left = self.bar.seconds_left if task.id == self.bar.train_progress_bar_id else task.time_remaining
+        return Text("" if left is None else f"{timedelta(seconds=round(left))} left")
 
 
 class EpochLines(Callback):

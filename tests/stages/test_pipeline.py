@@ -45,6 +45,7 @@ def test_a_forced_rerun_from_nothing_in_plain_processes_leaves_dvc_lock_and_mlfl
         ("test.worst_mistakes", 3, {"check", "test"}),
         ("predict.top_k", 2, {"check", "predict"}),
         ("pipelines.stage_retries", 1, {"check"}),
+        ("tracking.loggers", "[mlflow,csv]", {"check"}),
         ("data.val", 0.1, {"check", "prepare"}),
     ],
 )
@@ -62,6 +63,7 @@ def test_a_changed_parameter_makes_stale_what_reads_it_and_nothing_else(
         ("refit/reports/plots.py", {"test"}),
         ("refit/data/folder.py", {"predict"}),
         ("refit/summary.py", set()),
+        ("refit/sync.py", set()),
         ("pipelines/reproduce.py", set()),
         ("README.md", set()),
     ],

@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,17 @@ def test_only_tracking_knows_mlflow() -> None:
     knowing = {file.name for package in ("refit", "stages", "pipelines") for file in (ROOT / package).rglob("*.py")
                if "mlflow" in module_names(file)}  # fmt: skip
     assert knowing == {"tracking.py"}
+
+
+def test_one_place_knows_the_loggers() -> None:
+    """Their names stand in params.py, which says what may be chosen, and in quiet.py."""
+    knowing = {
+        file.name
+        for package in ("refit", "stages", "pipelines")
+        for file in (ROOT / package).rglob("*.py")
+        if re.search("tensorboard|wandb|CSVLogger", file.read_text(), re.IGNORECASE)
+    }
+    assert knowing == {"loggers.py", "params.py", "quiet.py"}
 
 
 def test_pipelines_reach_no_torch() -> None:
