@@ -15,6 +15,7 @@ from refit.params import Params, load_params
 from refit.stage import run_stage
 from refit.systems.build import build_system
 from refit.training.choices import BATCH, LEARNING_RATE, read_batch, read_learning_rate
+from refit.training.distributed import leads_fit
 from refit.training.resume import fit_state, loaded_code
 from refit.training.run_logger import RunLogger
 from refit.training.train import train
@@ -26,13 +27,15 @@ EVALUATION = Path("data/evaluation")
 
 def main(params: Params) -> None:
     info, batch, rate = read_info(), read_batch(), read_learning_rate()
-    if batch.hardware != hardware_class(params.trainer):
+    leads = leads_fit(params.trainer)  # of several processes one; the others only train
+    if leads and batch.hardware != hardware_class(params.trainer):
         print(
             f"warning: the micro-batch of {batch.micro_batch} was found on {batch.hardware!r}; if memory runs out "
             "here, run: dvc repro --force --single-item scale_batch",
             file=sys.stderr,
         )
-    print(f"learning rate {rate.learning_rate:.3g} from {rate.chosen_by}, effective batch {batch.effective_batch}")
+    if leads:
+        print(f"learning rate {rate.learning_rate:.3g} from {rate.chosen_by}, effective batch {batch.effective_batch}")
 
     inputs = {
         "params": params.model_dump(include=set(READS), exclude={"fit": {"save_state_every"}}),
@@ -40,17 +43,24 @@ def main(params: Params) -> None:
         "code": loaded_code(),
         "environment": environment(params.trainer),
     }
-    with fit_state(inputs, params.fit.save_state_every) as state:
+    with fit_state(inputs, params.fit.save_state_every, leads) as state:
         every_param = load_params().model_dump()  # for the record
-        logger = RunLogger(every_param, {"data_sha256": info.sha256}, note=state.folder / "mlflow_run")
+        note = state.folder / "mlflow_run"
+        logger = RunLogger(every_param, {"data_sha256": info.sha256}, note) if leads else None
         pl.seed_everything(params.seed, verbose=False)
         system = build_system(params.model, info, params.optimizer, params.loss, rate.learning_rate)
         data = PreparedData(params.augment, batch.micro_batch, batch.effective_batch, params.seed)
         try:
             history, best = train(system, data, params, batch, state, logger)
         except BaseException:
-            logger.fail()
+            if logger:
+                logger.fail()
             raise
+        if logger is None:
+            return
+        if params.trainer.strategy == "fsdp":  # no device has all of the trained one
+            system = build_system(params.model, info)
+            system.load_state_dict(best.weights)
 
         model = write_model(system, params.model, info, batch.micro_batch, params.model_dump(include=set(READS)))
         write_json(EVALUATION / "fit.json", {**best.row, "epochs": len(history.rows)})

@@ -10,6 +10,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, RichProgressBar, WeightAveraging
+from pytorch_lightning.strategies import FSDPStrategy
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
@@ -41,6 +42,8 @@ class EpochLines(Callback):
     """One line an epoch, where the output is a log."""
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
         metrics = "  ".join(f"{name} {float(value):.4f}" for name, value in trainer.callback_metrics.items())
         print(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {metrics}", flush=True)
 
@@ -116,11 +119,14 @@ class Best(Callback):
                 f"{', '.join(name for name in row if name.startswith('val_'))}"
             )
         if not self.row or self.is_better(row[self.monitor], self.row[self.monitor]):
-            validated = self.average.averaged() if self.average else pl_module
-            self.row, self.weights = row, {name: value.clone() for name, value in validated.state_dict().items()}
+            # By way of the strategy, which may have to put the weights together.
+            strategy = trainer.strategy
+            validated = self.average.averaged().state_dict() if self.average else strategy.lightning_module_state_dict()
+            self.row, self.weights = row, {name: value.clone() for name, value in validated.items()}
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        pl_module.load_state_dict(self.weights)
+        if not isinstance(trainer.strategy, FSDPStrategy):  # else each device has a shard, which no weights fit into
+            pl_module.load_state_dict(self.weights)
 
 
 class EpochFacts(Callback):
@@ -169,7 +175,8 @@ class EpochFacts(Callback):
             "memory_gib": _peak_memory(pl_module.device) / 2**30,
         }
         if self.batches:
-            facts["images_per_second"] = self.batches * trainer.train_dataloader.batch_size / self.seconds
+            images = self.batches * trainer.train_dataloader.batch_size * trainer.world_size
+            facts["images_per_second"] = images / self.seconds
         if trainer.current_epoch == 0 and self.first_step is not None:
             facts["first_step_seconds"] = self.first_step
         for logger in trainer.loggers:

@@ -8,6 +8,7 @@ from refit.data.module import PreparedData
 from refit.params import Params
 from refit.training.callbacks import Best, EpochFacts, History, MovingAverage
 from refit.training.choices import BatchChoice
+from refit.training.distributed import OwnRandomness, devices_of_fit, share_batch
 from refit.training.resume import FitState
 from refit.training.trainer import make_trainer
 
@@ -18,9 +19,12 @@ def train(
     params: Params,
     batch: BatchChoice,
     state: FitState,
-    logger: Logger,
+    logger: Logger | None,
 ) -> tuple[History, Best]:
-    """Fit `system`, from `state` on where there is one; it is left as it was in its best epoch."""
+    """Fit `system`, from `state` on where there is one; it is left as it was in its best epoch.
+
+    On several devices each process calls it, and the first alone with a logger.
+    """
     if params.trainer.compile:
         getattr(system, "network", system).compile(mode=params.trainer.compile)
     history = History()
@@ -31,15 +35,20 @@ def train(
         callbacks.append(EarlyStopping(params.fit.monitor, mode=params.fit.monitor_mode, patience=params.fit.patience))
     if average is not None:
         callbacks.append(average)
+    if params.trainer.world_size > 1:
+        batch = share_batch(batch, params.trainer.world_size)
+        data.batch_size = batch.micro_batch
+        callbacks.append(OwnRandomness(params.seed))
     trainer = make_trainer(
         params.trainer,
+        **devices_of_fit(params.trainer),
         max_epochs=params.fit.max_epochs,
         accumulate_grad_batches=batch.accumulate_grad_batches,
         gradient_clip_val=params.fit.gradient_clip_val,
         enable_checkpointing=True,
         callbacks=callbacks,
         plugins=[state.files],
-        logger=logger,
+        logger=logger or False,
     )
     trainer.fit(system, datamodule=data, ckpt_path=state.path, weights_only=True)
     return history, best
