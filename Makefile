@@ -32,6 +32,15 @@ test: .venv/ready  ## everything CI runs: lint, format, types, then the tests, f
 verify: .venv/ready  ## the last commit again from nothing, in a clean folder: is every file what dvc.lock says?
 	python -m pipelines.verify
 
+.PHONY: smoke
+smoke: .venv/ready  ## every stage of every system on a few batches, in a folder of its own (under a minute)
+	@python -m pipelines.smoke
+
+.PHONY: sanity
+sanity: .venv/ready  ## can what params.yaml describes learn a few images by heart? If not, why (under a minute)
+	@dvc repro --quiet prepare
+	@python -m refit.sanity
+
 .PHONY: doctor
 doctor: .venv/ready  ## what runs that were cut off left behind, and its removal where nothing is at work
 	@python -m pipelines.doctor

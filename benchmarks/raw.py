@@ -24,6 +24,7 @@ def our_network(name: str, width: int | None, shape: tuple[int, int, int]) -> nn
         system="classifier",
         system_arguments={},
         network_arguments={},
+        weights=None,
         embedding=64,
         network=name,
         width=width,

@@ -21,6 +21,7 @@ from refit.summary import summary_markdown
 
 os.environ.update(QUIET | os.environ)  # here, since Prefect looks while it is imported
 
+import httpx
 from prefect import Task, flow, get_run_logger, task
 from prefect.artifacts import acreate_markdown_artifact
 from prefect.cache_policies import NO_CACHE
@@ -153,6 +154,10 @@ def main() -> int:
         return 128 + signal.SIGINT
     except TerminationSignal:
         return 128 + signal.SIGTERM
+    except httpx.TransportError as error:  # after Prefect's own tries, of some minutes
+        print(f"error: Prefect's API went away ({error}); the stages that ended are done: run it again",
+              file=sys.stderr)  # fmt: skip
+        return 1
     if state.is_completed():
         return 0
     print(f"error: {state.message}", file=sys.stderr)

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,6 +10,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import yaml
+
+from pipelines.workspace import bring_images
 
 Hashes = dict[str, str]
 
@@ -30,14 +31,6 @@ def main() -> None:
         differing = compare(tracked(shown.stdout, root), tracked((clean / "dvc.lock").read_text(), clean))
     if differing:
         sys.exit(f"error: {differing} files are not what dvc.lock says")
-
-
-def bring_images(root: Path, clean: Path) -> None:
-    """The images that git does not keep, from where params.yaml has them, if that is in the repository."""
-    params = yaml.safe_load((clean / "params.yaml").read_text(encoding="utf-8"))
-    for name in (params["data"]["root"], params["predict"]["images"]):
-        if not Path(name).is_absolute():
-            shutil.copytree(root / name, clean / name, dirs_exist_ok=True)
 
 
 def tracked(lock: str, root: Path) -> Hashes:

@@ -39,13 +39,15 @@ class ModelDescription(BaseModel):
     data_sha256: str
     sha256: str
     """Of model.safetensors."""
+    debug: bool
+    """Whether the debug section shortened the fit: then it is a trial, and is never registered."""
     params: dict[str, Any]
     """Every parameter of the fit; for people, nothing reads it."""
 
 
 def write_model(
     system: pl.LightningModule, model: ModelParams, info: DatasetInfo, batch_size: int, params: dict[str, Any],
-    folder: Path = MODEL,
+    folder: Path = MODEL, *, debug: bool = False,
 ) -> ModelDescription:  # fmt: skip
     """Write the artifact whole; returns its description."""
     weights = save({name: weight.contiguous() for name, weight in system.state_dict().items()})
@@ -59,6 +61,7 @@ def write_model(
         batch_size=batch_size,
         data_sha256=info.sha256,
         sha256=hashlib.sha256(weights).hexdigest(),
+        debug=debug,
         params=params,
     )
     with whole_folder(folder) as new:

@@ -15,6 +15,8 @@ from pydantic_core import PydanticCustomError
 PARAMS_FILE = Path("params.yaml")
 OUR_SYSTEMS = ("classifier", "autoencoder")
 OUR_NETWORKS = ("mlp", "cnn", "resnet9")
+WEIGHTS_FILES = Path("data/weights")
+WEIGHTS_SUFFIXES = (".safetensors", ".pt", ".pth")
 
 
 def _no_switch(value: Any) -> Any:
@@ -28,6 +30,8 @@ Real = Annotated[float, BeforeValidator(_no_switch), Field(strict=False, allow_i
 Fraction = Annotated[Real, Field(ge=0, lt=1)]
 Positive = Annotated[Real, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
+Share = Annotated[int, Field(ge=1)] | Annotated[Real, Field(gt=0, le=1)]
+"""As Lightning's limits: 1 is one batch, 1.0 is all of them."""
 
 
 class Section(BaseModel):
@@ -79,6 +83,11 @@ class ModelParams(Section):
     your own by dotted path (docs/systems.md)."""
     network_arguments: dict[str, Any]
     """Arguments of your own network, by the names in its signature."""
+    weights: Annotated[str, Field(min_length=1)] | None
+    """What the network begins with: torchvision's weights of a torchvision network by name, such as DEFAULT; or a
+    file below data/weights/, .safetensors, or a state_dict as .pt or .pth: any network's own, or the
+    model.safetensors of a model that Refit trained. A last layer that is missing in them or whose number of
+    outputs differs begins anew. Only the training stages read them. null: random numbers."""
     embedding: Annotated[int, Field(ge=2, le=4096)]
     """Length of the autoencoder's embeddings."""
     width: Annotated[int, Field(ge=4, le=1024)] | None
@@ -101,6 +110,17 @@ class ModelParams(Section):
                                  f"{', '.join(OUR_NETWORKS)}, torchvision:NAME or a dotted path")  # fmt: skip
             if self.width is not None or self.dropout is not None:
                 raise ValueError(f"width and dropout have no effect with {self.network}; set both to null")
+        if self.weights is not None and not self.network.startswith("torchvision:") and "." not in self.weights:
+            raise ValueError(f"weights {self.weights!r} is a name, and {self.network} has no weights by name; expected "
+                             f"a file below {WEIGHTS_FILES}/, or null")  # fmt: skip
+        if self.weights is not None and "." in self.weights:
+            path = Path(self.weights)
+            if path.suffix not in WEIGHTS_SUFFIXES:
+                raise ValueError(f"weights {self.weights!r} is of a kind that is not read; expected one of "
+                                 f"{', '.join(WEIGHTS_SUFFIXES)}")  # fmt: skip
+            if ".." in path.parts or not path.is_relative_to(WEIGHTS_FILES):
+                raise ValueError(f"weights {self.weights!r} is not below {WEIGHTS_FILES}/, which dvc.yaml watches; "
+                                 "put it there")  # fmt: skip
         if self.network_arguments and (self.network in OUR_NETWORKS or self.network.startswith("torchvision:")):
             raise ValueError(f"network_arguments have no effect with {self.network}; set them to {{}}")
         return self
@@ -120,6 +140,9 @@ class OptimizerParams(Section):
     """adamw (decoupled weight decay) or sgd (Nesterov momentum)."""
     learning_rate: Literal["auto"] | Positive
     """Peak learning rate. auto: the one find_lr suggests."""
+    backbone_learning_rate: Positive
+    """Times the learning rate is that of the network's layers before its head, in fit; find_lr's test moves all alike.
+    Such as 0.1 to fine-tune; 1: the same."""
     fallback_learning_rate: Positive
     """Taken, with a warning, where learning_rate is auto and find_lr has no suggestion."""
     weight_decay: Annotated[Real, Field(ge=0)]
@@ -149,12 +172,37 @@ class FitParams(Section):
     """Stop after this many epochs without a better monitor; null: never stop early."""
     gradient_clip_val: Positive | None
     """Clip the gradient's global norm to this; null: no clipping."""
-    ema_decay: Annotated[Real, Field(gt=0, lt=1)] | None
-    """Validate and keep an exponential moving average of the weights and of batch norm's statistics: the share of the
-    average that each step leaves, such as 0.99; less in the first steps. null: the weights themselves."""
+    freeze_epochs: Annotated[int, Field(ge=0)]
+    """Epochs in which only the network's head, its last layer with weights, learns (and what a system has beside its
+    network), and batch norm before it keeps its statistics; 0: none. See model.weights."""
+    averaging: Literal["none", "swa", "ema"]
+    """What is validated and kept. none: the weights. ema: their exponential moving average over the steps, and that
+    of batch norm's statistics. swa: the mean of the weights at the ends of the epochs from swa_start on, batch norm's
+    statistics computed anew for it (Izmailov et al. 2018); the best epoch is one of those. A constant schedule gives
+    it weights that differ."""
+    ema_decay: Annotated[Real, Field(gt=0, lt=1)]
+    """ema: the share of the average that each step leaves, such as 0.99; less in the first steps."""
+    swa_start: Fraction
+    """swa: the share of max_epochs that goes by before the weights are averaged."""
     save_state_every: Positive
     """Seconds between two saved states, from which a killed fit goes on; also once an epoch, where that costs less
     than 2 % of the time. It changes no result."""
+
+    @model_validator(mode="after")
+    def _averaging_is_reached(self) -> Self:
+        if self.averaging == "swa" and self.patience is not None:
+            raise ValueError(f"patience = {self.patience} could end the fit before averaging = 'swa' begins; set "
+                             "patience to null")  # fmt: skip
+        if self.averaging == "swa" and self.freeze_epochs > self.first_averaged_epoch:
+            raise ValueError(f"freeze_epochs = {self.freeze_epochs}, but averaging = 'swa' begins after "
+                             f"{self.first_averaged_epoch} epochs, and would compute frozen statistics anew; "
+                             "raise swa_start")  # fmt: skip
+        return self
+
+    @property
+    def first_averaged_epoch(self) -> int:
+        """By swa; from 0."""
+        return int(self.swa_start * self.max_epochs)
 
     @property
     def monitor_mode(self) -> Literal["min", "max"]:
@@ -221,6 +269,49 @@ class PredictParams(Section):
     """A prediction whose probability is lower is marked as abstained."""
 
 
+class DebugParams(Section):
+    fast_dev_run: Annotated[int, Field(ge=0)]
+    """fit, test and predict run this many batches of each split, once, to see that nothing breaks; 0: all of them."""
+    overfit_batches: Annotated[int, Field(ge=0)]
+    """fit trains and validates on the images of this many batches alone, as they are; 0: on all."""
+    limit_train_batches: Share
+    """How much of the training images an epoch takes: a share such as 0.1, or a number of micro-batches; 1.0: all."""
+    limit_val_batches: Share
+    """How much of the validation images is looked at: a share, or a number of batches; 1.0: all."""
+    limit_test_batches: Share
+    """How much test and predict look at: a share, or a number of batches; 1.0: all."""
+    val_check_interval: Share
+    """How often fit validates: after this share of an epoch, or after so many micro-batches; 1.0: after each epoch.
+    The best epoch is chosen by its last validation."""
+    profiler: Literal["simple", "advanced", "pytorch"] | None
+    """Lightning's profiler of fit: its report is shown, and kept in data/logs/profile/. null: none."""
+    detect_anomaly: bool
+    """Name the operation whose gradient is not a number, where there is one; several times slower."""
+
+    @property
+    def test_batches(self) -> int | float:
+        """What test and predict take, as Lightning's limits."""
+        return self.fast_dev_run or self.limit_test_batches
+
+    @property
+    def shortens(self) -> bool:
+        """Whether what comes out is to be taken for a trial and not for a model."""
+        limits = (self.limit_train_batches, self.limit_val_batches, self.limit_test_batches)
+        return bool(self.fast_dev_run or self.overfit_batches) or any(not _is_all(limit) for limit in limits)
+
+
+class TrackingParams(Section):
+    loggers: list[Literal["mlflow", "tensorboard", "csv", "wandb"]]
+    """Where curves, pictures and parameters of a fit and a test go: MLflow, and below data/logs TensorBoard, CSV files
+    and W&B (an extra: uv pip install 'wandb>=0.25'). It changes no result, and so makes no stage stale."""
+
+    @model_validator(mode="after")
+    def _each_once(self) -> Self:
+        if twice := sorted({name for name in self.loggers if self.loggers.count(name) > 1}):
+            raise ValueError(f"loggers names {', '.join(twice)} twice; expected each once")
+        return self
+
+
 class PipelinesParams(Section):
     stage_time_limit: Positive
     """Time limit of each stage in a Prefect flow, minutes. Past it the stage's processes are ended."""
@@ -241,6 +332,8 @@ class Params(Section):
     trainer: TrainerParams
     test: TestParams
     predict: PredictParams
+    debug: DebugParams
+    tracking: TrackingParams
     pipelines: PipelinesParams
 
     @model_validator(mode="after")
@@ -249,6 +342,9 @@ class Params(Section):
         if size == "auto" and devices.bit_count() != 1:
             raise ValueError(f"batch.size auto is a power of two, which trainer.devices x num_nodes = {devices} "
                              f"cannot share evenly; set it to a multiple of {devices}")  # fmt: skip
+        if devices > 1 and self.fit.freeze_epochs:  # DDP sums the gradients of what is to be trained when it begins
+            raise ValueError(f"fit.freeze_epochs = {self.fit.freeze_epochs} does not work with several devices; set it "
+                             "to 0, or trainer.devices and num_nodes to 1")  # fmt: skip
         if self.trainer.strategy == "fsdp":
             self._works_with_shards()
         if size != "auto" and size % devices:
@@ -259,7 +355,7 @@ class Params(Section):
     def _works_with_shards(self) -> None:
         for key, value, only in (
             ("fit.gradient_clip_val", self.fit.gradient_clip_val, None),  # Lightning's word
-            ("fit.ema_decay", self.fit.ema_decay, None),
+            ("fit.averaging", self.fit.averaging, "none"),
             ("optimizer.weight_decay", self.optimizer.weight_decay, 0),  # a shard does not tell a matrix from a norm
             ("model.system", self.model.system, "classifier"),  # others may need the whole network at the fit's end
             ("trainer.compile", self.trainer.compile, None),
@@ -271,6 +367,10 @@ class Params(Section):
     def only(self, *sections: str) -> "Params":
         """The same parameters with these sections alone; reading another raises AttributeError."""
         return Params.model_construct(None, **{name: getattr(self, name) for name in sections})
+
+
+def _is_all(limit: int | float) -> bool:
+    return isinstance(limit, float) and limit == 1
 
 
 def load_params(path: Path = PARAMS_FILE) -> Params:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from refit.tracking import find_run, model_sha256
+from refit.unsent import SYNC, unsent
 
 REPORT = Path("data/evaluation/report.html")
 
@@ -53,14 +54,15 @@ def facts(root: Path) -> list[Fact]:
     data, batch = _read(root / "data/prepared/dataset.json"), _read(root / "data/tuning/batch.json")
     rate, fit = _read(root / "data/tuning/learning_rate.json"), _read(root / "data/evaluation/fit.json")
     test, sha256 = _read(root / "data/evaluation/test.json"), model_sha256(root / "data/model")
-    run = find_run(sha256)
     counts = ", ".join(f"{count:,} {split}" for split, count in data["counts"].items())
     shape = "x".join(map(str, data["shape"]))
     validation = ", ".join(
         f"{name.replace('val_', 'validation ')} {value:.4f}" for name, value in fit.items() if name.startswith("val_")
     )
     parts = f"{batch['accumulate_grad_batches']} x {batch['micro_batch']}"
+    trial = [Fact("DEBUG RUN", "cut short by the debug section of params.yaml: these are no model's figures")]
     return [
+        *(trial if test.get("debug") else []),
         Fact("data", f"{data['source']}: {counts} images of {len(data['classes'])} classes, {shape}"),
         Fact("batch size", f"{batch['effective_batch']} images = {parts}, {_CHOSEN_BY[batch['chosen_by']]}"),
         Fact("learning rate", f"{rate['learning_rate']:.3g}, {_CHOSEN_BY[rate['chosen_by']]}"),
@@ -73,8 +75,16 @@ def facts(root: Path) -> list[Fact]:
         Fact("ECE", f"{test['ece']:.4f}"),
         Fact("model", f"data/model, sha256 {sha256[:12]}"),
         Fact("report", str(REPORT), (root / REPORT).resolve().as_uri()),
-        Fact("MLflow run", f"{run.name}, {run.run_id}", run.url) if run else Fact("MLflow run", "none of this model"),
+        *mlflow_facts(sha256),
     ]
+
+
+def mlflow_facts(sha256: str) -> list[Fact]:
+    """The run of this model, and how many models have something to send to MLflow."""
+    run, waiting = find_run(sha256), len(unsent())
+    fact = Fact("MLflow run", f"{run.name}, {run.run_id}", run.url) if run else Fact("MLflow run", "none of this model")
+    models = "1 model waits" if waiting == 1 else f"{waiting} models wait"
+    return [fact, Fact("MLflow missed", f"{models} for: {SYNC}")] if waiting else [fact]
 
 
 def _wrap(name: str, text: str) -> str:

@@ -7,6 +7,8 @@ import fcntl
 import hashlib
 import os
 import re
+import runpy
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -17,14 +19,29 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from refit.files import repository_root, write_bytes
 from refit.quiet import QUIET
+from refit.unsent import (
+    IMAGES,
+    MODEL,
+    NOTE,
+    PICTURES,
+    SYNC,
+    Journal,
+    Opening,
+    Point,
+    keep_files,
+    keep_fit,
+    keep_test,
+    kept_opening,
+    unsent_part,
+)
 
 if TYPE_CHECKING:  # mlflow and torch take seconds to import: only who calls in here pays
     from mlflow import MlflowClient
-    from mlflow.entities import Metric, Run
+    from mlflow.entities import Run
     from torch import Tensor, nn
 
 EXPERIMENT = "refit"
@@ -63,43 +80,59 @@ def model_sha256(model_dir: Path) -> str:
 class TrackedRun:
     """The MLflow run of one fit. No method raises for a store that fails: the first failure is told, then it is silent.
 
-    Metrics and files go out on a thread of their own, so that no step of the fit waits for a disk or a network.
+    Metrics and files go out on a thread of their own, so that no step of the fit waits for a disk or a network. What a
+    store that fails has missed is kept, once there is a model, for refit/sync.py to send.
     """
 
-    def __init__(self, params: Mapping[str, Any], tags: Mapping[str, str], note: Path | None = None) -> None:
+    def __init__(self, params: Mapping[str, Any], tags: Mapping[str, str], folder: Path | None = None) -> None:
         """`params` may be nested; they are logged flat, with dotted keys. `tags` join those of git, DVC and Prefect.
 
-        The run's id is written to `note`; the run that it tells of, if unfinished, is this one broken off, and goes on.
+        The run's id and metrics are written to `folder`; the run that they tell of, if unfinished, is this one broken
+        off, and goes on.
         """
-        self._run_id = ""
-        self._uri = tracking_uri()
-        self._lost = False
-        self._last_step: dict[str, int] = {}
-        """Of each metric, in the part of the run before it was broken off."""
-        self._unsent: deque[Metric] = deque()
-        self._jobs: list[Future[None]] = []
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="mlflow")
-        self._attempt(self._open, flatten(params), {**_origin_tags(), **tags}, note)
+        self._begin(Opening(flatten(params), {**_origin_tags(), **tags}, _now()), folder)
+        self._if_lost = f"training goes on; once MLflow is back, {SYNC} sends it this run"
+        self._attempt(self._open)
+        self._later(self._send_metrics)
+
+    @classmethod
+    def kept(cls, folder: Path) -> Self:
+        """The run that `folder` keeps, as far as it came: what is missing of its params and metrics is sent."""
+        run = cls.__new__(cls)
+        run._begin(kept_opening(folder), folder)
+        run._if_lost = "what it misses still waits here"
+        run._attempt(run._open)
+        run._later(run._send_metrics)
+        return run
 
     @property
     def run_id(self) -> str | None:
         """None where the store could not be reached."""
         return self._run_id or None
 
+    @property
+    def lost(self) -> bool:
+        """Whether the store failed, and so misses something of the run."""
+        return self._lost
+
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Send metrics at a step, once an epoch or so. Returns in microseconds, whatever the store does."""
-        if self._lost:
-            return
-        from mlflow.entities import Metric
-
         now, step = _now(), step or 0
-        new = {name: value for name, value in metrics.items() if step > self._last_step.get(name, -1)}
-        self._unsent.extend(Metric(name, float(value), now, step) for name, value in new.items())
+        points = [Point(name, float(value), now, step) for name, value in metrics.items()]
+        self._journal.add(points)
+        self._unsent.extend(point for point in points if step > self._last_step.get(point.name, -1))
         self._later(self._send_metrics)
 
     def log_files(self, *paths: Path) -> None:
         """Add files to the run, each under the name of its folder."""
+        self._files += paths
         self._later(self._send_files, paths)
+
+    def log_picture(self, name: str, png: bytes, step: int) -> None:
+        """Add a picture, the bytes of a PNG file, as pictures/NAME.png; it has no step here."""
+        if self._folder:
+            write_bytes(self._folder / PICTURES / f"{name}.png", png)
+        self._later(self._send_picture, name, png)
 
     def finish(self, model_dir: Path, network: "nn.Module", images: "Tensor") -> None:
         """Log the trained model and mark the run finished; or delete it, where a run holds this very model already.
@@ -108,7 +141,11 @@ class TrackedRun:
         two or more such `images` are the example of its input that is stored with it.
         """
         self._drain()
-        self._attempt(self._finish, model_sha256(model_dir), network, images)
+        sha256 = model_sha256(model_dir)
+        self._attempt(self._finish, sha256, network, images)
+        self._journal.close()
+        if self._lost and self._folder != unsent_part(sha256, "fit"):
+            self._keep(sha256, model_dir, images)
 
     def fail(self) -> None:
         """Mark the run failed; or killed, where the exception being handled is a signal's."""
@@ -116,42 +153,85 @@ class TrackedRun:
         killed = isinstance(sys.exception(), (SystemExit, KeyboardInterrupt))
         self._later(self._end, "KILLED" if killed else "FAILED")
         self._drain()
+        self._journal.close()
 
-    def _open(self, params: Mapping[str, str], tags: Mapping[str, str], note: Path | None) -> None:
+    def _begin(self, opening: Opening, folder: Path | None) -> None:
+        self._opening = opening
+        self._folder = folder
+        self._name = " ".join(filter(None, map(opening.params.get, ("data.source", "model.network")))) or "fit"
+        self._run_id = ""
+        self._uri = tracking_uri()
+        self._lost = False
+        self._last_step: dict[str, int] = {}
+        """Of each metric, in the part of the run before it was broken off."""
+        self._journal = Journal(folder)
+        self._files: list[Path] = []
+        self._unsent: deque[Point] = deque()
+        self._jobs: list[Future[None]] = []
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="mlflow")
+
+    def _open(self) -> None:
         self._client, self._experiment_id = _connect(self._uri)
-        self._name = " ".join(filter(None, (params.get("data.source"), params.get("model.network")))) or "fit"
-        if note and note.is_file() and self._take_up(note.read_text(encoding="utf-8")):
-            return
+        run = self._broken_off()
+        if run is None:
+            opening = self._opening
+            run = self._client.create_run(self._experiment_id, opening.started, opening.tags, self._name)
+            if self._folder:
+                write_bytes(self._folder / NOTE, run.info.run_id.encode())
+        self._run_id = run.info.run_id
+        for name in run.data.metrics:
+            history = self._client.get_metric_history(self._run_id, name)
+            self._last_step[name] = max(metric.step for metric in history)
+        for point in self._journal.points:
+            if point.step > self._last_step.get(point.name, -1):
+                self._unsent.append(point)
+        self._last_step |= {point.name: point.step for point in self._unsent}
         from mlflow.entities import Param
 
-        run = self._client.create_run(self._experiment_id, tags=dict(tags), run_name=self._name)
-        self._run_id = run.info.run_id
-        if note:
-            write_bytes(note, self._run_id.encode())
-        listed = [Param(name, value) for name, value in params.items()]
-        for start in range(0, len(listed), 100):  # as many as MLflow takes at once
-            self._client.log_batch(self._run_id, params=listed[start : start + 100])
+        missing = [Param(*param) for param in self._opening.params.items() if param[0] not in run.data.params]
+        for start in range(0, len(missing), 100):  # as many as MLflow takes at once
+            self._client.log_batch(self._run_id, params=missing[start : start + 100])
 
-    def _take_up(self, run_id: str) -> bool:
-        """Go on with a run that was broken off; False where there is none."""
+    def _broken_off(self) -> "Run | None":
+        """The run that was to go on, if it is there and unfinished."""
+        if not (run_id := self._noted_id()):
+            return None
         runs = self._client.search_runs([self._experiment_id], f"attributes.run_id = '{run_id}'", max_results=1)
         if not runs or runs[0].info.status == "FINISHED":
-            return False
-        self._run_id = run_id
+            return None
         self._client.update_run(run_id, status="RUNNING")
-        for name in runs[0].data.metrics:
-            self._last_step[name] = max(metric.step for metric in self._client.get_metric_history(run_id, name))
-        return True
+        run: Run = runs[0]
+        return run
+
+    def _noted_id(self) -> str:
+        note = self._folder and self._folder / NOTE
+        return note.read_text(encoding="utf-8") if note and note.is_file() else ""
+
+    def _keep(self, sha256: str, model_dir: Path, images: "Tensor") -> None:
+        import numpy as np
+
+        with keep_fit(sha256, self._opening, self._run_id or self._noted_id(), self._journal.points) as folder:
+            keep_files(folder, [*self._files, *sorted(self._folder.glob(f"{PICTURES}/*") if self._folder else [])])
+            shutil.copytree(model_dir, folder / MODEL)
+            np.save(folder / IMAGES, images[:2].numpy())
 
     def _send_metrics(self) -> None:
+        from mlflow.entities import Metric
+
         # What gathered while the last batch was under way goes out as one; 1,000 is MLflow's limit.
         while self._unsent:
-            batch = [self._unsent.popleft() for _ in range(min(len(self._unsent), 1000))]
+            batch = [Metric(*self._unsent.popleft()) for _ in range(min(len(self._unsent), 1000))]
             self._client.log_batch(self._run_id, metrics=batch)
 
     def _send_files(self, paths: Sequence[Path]) -> None:
         for path in paths:
             self._client.log_artifact(self._run_id, str(path), path.absolute().parent.name)
+
+    def _send_picture(self, name: str, png: bytes) -> None:
+        with TemporaryDirectory() as folder:
+            file = Path(folder, f"{name}.png")
+            file.write_bytes(png)
+            self._client.log_artifact(self._run_id, str(file), PICTURES)
 
     def _end(self, status: str) -> None:
         self._client.set_terminated(self._run_id, status)
@@ -200,7 +280,7 @@ class TrackedRun:
             call(*args)
         except _failures() as error:
             self._lost = True
-            _warn(self._uri, error, "training goes on; from here nothing of this run is kept there")
+            _warn(self._uri, error, self._if_lost)
 
     def _drain(self) -> None:
         for job in self._jobs:
@@ -225,26 +305,50 @@ def find_run(model_sha256: str) -> RunLink | None:
 def log_to_model_run(model_sha256: str, metrics: Mapping[str, float], files: Sequence[Path]) -> None:
     """Add metrics and files to the finished run of this model; a repeat replaces what it added before.
 
-    Where there is no such run, or MLflow cannot be reached, a warning says so.
+    Where MLflow cannot be reached, or the run itself still waits to be sent, they are kept for refit/sync.py; where
+    there is no such run, they are not. A warning says so.
     """
     uri = tracking_uri()
     try:
-        client, experiment_id = _connect(uri)
-        run = _find(client, experiment_id, model_sha256)
-        if run is None:
+        if send_to_model_run(model_sha256, metrics, files):
+            return
+        if not unsent_part(model_sha256, "fit").is_dir():
             print(f"warning: MLflow at {_hide_password(uri)} holds no run of model {model_sha256[:8]}: the test "
                   "results are not kept there", file=sys.stderr)  # fmt: skip
             return
-        from mlflow.entities import Metric
-
-        # MLflow appends a repeated metric to the first as if it were a curve: only what changed is sent.
-        changed = {name: value for name, value in metrics.items() if run.data.metrics.get(name) != value}
-        now = _now()
-        client.log_batch(run.info.run_id, metrics=[Metric(name, value, now, 0) for name, value in changed.items()])
-        for file in files:
-            client.log_artifact(run.info.run_id, str(file), file.absolute().parent.name)
+        print(f"MLflow misses the run of model {model_sha256[:8]}, and so its test results: {SYNC}")
     except _failures() as error:
-        _warn(uri, error, "the test results are not kept there")
+        _warn(uri, error, f"the test results are not there yet; once it is back, {SYNC} sends them")
+    keep_test(model_sha256, metrics, files)
+
+
+def send_to_model_run(model_sha256: str, metrics: Mapping[str, float], files: Sequence[Path]) -> bool:
+    """As log_to_model_run does; False where there is no such run. A store that fails raises."""
+    client, experiment_id = _connect(tracking_uri())
+    run = _find(client, experiment_id, model_sha256)
+    if run is None:
+        return False
+    from mlflow.entities import Metric
+
+    # MLflow appends a repeated metric to the first as if it were a curve: only what changed is sent.
+    changed = {name: value for name, value in metrics.items() if run.data.metrics.get(name) != value}
+    now = _now()
+    client.log_batch(run.info.run_id, metrics=[Metric(name, value, now, 0) for name, value in changed.items()])
+    for file in files:
+        client.log_artifact(run.info.run_id, str(file), file.absolute().parent.name)
+    return True
+
+
+def send_kept_test(model_sha256: str, metrics: Mapping[str, float], files: Sequence[Path]) -> bool:
+    """The same for what was kept; False, after a warning, where MLflow cannot be reached."""
+    try:
+        if not send_to_model_run(model_sha256, metrics, files):
+            print(f"warning: MLflow at {_hide_password(tracking_uri())} holds no run of model {model_sha256[:8]}: the "
+                  "test results are not kept there", file=sys.stderr)  # fmt: skip
+    except _failures() as error:
+        _warn(tracking_uri(), error, "what it misses still waits here")
+        return False
+    return True
 
 
 def register(model_sha256: str, name: str) -> tuple[str, bool]:
@@ -414,3 +518,8 @@ def _local_store() -> str:
 
 def _now() -> int:
     return int(time.time() * 1000)
+
+
+if __name__ == "__main__":
+    # By name: what it imports is nothing that a stage depends on.
+    runpy.run_module("refit.sync", run_name="__main__")

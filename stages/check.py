@@ -6,15 +6,16 @@ Its output, the schema that editors read, does not depend on the values: a right
 import json
 import os
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 
 from refit.data.sources import open_source
 from refit.files import write_bytes
-from refit.params import OUR_NETWORKS, OUR_SYSTEMS, Params
+from refit.params import OUR_NETWORKS, OUR_SYSTEMS, WEIGHTS_FILES, Params
 from refit.stage import run_stage
 
 SCHEMA = Path("docs/params.schema.json")
-USERS_FOLDERS = (Path("data/raw"), Path("data/new"))  # the defaults of data.root and predict.images
+USERS_FOLDERS = (Path("data/raw"), Path("data/new"), WEIGHTS_FILES)  # two are defaults of data.root, predict.images
 
 
 def main(params: Params) -> None:
@@ -24,7 +25,7 @@ def main(params: Params) -> None:
     if not Path(params.predict.images).is_dir():
         raise ValueError(f"predict.images = {params.predict.images!r} is not a folder; create it, or name another")
     ours = params.model.system in OUR_SYSTEMS and params.model.network in OUR_NETWORKS
-    if not ours or params.model.system_arguments:
+    if not ours or params.model.system_arguments or params.model.weights:
         from refit.systems.build import check_model  # seconds of imports that ours do not need
 
         check_model(params.model)
@@ -33,6 +34,9 @@ def main(params: Params) -> None:
             f"trainer.compile = {params.trainer.compile!r} needs a C++ compiler, and there is no g++; install it, or "
             "set trainer.compile to null"
         )
+    for name in params.tracking.loggers:  # each needs the package of its name; csv is Python's own
+        if find_spec(name) is None:
+            raise ValueError(f"tracking.loggers names {name}, which is not installed; run: uv pip install {name}")
     write_bytes(SCHEMA, (json.dumps(Params.model_json_schema(), indent=2) + "\n").encode())
     print("params.yaml is right")
 

@@ -10,18 +10,19 @@ import torch
 from refit.data.module import PreparedData
 from refit.data.prepared import read_info
 from refit.files import write_csv, write_json
+from refit.loggers import FitLoggers, chosen_loggers
 from refit.model_file import MODEL, write_model
 from refit.params import Params, load_params
 from refit.stage import run_stage
 from refit.systems.build import build_system
-from refit.training.choices import BATCH, LEARNING_RATE, read_batch, read_learning_rate
+from refit.systems.weights import identity
+from refit.training.choices import BATCH, LEARNING_RATE, read_batch, read_learning_rate, resolved_params
 from refit.training.distributed import leads_fit
 from refit.training.resume import fit_state, loaded_code
-from refit.training.run_logger import RunLogger
 from refit.training.train import train
 from refit.training.trainer import environment, hardware_class
 
-READS = ("seed", "augment", "model", "optimizer", "loss", "fit", "trainer")
+READS = ("seed", "augment", "model", "optimizer", "loss", "fit", "trainer", "debug")
 EVALUATION = Path("data/evaluation")
 
 
@@ -40,35 +41,37 @@ def main(params: Params) -> None:
     inputs = {
         "params": params.model_dump(include=set(READS), exclude={"fit": {"save_state_every"}}),
         "data": {"sha256": info.sha256, "batch": asdict(batch), "learning_rate": asdict(rate)},
+        "weights": identity(params.model),
         "code": loaded_code(),
         "environment": environment(params.trainer),
     }
-    with fit_state(inputs, params.fit.save_state_every, leads) as state:
+    resolved = resolved_params(params, batch, rate)
+    with fit_state(inputs, params.fit.save_state_every, resolved, leads) as state:
         every_param = load_params().model_dump()  # for the record
-        note = state.folder / "mlflow_run"
-        logger = RunLogger(every_param, {"data_sha256": info.sha256}, note) if leads else None
+        debug = {"debug": True} if params.debug.shortens else {}
+        tags = {"data_sha256": info.sha256, **dict.fromkeys(debug, "true")}
+        loggers = FitLoggers(chosen_loggers() if leads else None, every_param, tags, state.folder, state.step)
         pl.seed_everything(params.seed, verbose=False)
         system = build_system(params.model, info, params.optimizer, params.loss, rate.learning_rate)
         data = PreparedData(params.augment, batch.micro_batch, batch.effective_batch, params.seed)
         try:
-            history, best = train(system, data, params, batch, state, logger)
+            history, best = train(system, data, params, batch, state, loggers)
         except BaseException:
-            if logger:
-                logger.fail()
+            loggers.fail()
             raise
-        if logger is None:
+        if not leads:
             return
         if params.trainer.strategy == "fsdp":  # no device has all of the trained one
             system = build_system(params.model, info)
             system.load_state_dict(best.weights)
 
-        model = write_model(system, params.model, info, batch.micro_batch, params.model_dump(include=set(READS)))
-        write_json(EVALUATION / "fit.json", {**best.row, "epochs": len(history.rows)})
+        model = write_model(system, params.model, info, batch.micro_batch, resolved, debug=params.debug.shortens)
+        write_json(EVALUATION / "fit.json", {**best.row, "epochs": len(history.rows), **debug})
         write_csv(EVALUATION / "history.csv", history.rows)
-        logger.log_metrics({f"best_{name}": value for name, value in best.row.items()})
-        logger.log_files(BATCH, LEARNING_RATE, EVALUATION / "history.csv")
+        loggers.log_metrics({f"best_{name}": value for name, value in best.row.items()})
+        loggers.log_files(BATCH, LEARNING_RATE, EVALUATION / "history.csv")
         network = getattr(system, "network", system).to(memory_format=torch.contiguous_format)
-        logger.finish(MODEL, network, torch.from_numpy(data.train.images[:2]))
+        loggers.finish(MODEL, network, torch.from_numpy(data.train.images[:2]))
     print(f"best epoch {best.row['epoch']} of {len(history.rows)}; model {model.sha256[:12]}")
 
 

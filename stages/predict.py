@@ -18,7 +18,7 @@ from refit.stage import run_stage
 from refit.training.outputs import Outputs, figures_of_each
 from refit.training.trainer import make_trainer
 
-READS = ("trainer", "predict")
+READS = ("trainer", "predict", "debug")
 PREDICTIONS = Path("data/predictions")
 
 Floats = npt.NDArray[np.float32]
@@ -33,7 +33,8 @@ def main(params: Params) -> None:
     new_images = FolderLoader(list(find_images(folder)), model.color, model.shape[1:], batch_size)
     loader = new_images if len(new_images) else EvaluationLoader(read_split("test"), batch_size)
     collected = Outputs()
-    make_trainer(params.trainer, callbacks=[collected]).predict(system, loader, return_predictions=False)
+    trainer = make_trainer(params.trainer, callbacks=[collected], limit_predict_batches=params.debug.test_batches)
+    trainer.predict(system, loader, return_predictions=False)
     names = [_name(file, folder) for file in new_images.files] if len(new_images) else read_names("test")
     unreadable = [{"file": _name(file, folder), "why": why} for file, why in sorted(new_images.unreadable.items())]
     for bad in unreadable:
@@ -43,6 +44,7 @@ def main(params: Params) -> None:
 
     outputs = collected.gather()
     probabilities = outputs.pop("probabilities").numpy()
+    names = names[: len(probabilities)]  # all of them, but in a debug run
     rows = [
         _row(name, row, model.classes, params.predict.top_k, params.predict.abstain_below) | more
         for name, row, more in zip(names, probabilities, figures_of_each(outputs, len(names)), strict=True)
@@ -55,6 +57,8 @@ def main(params: Params) -> None:
         "predicted": dict(sorted(Counter(str(row["label"]) for row in rows).items())),
         "unreadable": unreadable,
     }
+    if model.debug or params.debug.shortens:
+        summary["debug"] = True
     with whole_folder(PREDICTIONS) as new:
         write_csv(new / "predictions.csv", rows)
         write_json(new / "summary.json", summary)

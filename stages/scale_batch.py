@@ -4,10 +4,11 @@ from dataclasses import asdict
 
 import pytorch_lightning as pl
 
+from refit.data.augment import NO_AUGMENTATION
 from refit.data.module import PreparedData
 from refit.data.prepared import read_info
 from refit.files import write_json
-from refit.params import AugmentParams, OptimizerParams, Params
+from refit.params import OptimizerParams, Params
 from refit.stage import run_stage
 from refit.systems.build import build_system
 from refit.training.choices import BATCH
@@ -17,10 +18,9 @@ READS = ("seed", "model", "batch", "trainer")
 
 # Neither changes what fits: the scaler counts the largest optimizer state, and augmentation keeps an image's size.
 ANY_OPTIMIZER = OptimizerParams(
-    name="adamw", learning_rate="auto", fallback_learning_rate=0.001, weight_decay=0, momentum=0.9,
-    schedule="constant", warm_up=0.3,
+    name="adamw", learning_rate="auto", backbone_learning_rate=1, fallback_learning_rate=0.001, weight_decay=0,
+    momentum=0.9, schedule="constant", warm_up=0.3,
 )  # fmt: skip
-NO_AUGMENTATION = AugmentParams(shift=0, flip=False, cutout=0, crop_area=1)
 
 
 def main(params: Params) -> None:

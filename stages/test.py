@@ -9,17 +9,17 @@ import numpy.typing as npt
 from refit.data.module import EVALUATION_FACTOR, EvaluationLoader
 from refit.data.prepared import Split, read_names, read_split
 from refit.files import whole_folder, write_csv, write_json
+from refit.loggers import log_to_model
 from refit.model_file import read_model
 from refit.params import Params
 from refit.reports.classification import evaluate, predictions, worst_mistakes
 from refit.reports.embeddings import embedding_pictures
 from refit.reports.run_report import EVALUATION, write_run_report
 from refit.stage import run_stage
-from refit.tracking import log_to_model_run
 from refit.training.outputs import Outputs, figures_of_each
 from refit.training.trainer import make_trainer
 
-READS = ("trainer", "test")
+READS = ("trainer", "test", "debug")
 
 
 def main(params: Params) -> None:
@@ -27,13 +27,17 @@ def main(params: Params) -> None:
     split = read_split("test")
     loader = EvaluationLoader(split, EVALUATION_FACTOR * model.batch_size)
     collected = Outputs()
-    trainer = make_trainer(params.trainer, callbacks=[collected])
+    trainer = make_trainer(params.trainer, callbacks=[collected], limit_test_batches=params.debug.test_batches)
     trainer.test(system, loader, verbose=False)
     outputs = collected.gather()
     probabilities: npt.NDArray[np.float32] = outputs.pop("probabilities").numpy()
+    split = split.first(len(probabilities))  # all of it, but in a debug run
+    debug = model.debug or params.debug.shortens
 
     report = evaluate(probabilities, split.labels, model.classes, params.test.confidence, params.test.calibration_bins)
     summary = report.test_summary() | {name: float(value) for name, value in trainer.callback_metrics.items()}
+    if debug:
+        summary["debug"] = True
     outcomes = _outcomes(probabilities, split, model.classes, figures_of_each(outputs, len(probabilities)))
     write_json(EVALUATION / "test.json", summary)
     write_csv(EVALUATION / "outcomes.csv", outcomes)
@@ -44,9 +48,11 @@ def main(params: Params) -> None:
         write_csv(tables / "precision_recall.csv", report.precision_recall_rows())
     worst = worst_mistakes(probabilities, split.labels, params.test.worst_mistakes)
     embeddings = embedding_pictures(system, outputs, split, model.classes)
-    written = write_run_report(report, model, [outcomes[i] for i in worst], split.images[worst], embeddings)
+    written = write_run_report(
+        report, model, [outcomes[i] for i in worst], split.images[worst], embeddings, debug=debug
+    )
 
-    log_to_model_run(model.sha256, {f"test_{name}": value for name, value in summary.items()}, written)
+    log_to_model(model.sha256, {f"test_{name}": value for name, value in summary.items()}, written)
     print(
         f"test accuracy {report.accuracy:.4f} ({report.accuracy_low:.4f} to {report.accuracy_high:.4f}) "
         f"on {report.images:,} images"
@@ -67,7 +73,12 @@ def _outcomes(
             **more,
         }
         for name, label, best, row, more in zip(
-            read_names("test"), split.labels, predictions(probabilities), probabilities, figures, strict=True
+            read_names("test")[: len(split.labels)],
+            split.labels,
+            predictions(probabilities),
+            probabilities,
+            figures,
+            strict=True,
         )
     ]
 

@@ -14,6 +14,9 @@ ASPECT_RATIOS = (3 / 4, 4 / 3)  # of a crop, width to height
 CPU_CACHE = 4 * 2**20  # bytes of float pixels that a CPU crops at once: more takes twice as long an image
 
 
+NO_AUGMENTATION = AugmentParams(shift=0, flip=False, cutout=0, crop_area=1)
+
+
 class Draws(NamedTuple):
     """The random choices for each image."""
 

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from refit.data.augment import Draws, augment, draw
+from refit.data.augment import NO_AUGMENTATION, Draws, augment, draw
 from refit.data.prepared import PREPARED, Split, read_split
 from refit.params import AugmentParams
 
@@ -104,11 +105,17 @@ class TrainLoader:
     def __len__(self) -> int:
         return self.used // (self.batch_size * self.world_size)
 
+    def rows(self, batch_idx: int) -> list[int]:
+        """Which rows of the split are in this batch of the epoch at hand; of several processes in those of all."""
+        together = self.batch_size * self.world_size
+        rows: list[int] = self.order[batch_idx * together :][:together].tolist()
+        return rows
+
     def __iter__(self) -> Iterator[Batch]:
         random = np.random.default_rng([self.seed, self.epoch()])
         self.position, self._start = self._start, 0
-        begun = self.position * self.batch_size * self.world_size
-        order = torch.from_numpy(random.permutation(len(self.labels))[begun : self.used])
+        self.order = random.permutation(len(self.labels))[: self.used]
+        order = torch.from_numpy(self.order[self.position * self.batch_size * self.world_size :])
         height, width = self.images.shape[2:]
         draws = draw(self.augmentation, len(self.labels), (height, width), random)
         batches = self._gather(order.to(self.images.device), draws.to(self.images.device) if draws else None)
@@ -173,6 +180,13 @@ class PreparedData(pl.LightningDataModule):
         self.batch_size = batch_size
         self.effective_batch = effective_batch
         self.seed = seed
+
+    def only(self, rows: npt.NDArray[np.int64]) -> None:
+        """Train and validate on these rows of the train split alone, as they are, in batches of no more than them."""
+        self.train = self.val = Split(self.train.images[rows], self.train.labels[rows])
+        self.augmentation = NO_AUGMENTATION
+        if len(rows) < self.effective_batch:
+            self.batch_size = self.effective_batch = len(rows)
 
     def train_dataloader(self) -> TrainLoader:
         trainer = self.trainer

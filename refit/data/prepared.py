@@ -28,6 +28,9 @@ class Split:
     labels: npt.NDArray[np.int64]
     """(N,)."""
 
+    def first(self, images: int) -> "Split":
+        return Split(self.images[:images], self.labels[:images])
+
 
 @dataclass(frozen=True)
 class DatasetInfo:

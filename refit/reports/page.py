@@ -39,13 +39,15 @@ def write_report(
     params: Mapping[str, object],
     pictures: Pictures,
     embeddings: Mapping[str, bytes],
+    *,
+    debug: bool,
 ) -> None:
     """Write the page. The same arguments give the same bytes.
 
     data, tuning, training: a name and a value a line. mistakes: a row for each picture of the mistakes' gallery, all
     with the same keys, which head the table. embeddings: PNG files of what an encoder makes of the images; none of a
-    classifier. params: sections of keys and values, as in params.yaml. Names and values are text: nothing in them is
-    taken for HTML.
+    classifier. params: sections of keys and values, as in params.yaml. debug: whether to say on top that this is a
+    trial. Names and values are text: nothing in them is taken for HTML.
     """
     html = _template().render(
         report=report,
@@ -66,6 +68,7 @@ def write_report(
         params=_flat(params),
         pictures={name: _inlined(png) for name, png in {**vars(pictures), **embeddings}.items()},
         embeddings=sorted(embeddings),
+        debug=debug,
     )  # fmt: skip
     write_bytes(path, html.encode())
 
@@ -142,6 +145,7 @@ _HTML = """\
   .facts { display: grid; grid-template-columns: minmax(8rem, max-content) 1fr; gap: .15rem 1.5rem; margin: .6rem 0; }
   .facts dt { color: var(--quiet); }
   .facts dd { margin: 0; overflow-wrap: anywhere; }
+  .debug { background: var(--bar); border-radius: .5rem; padding: .5rem .9rem; }
   figure { margin: 1rem 0; }
   img { display: block; max-width: 100%; height: auto; background: #fff; border-radius: .5rem; }
   .scroll { overflow-x: auto; }
@@ -171,6 +175,9 @@ _HTML = """\
 {% endmacro %}
 <header>
 <h1>{{ report.accuracy | percent }} of {{ "{:,}".format(report.images) }} test images right</h1>
+{% if debug %}
+<p class="debug">A debug run: the debug section of params.yaml cut it short. No figure below is that of a model.</p>
+{% endif %}
 <p class="quiet">Model <code>{{ model_sha256 }}</code></p>
 <nav>
   <a href="#data">Data</a> <a href="#tuning">Tuning</a> <a href="#training">Training</a>

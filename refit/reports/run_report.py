@@ -28,11 +28,14 @@ def write_run_report(
     worst: Sequence[dict[str, Any]],
     worst_images: npt.NDArray[np.uint8],
     embeddings: Mapping[str, bytes],
+    *,
+    debug: bool,
 ) -> list[Path]:
     """Write the pictures and the page; returns what belongs to the model's history: both, and the range test's curve.
 
     `worst` are the rows of outcomes.csv for the most confident mistakes, `worst_images` their uint8 (M, C, H, W);
-    `embeddings` are the pictures of refit.reports.embeddings, which an encoder has.
+    `embeddings` are the pictures of refit.reports.embeddings, which an encoder has;
+    `debug` says on top of the page that this is a trial.
     """
     info, batch, rate = read_info(), read_batch(), read_learning_rate()
     fitted = json.loads((EVALUATION / "fit.json").read_text(encoding="utf-8"))
@@ -82,6 +85,7 @@ def write_run_report(
         params=model.params,
         pictures=pictures,
         embeddings=embeddings,
+        debug=debug,
     )
     return [LEARNING_RATE_CURVE, PAGE, *sorted(PICTURES.iterdir())]
 

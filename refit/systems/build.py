@@ -1,14 +1,17 @@
 """A system by name: ours, or a user's own by dotted path (docs/systems.md)."""
 
+import inspect
 from typing import Protocol
 
 import pytorch_lightning as pl
+from torch import nn
 
 from refit.params import LossParams, ModelParams, OptimizerParams
 from refit.systems.autoencoder import Autoencoder
 from refit.systems.classifier import Classifier
 from refit.systems.networks import build_network, check_network
 from refit.systems.user_code import Offers, check_arguments, construct, user_class
+from refit.systems.weights import check_weights, load_weights
 
 SYSTEMS: dict[str, type[pl.LightningModule]] = {"classifier": Classifier, "autoencoder": Autoencoder}
 
@@ -35,6 +38,7 @@ def build_system(
 ) -> pl.LightningModule:
     """A freshly initialised system for images such as `info` describes; the three after it are for training alone.
 
+    One that is given an optimizer, to be trained, begins with model.weights.
     Raises ValueError where model.system, or what it is to be made from, is not as params.yaml says.
     """
     system = _system_class(model)
@@ -44,10 +48,18 @@ def build_system(
 
 
 def check_model(model: ModelParams) -> None:
-    """Raises ValueError unless the system and the network of `model` can be found and made."""
+    """Raises ValueError unless the system and the network of `model` can be found and made, and its weights too."""
     check_network(model)
     offers = set(_offers(model, None, None, None, 0.0))
-    check_arguments(_system_class(model), offers, model.system_arguments, "model.system_arguments")
+    system = _system_class(model)
+    check_arguments(system, offers, model.system_arguments, "model.system_arguments")
+    if model.weights is not None:
+        check_weights(model)
+        if not inspect.signature(system).parameters.keys() & {"network", "encoder"}:
+            raise ValueError(
+                f"model.weights = {model.weights!r} has no effect with {model.system}, which makes its own network; "
+                "set it to null"
+            )
 
 
 def _system_class(model: ModelParams) -> type:
@@ -68,9 +80,15 @@ def _offers(
         channels, height, width = known().shape
         return channels, height, width
 
+    def network(outputs: int) -> nn.Module:
+        built = build_network(model, shape(), outputs, known().mean, known().std)
+        if optimizer is not None and model.weights is not None:
+            load_weights(built, model)
+        return built
+
     return {
-        "network": lambda: build_network(model, shape(), len(known().classes), known().mean, known().std),
-        "encoder": lambda: build_network(model, shape(), model.embedding, known().mean, known().std),
+        "network": lambda: network(len(known().classes)),
+        "encoder": lambda: network(model.embedding),
         "classes": lambda: len(known().classes),
         "shape": shape,
         "mean": lambda: list(known().mean),

@@ -61,6 +61,9 @@ class System(pl.LightningModule):
         assert isinstance(metric, Metric)
         metric.update(*values)
 
+    def on_train_epoch_start(self) -> None:
+        self.train_sums, self.train_images = torch.zeros_like(self.train_sums), 0
+
     def on_validation_epoch_end(self) -> None:
         """Both splits' figures in one place, so that whoever listens sees an epoch whole."""
         # Of several processes the mean, which is that of all images: each was given as many to train on, and a
@@ -68,7 +71,6 @@ class System(pl.LightningModule):
         means = self.train_sums / max(self.train_images, 1)
         train = {f"train_{name}": mean for name, mean in zip(self.train_figures, means, strict=True)}
         self.log_dict(train, prog_bar=True, sync_dist=True)
-        self.train_sums, self.train_images = torch.zeros_like(self.train_sums), 0
         for name, metric in self.val_metrics.items():
             assert isinstance(metric, Metric)
             self.log(f"val_{name}", metric.compute(), prog_bar=True, sync_dist=True)

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback, RichProgressBar, WeightAveraging
+from pytorch_lightning.callbacks import Callback, RichProgressBar
 from pytorch_lightning.strategies import FSDPStrategy
-from torch import Tensor, nn
-from torch.optim.swa_utils import get_ema_multi_avg_fn
+from torch import Tensor
 
 from refit.data.module import TrainLoader
 from refit.params import FitParams
+from refit.training.averaging import Average
 
 BAR_PERIOD = 0.1  # seconds
 
@@ -48,35 +48,25 @@ class EpochLines(Callback):
         print(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {metrics}", flush=True)
 
 
-class MovingAverage(WeightAveraging):
-    """Exponential, of the weights and of batch norm's statistics after each optimizer step.
-
-    It looks back on fewer steps at first, as TensorFlow's: else a short fit's holds on to the initial weights.
-    """
-
-    def __init__(self, decay: float) -> None:
-        def update(averaged: list[Tensor], current: list[Tensor], steps: Tensor) -> None:
-            warmed_up = (1 + int(steps)) / (10 + int(steps))
-            get_ema_multi_avg_fn(min(decay, warmed_up))(averaged, current, steps)  # type: ignore[no-untyped-call]
-
-        super().__init__(multi_avg_fn=update)
-
-    def averaged(self) -> nn.Module:
-        assert self._average_model is not None
-        return self._average_model.module
-
-
 class History(Callback):
     """Each epoch's metrics and learning rate, and a stop where the loss is no longer a number."""
 
     def __init__(self) -> None:
         self.rows: list[dict[str, float]] = []
+        self.validated: dict[str, Tensor] = {}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"rows": self.rows, "learning_rate": self.learning_rate}
+        return {"rows": self.rows, "learning_rate": self.learning_rate, "validated": self.validated}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.rows, self.learning_rate = state_dict["rows"], state_dict["learning_rate"]
+        self.validated = state_dict["validated"]
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        trainer.callback_metrics.update(self.validated)  # which Lightning forgets, where no validation is to come
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.validated = dict(trainer.callback_metrics)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.learning_rate = trainer.optimizers[0].param_groups[0]["lr"]
@@ -94,10 +84,11 @@ class History(Callback):
 class Best(Callback):
     """The best epoch so far: its row of the history, and the weights that were validated. Of equals the first.
 
-    The fit ends with the system in its best epoch's state.
+    Where weights are averaged from some epoch on, the epochs before it do not count. The fit ends with the system in
+    its best epoch's state.
     """
 
-    def __init__(self, history: History, fit: FitParams, average: MovingAverage | None) -> None:
+    def __init__(self, history: History, fit: FitParams, average: Average | None) -> None:
         self.history = history
         self.monitor = fit.monitor
         self.is_better = operator.lt if fit.monitor_mode == "min" else operator.gt
@@ -118,6 +109,8 @@ class Best(Callback):
                 f"fit.monitor = {self.monitor!r} is not what {type(pl_module).__name__} logs; expected one of "
                 f"{', '.join(name for name in row if name.startswith('val_'))}"
             )
+        if self.average and not self.average.begun():
+            return
         if not self.row or self.is_better(row[self.monitor], self.row[self.monitor]):
             # By way of the strategy, which may have to put the weights together.
             strategy = trainer.strategy
@@ -152,9 +145,9 @@ class EpochFacts(Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any,
                            batch_idx: int) -> None:  # fmt: skip
         self.batches += 1
+        self.seconds = time.perf_counter() - self.started
         if trainer.current_epoch == batch_idx == 0:
-            now = time.perf_counter()
-            self.first_step, self.started, self.batches = now - self.started, now, 0
+            self.first_step, self.started, self.batches = self.seconds, self.started + self.seconds, 0
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
@@ -162,9 +155,6 @@ class EpochFacts(Callback):
         if trainer.is_last_batch:  # each step's would cost as much as clipping does
             gradients = [weight.grad for weight in pl_module.parameters() if weight.grad is not None]
             self.gradient_norm = torch.nn.utils.get_total_norm(gradients)
-
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.seconds = time.perf_counter() - self.started
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(trainer.train_dataloader, TrainLoader)

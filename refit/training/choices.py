@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from refit.params import Params
+
 BATCH = Path("data/tuning/batch.json")
 LEARNING_RATE = Path("data/tuning/learning_rate.json")
 LEARNING_RATE_CURVE = Path("data/tuning/learning_rate.csv")
@@ -39,6 +41,18 @@ def read_batch(path: Path = BATCH) -> BatchChoice:
 
 def read_learning_rate(path: Path = LEARNING_RATE) -> LearningRateChoice:
     return LearningRateChoice(**_read(path, "find_lr"))
+
+
+def resolved_params(params: Params, batch: BatchChoice, rate: LearningRateChoice) -> dict[str, Any]:
+    """The sections that `params` has as plain values, with what was found in place of `auto`."""
+    values = params.model_dump(mode="json")
+    values["optimizer"]["learning_rate"] = rate.learning_rate
+    values["batch"] = {
+        "size": batch.effective_batch,
+        "micro_batch": batch.micro_batch,
+        "accumulate_grad_batches": batch.accumulate_grad_batches,
+    }
+    return values
 
 
 def _read(path: Path, stage: str) -> dict[str, Any]:

@@ -57,18 +57,20 @@ def loaded_code() -> dict[str, str]:
 
 
 @contextmanager
-def fit_state(inputs: Mapping[str, Any], every: float, leads: bool = True) -> Iterator["FitState"]:
+def fit_state(
+    inputs: Mapping[str, Any], every: float, params: Mapping[str, Any], leads: bool = True
+) -> Iterator["FitState"]:
     """The state of the fit that follows from `inputs`, which are JSON; removed at the end of the block if that is well.
 
-    `every` is in seconds. Of a fit's processes one `leads`, and holds the state; the others go on from it with that
-    one. Raises ValueError where another process is at this very fit.
+    `every` is in seconds; `params`, for people, go into each state. Of a fit's processes one `leads`, and holds the
+    state; the others go on from it with that one. Raises ValueError where another process is at this very fit.
     """
     content = json.dumps(inputs, sort_keys=True).encode()
     states = repository_root() / STATES
     folder = states / hashlib.sha256(content).hexdigest()[:16]
     if not leads:
         try:
-            yield FitState(folder, _newest_sound(folder, tell=False), every)
+            yield FitState(folder, _newest_sound(folder, tell=False), every, params)
         except ValueError:
             time.sleep(_LEADERS_END)  # the leader tells the same fault, and this process dies with it
             raise
@@ -78,7 +80,7 @@ def fit_state(inputs: Mapping[str, Any], every: float, leads: bool = True) -> It
         if path is None:
             _tell_of_others(states, folder, inputs)
             write_json(folder / INPUTS, inputs)
-        state = FitState(folder, path, every)
+        state = FitState(folder, path, every, params)
         try:
             yield state
         finally:
@@ -173,22 +175,28 @@ class FitState(Checkpoint):
     copied between two steps, and written on a thread. SIGTERM and SIGINT save it, and then do what they did before;
     a second one does that at once.
 
-    The last step of an epoch is passed over: Lightning would go on from there without the epoch's validation.
+    A step after which there is a validation is passed over: Lightning would go on from there without it.
 
     The processes of a fit on several devices save together, as Lightning's checkpoints are made, and end together: they
     ask one another after each step.
     """
 
-    def __init__(self, folder: Path, path: Path | None, every: float) -> None:
-        """`path` is the state to go on from, in `folder`; `every` is in seconds."""
+    def __init__(self, folder: Path, path: Path | None, every: float, params: Mapping[str, Any]) -> None:
+        """`path` is the state to go on from, in `folder`; `every` is in seconds; `params` are plain values."""
         self.folder = folder
         self.path = path
         self.every = every
+        self.params = dict(params)
         self.files = StateFiles()
         self._random: list[dict[str, Any]] | None = None
         """Of each of the fit's processes, where there is a state to go on from."""
         self._new_epoch = False
         self._asked: signal.Signals | None = None
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps that were done in the state to go on from; 0 where there is none."""
+        return int(self.path.stem.removeprefix("step-")) if self.path else 0
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # Before the Trainer puts its own in place, which would tell the other processes in its own way.
@@ -220,6 +228,8 @@ class FitState(Checkpoint):
         done = batch_idx + 1
         if done % trainer.accumulate_grad_batches or done == trainer.num_training_batches:
             return
+        if done % trainer.val_check_batch == 0:  # type: ignore[operator]
+            return
         # The time is the first one's, who writes.
         asked, due = self._together.highest(self._asked or 0, self._together.rank == 0 and self._is_due())
         if asked or due:
@@ -233,6 +243,13 @@ class FitState(Checkpoint):
         (asked,) = self._together.highest(self._asked or 0)
         if asked:  # in the last step of all
             self._obey(asked)
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        # In place of what a system of the user's own may have saved there, which need not be plain values: such a state
+        # could not be loaded without unpickling.
+        checkpoint[pl.LightningModule.CHECKPOINT_HYPER_PARAMS_KEY] = self.params
 
     def state_dict(self) -> dict[str, Any]:
         return {"random": self._together.gather(_random_state())}

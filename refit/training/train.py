@@ -1,14 +1,20 @@
 """A fit: one call of a Trainer, with what watches it."""
 
+import numpy as np
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback, EarlyStopping
-from pytorch_lightning.loggers import Logger
 
 from refit.data.module import PreparedData
+from refit.loggers import FitLoggers
 from refit.params import Params
-from refit.training.callbacks import Best, EpochFacts, History, MovingAverage
+from refit.training.averaging import make_average
+from refit.training.callbacks import Best, EpochFacts, History
 from refit.training.choices import BatchChoice
 from refit.training.distributed import OwnRandomness, devices_of_fit, share_batch
+from refit.training.divergence import FiniteLoss
+from refit.training.finetuning import FrozenBackbone
+from refit.training.pictures import FirstBatch, Histograms
+from refit.training.profile import make_profiler, show_profile
 from refit.training.resume import FitState
 from refit.training.trainer import make_trainer
 
@@ -19,22 +25,37 @@ def train(
     params: Params,
     batch: BatchChoice,
     state: FitState,
-    logger: Logger | None,
+    loggers: FitLoggers,
 ) -> tuple[History, Best]:
     """Fit `system`, from `state` on where there is one; it is left as it was in its best epoch.
 
-    On several devices each process calls it, and the first alone with a logger.
+    On several devices each process calls it, and the first alone has loggers.
     """
     if params.trainer.compile:
         getattr(system, "network", system).compile(mode=params.trainer.compile)
+    if params.debug.overfit_batches:
+        shuffled = np.random.default_rng(params.seed).permutation(len(data.train.labels))
+        data.only(shuffled[: params.debug.overfit_batches * data.effective_batch])
     history = History()
-    average = MovingAverage(params.fit.ema_decay) if params.fit.ema_decay is not None else None
+    average = make_average(params.fit)
     best = Best(history, params.fit, average)
-    callbacks: list[Callback] = [history, best, EpochFacts(history), state]
+    finite_loss = FiniteLoss(state.folder / "diverged.json")
+    callbacks: list[Callback] = [history, best, EpochFacts(history), FirstBatch(loggers), finite_loss, state]
+    if loggers.hold_histograms:
+        callbacks.append(Histograms(loggers))
     if params.fit.patience is not None:
-        callbacks.append(EarlyStopping(params.fit.monitor, mode=params.fit.monitor_mode, patience=params.fit.patience))
+        callbacks.append(
+            EarlyStopping(
+                params.fit.monitor,
+                mode=params.fit.monitor_mode,
+                patience=params.fit.patience,
+                check_on_train_epoch_end=True,
+            )
+        )
     if average is not None:
         callbacks.append(average)
+    if params.fit.freeze_epochs:
+        callbacks.append(FrozenBackbone(params.fit.freeze_epochs))
     if params.trainer.world_size > 1:
         batch = share_batch(batch, params.trainer.world_size)
         data.batch_size = batch.micro_batch
@@ -46,9 +67,17 @@ def train(
         accumulate_grad_batches=batch.accumulate_grad_batches,
         gradient_clip_val=params.fit.gradient_clip_val,
         enable_checkpointing=True,
+        fast_dev_run=params.debug.fast_dev_run,
+        limit_train_batches=params.debug.limit_train_batches,
+        limit_val_batches=params.debug.limit_val_batches,
+        val_check_interval=params.debug.val_check_interval,
+        detect_anomaly=params.debug.detect_anomaly,
+        profiler=make_profiler(params.debug.profiler),
         callbacks=callbacks,
         plugins=[state.files],
-        logger=logger or False,
+        logger=loggers.each,
     )
     trainer.fit(system, datamodule=data, ckpt_path=state.path, weights_only=True)
+    if params.debug.profiler and trainer.is_global_zero:
+        show_profile(params.debug.profiler)
     return history, best

@@ -13,32 +13,41 @@ import pytorch_lightning as pl
 import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import Callback
-from pytorch_lightning.profilers import PassThroughProfiler
+from pytorch_lightning.profilers import PassThroughProfiler, Profiler
 
 from refit.params import TrainerParams
 from refit.training.callbacks import EpochLines, TerminalBar
 
 
-def make_trainer(params: TrainerParams, *, callbacks: Sequence[Callback] = (), **options: Any) -> pl.Trainer:
+def make_trainer(
+    params: TrainerParams,
+    *,
+    callbacks: Sequence[Callback] = (),
+    profiler: Profiler | None = None,
+    quiet: bool = False,
+    **options: Any,
+) -> pl.Trainer:
     """A Trainer on one device of `params.accelerator`, unless told otherwise, which writes nothing of its own accord.
 
-    `options` are the Trainer's own arguments. Raises ValueError where the devices are not there.
+    It shows its progress, unless it is to be `quiet`. `options` are the Trainer's own arguments. Raises ValueError
+    where the devices are not there.
     """
     torch.set_num_threads(params.threads)
     _silence_notices()
     _skip_needless_work()
-    in_terminal = sys.stdout.isatty()
+    in_terminal = sys.stdout.isatty() and not quiet
+    progress: list[Callback] = [] if quiet else [TerminalBar(leave=True) if in_terminal else EpochLines()]
     try:
         return pl.Trainer(
             accelerator=params.accelerator,
             precision=choose_precision(params),
             deterministic=params.deterministic,
-            callbacks=[*callbacks, TerminalBar(leave=True) if in_terminal else EpochLines()],
+            callbacks=[*callbacks, *progress],
             enable_progress_bar=in_terminal,
             num_sanity_val_steps=0,
             enable_model_summary=False,
             use_distributed_sampler=False,
-            profiler=_NoProfiler(),
+            profiler=profiler or _NoProfiler(),
             **{"devices": 1, "logger": False, "enable_checkpointing": False, **options},
         )
     except (MisconfigurationException, ModuleNotFoundError) as error:

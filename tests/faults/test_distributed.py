@@ -66,6 +66,6 @@ def test_signals_and_a_killed_process_end_the_fit_and_it_goes_on_to_the_same_bit
             text = dvc.communicate(timeout=60)[0]
         assert dvc.returncode != 0
         assert said in text
-        eventually(lambda: not alive(leader) and not alive(other), "both processes are gone", 15)  # noqa: B023
+        eventually(lambda: not alive(leader) and not alive(other), "both processes are gone", 60)  # noqa: B023
         assert not (project.root / "data/model").exists()
     goes_on_and_ends_the_same(project, lock)

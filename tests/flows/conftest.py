@@ -35,7 +35,7 @@ child.wait()
 """,
     )
     toy.env |= {
-        "PREFECT_SERVER_API_PORT": str(_free_port()),
+        "PREFECT_SERVER_API_PORT": str(free_port()),
         "PREFECT_WORKER_QUERY_SECONDS": "1",  # tests have no 10 s to wait
     }
     return toy
@@ -67,7 +67,7 @@ def toy_with_server(toy: Toy, server: Server) -> Toy:
     return toy
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

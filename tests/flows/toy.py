@@ -106,10 +106,10 @@ class Toy:
         self.run(*_make(target))
 
     @contextmanager
-    def making(self, target: str) -> Iterator[None]:
+    def making(self, target: str) -> Iterator[subprocess.Popen[bytes]]:
         """`make TARGET` in the background; its output goes to TARGET.log. Ended at the end, with all its children."""
-        with self.starting(*_make(target), log=f"{target}.log"):
-            yield
+        with self.starting(*_make(target), log=f"{target}.log") as process:
+            yield process
 
     @contextmanager
     def starting(self, *command: str, log: str = "background.log") -> Iterator[subprocess.Popen[bytes]]:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.workspace import copy_working_tree
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -64,14 +66,7 @@ def user_environment(**changes: str) -> dict[str, str]:
 
 def make_project(root: Path) -> Project:
     """The working copy's files, ignored ones left behind, as a repository with one commit."""
-    listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
-        cwd=ROOT, capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    for name in filter(None, listed.stdout.split("\0")):
-        if (ROOT / name).is_file():
-            (root / name).parent.mkdir(parents=True, exist_ok=True)
-            (root / name).write_bytes((ROOT / name).read_bytes())
+    copy_working_tree(ROOT, root)
     project = Project(root)
     (root / "dvc.lock").unlink(missing_ok=True)
     project.set_param("fit.max_epochs", 3)

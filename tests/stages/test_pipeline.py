@@ -74,6 +74,15 @@ def test_a_comment_makes_stale_what_imports_the_file_and_nothing_else(
     assert set(project.stale()) == stages
 
 
+def test_a_file_of_weights_that_comes_makes_stale_what_trains_and_nothing_else(project: Project) -> None:
+    weights = project.root / "data/weights/new.safetensors"
+    weights.write_bytes(b"")
+    try:
+        assert set(project.stale()) == {"scale_batch", "find_lr", "fit"}
+    finally:
+        weights.unlink()  # git ignores it
+
+
 OFFLINE = dict.fromkeys(("http_proxy", "https_proxy"), "http://127.0.0.1:9")
 
 
@@ -240,3 +249,29 @@ def test_verify_runs_all_of_the_last_commit_again_and_names_the_file_that_differ
         assert f"same     {file}" in lines
     assert done.stderr.splitlines()[-1] == "error: 1 files are not what dvc.lock says"
     assert done.returncode == 1
+
+
+def test_a_remote_that_cannot_be_reached_stops_no_run_and_what_was_not_pushed_can_be_pushed_later(
+    project: Project, tmp_path: Path
+) -> None:
+    before = project.outputs()
+    project.run("dvc", "remote", "add", "--local", "--default", "shared", "http://127.0.0.1:9/nobody")
+    try:
+        project.set_param("predict.top_k", 2)
+        assert "Running stage 'predict'" in project.run("dvc", "repro").stdout
+        project.restore()
+        failed = project.run("dvc", "push", ok=False)
+        assert failed.returncode != 0
+        assert project.outputs() == before
+
+        project.run("dvc", "remote", "modify", "--local", "shared", "url", str(tmp_path / "remote"))
+        project.run("dvc", "push")
+        project.run("git", "clone", "--quiet", str(project.root), str(tmp_path / "clone"))
+        clone = Project(tmp_path / "clone")
+        clone.run("dvc", "remote", "add", "--local", "--default", "shared", str(tmp_path / "remote"))
+        clone.run("dvc", "pull")
+        pulled = clone.outputs()
+        assert {name: before[name] for name in pulled if name in before} == pulled
+        assert "data/model/model.safetensors" in pulled
+    finally:
+        project.run("dvc", "remote", "remove", "--local", "shared")

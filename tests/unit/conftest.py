@@ -30,18 +30,18 @@ _VALUES: dict[str, Any] = {
     },
     "augment": {"shift": 0, "flip": False, "cutout": 0, "crop_area": 1.0},
     "model": {
-        "system": "classifier", "system_arguments": {}, "network": "mlp", "network_arguments": {}, "embedding": 8,
-        "width": 16, "dropout": 0.2, "test_time_flip": False,
+        "system": "classifier", "system_arguments": {}, "network": "mlp", "network_arguments": {}, "weights": None,
+        "embedding": 8, "width": 16, "dropout": 0.2, "test_time_flip": False,
     },
     "batch": {"size": "auto", "max_size": 64, "memory_budget": 1.0},
     "optimizer": {
-        "name": "adamw", "learning_rate": "auto", "fallback_learning_rate": 0.001,
+        "name": "adamw", "learning_rate": "auto", "backbone_learning_rate": 1.0, "fallback_learning_rate": 0.001,
         "weight_decay": 0.05, "momentum": 0.9, "schedule": "one_cycle", "warm_up": 0.3,
     },
     "loss": {"label_smoothing": 0.0},
     "fit": {
-        "max_epochs": 2, "monitor": "val_loss", "patience": None, "gradient_clip_val": 1.0, "ema_decay": None,
-        "save_state_every": 30.0,
+        "max_epochs": 2, "monitor": "val_loss", "patience": None, "gradient_clip_val": 1.0, "freeze_epochs": 0,
+        "averaging": "none", "ema_decay": 0.9, "swa_start": 0.5, "save_state_every": 30.0,
     },
     "trainer": {
         "accelerator": "cpu", "devices": 1, "num_nodes": 1, "strategy": "auto", "sync_batchnorm": False,
@@ -49,6 +49,11 @@ _VALUES: dict[str, Any] = {
     },
     "test": {"confidence": 0.95, "calibration_bins": 10, "worst_mistakes": 4},
     "predict": {"images": "data/new", "top_k": 3, "abstain_below": 0.5},
+    "debug": {
+        "fast_dev_run": 0, "overfit_batches": 0, "limit_train_batches": 1.0, "limit_val_batches": 1.0,
+        "limit_test_batches": 1.0, "val_check_interval": 1.0, "profiler": None, "detect_anomaly": False,
+    },
+    "tracking": {"loggers": ["mlflow"]},
     "pipelines": {"stage_time_limit": 1.0, "stage_retries": 0},
 }  # fmt: skip
 

@@ -1,7 +1,8 @@
 """A fit that is watched, as a process of its own: `python -m tests.unit.fit_on_two_devices`, in a prepared workspace.
 
 Each of its processes writes to `seen_RANK.pt` what it trained on, what it drew and what it ended with.
-KILL="RANK:BATCH" has that process killed as it comes to that batch of the fit, with a state saved since it began.
+KILL="RANK:BATCH" has that process killed as it comes to that batch of the fit, with a state saved since it began;
+with POISON its network gives out no numbers from there on.
 """
 
 import os
@@ -43,6 +44,10 @@ class Witness(Callback):
             eventually(lambda: states() - self.old_states, "a state is saved", every=0.01)
             Path("killed").touch()
             os.kill(os.getpid(), signal.SIGKILL)
+        if os.environ.get("POISON") == f"{trainer.global_rank}:{number}":
+            pl_module.get_submodule("network").register_forward_hook(
+                lambda _module, _inputs, output: output * float("nan")
+            )
         self.seen["batches"][number] = batch.images.clone()
         self.seen["drawn"][number] = (torch.rand(()).item(), np.random.rand(), random.random())
 

@@ -1,5 +1,6 @@
 """A fit on two devices, which are processes of this machine: really started, and really killed."""
 
+import json
 import os
 import shutil
 import sqlite3
@@ -56,7 +57,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
 def fit(folder: Path, base_values: dict[str, Any]) -> Fit:
     """A watched fit of two epochs, of 18 steps each, in processes of its own."""
 
-    def run(devices: int, micro_batch: int, kill: str | None = None, ok: bool = True, **keys: object) -> Fitted:
+    def run(devices: int, micro_batch: int, kill: str | None = None, poison: str | None = None,
+            **keys: object) -> Fitted:  # fmt: skip
         for made in ("data/model", "data/evaluation", "killed", "seen_0.pt", "seen_1.pt"):
             shutil.rmtree(folder / made) if (folder / made).is_dir() else (folder / made).unlink(missing_ok=True)
         write_json(folder / LEARNING_RATE, asdict(LearningRateChoice(0.01, "params", None)))
@@ -72,11 +74,12 @@ def fit(folder: Path, base_values: dict[str, Any]) -> Fit:
         }  # fmt: skip
         process = subprocess.run(
             [sys.executable, "-m", "tests.unit.fit_on_two_devices"], cwd=folder, text=True, capture_output=True,
-            env=environment | ({"KILL": kill} if kill else {}), check=False, timeout=120,
+            env=environment | ({"KILL": kill} if kill else {}) | ({"POISON": poison} if poison else {}), check=False,
+            timeout=200,
         )  # fmt: skip
         if kill:
             return Fitted(process, time.time() - (folder / "killed").stat().st_mtime, [], {}, b"")
-        if not ok:
+        if poison:
             return Fitted(process, 0, [], {}, b"")
         assert process.returncode == 0, process.stderr
         return Fitted(
@@ -147,7 +150,7 @@ def test_whichever_process_is_killed_the_fit_ends_and_goes_on_to_the_same_bits(f
         fault = fit(2, 16, kill=killed, **keys)
         assert fault.process.returncode != 0
         assert ("going on from step" in fault.process.stdout) == gone_on == (killed == "0:51")
-        assert fault.seconds_after_kill < 15
+        assert fault.seconds_after_kill < 60
         assert not processes_in(folder)
         assert not (folder / "data/model").exists()
     resumed = fit(2, 16, **keys)
@@ -172,12 +175,15 @@ def test_sync_batchnorm_without_a_cuda_device_is_refused_in_a_line(changed: Chan
         devices_of_fit(params)
 
 
-def test_a_user_s_mistake_in_mid_fit_is_told_once_and_ends_all(fit: Fit, folder: Path) -> None:
-    process = fit(2, 16, ok=False, fit__monitor="val_nothing").process
+def test_a_loss_that_is_no_number_on_one_device_stops_all_at_that_step_and_is_told_once(fit: Fit, folder: Path) -> None:
+    process = fit(2, 16, poison="1:13").process
     assert process.returncode == 2
     (line,) = [line for line in process.stderr.splitlines() if line.startswith("error: ")]
-    assert "fit.monitor = 'val_nothing' is not what Classifier logs" in line
+    assert "the training loss is nan in epoch 1, batch 14" in line
     assert not processes_in(folder)
+    (note,) = (folder / "data/state").glob("*/diverged.json")
+    assert len(json.loads(note.read_text())["train_rows"]) == 2 * 16, "the images of both"
+    shutil.rmtree(note.parent)
 
 
 def mlflow_runs(folder: Path) -> int:

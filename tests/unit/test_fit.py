@@ -1,19 +1,14 @@
 """What `fit` keeps of a training: the best epoch, averaged or compiled where it was asked to."""
 
-import json
 import shutil
 import time
-from pathlib import Path
 from typing import Any
 
 import pytest
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
-from torch import Tensor
 
-from refit.data.prepared import read_split
-from refit.model_file import read_model
 from refit.training import train
 from refit.training.run_logger import RunLogger
 from refit.training.trainer import make_trainer
@@ -23,41 +18,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*LeafSpec"),
     pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType"),  # MLflow's, of a function of its own
 ]
-
-
-def test_the_average_that_is_kept_is_the_one_that_was_validated(fitted: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One epoch of steps, each noted; their average by hand, batch norm's statistics and all."""
-    steps: list[dict[str, Tensor]] = []
-
-    class Notes(Callback):
-        def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: object) -> None:
-            steps.append({name: value.clone() for name, value in pl_module.state_dict().items()})
-
-    def noting(*args: Any, callbacks: list[Callback], **options: Any) -> pl.Trainer:
-        return make_trainer(*args, callbacks=[Notes(), *callbacks], **options)
-
-    monkeypatch.setattr(train, "make_trainer", noting)
-    kept = fitted(fit__ema_decay=0.8, fit__max_epochs=1)
-    for name in kept:
-        if kept[name].is_floating_point():
-            average = steps[0][name]
-            for number, step in enumerate(steps[1:], start=1):
-                decay = min(0.8, (1 + number) / (10 + number))
-                average = decay * average + (1 - decay) * step[name]
-            torch.testing.assert_close(kept[name], average)
-    assert any(not torch.equal(kept[name], steps[-1][name]) for name in kept)
-
-    told = json.loads(Path("data/evaluation/fit.json").read_text())
-    val = read_split("val")
-    system, _ = read_model()
-    with torch.inference_mode():
-        right = system.eval()(torch.from_numpy(val.images)).argmax(1) == torch.from_numpy(val.labels)
-    assert right.float().mean().item() == pytest.approx(told["val_accuracy"], abs=1e-6)
-
-
-def test_an_average_is_the_same_bits_each_time(fitted: Fit) -> None:
-    first, second = fitted(fit__ema_decay=0.9), fitted(fit__ema_decay=0.9)
-    assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")

@@ -244,7 +244,7 @@ class Tags(HTMLParser):
         self.text += data
 
 
-def write_page(path: Path) -> bytes:
+def write_page(path: Path, debug: bool = False) -> bytes:
     """A whole report, with names that would be HTML."""
     probabilities, labels = four_images()
     report = evaluate(probabilities, labels, ["<b>&", "two", "<script>"], 0.95, 10)
@@ -267,6 +267,7 @@ def write_page(path: Path) -> bytes:
         params={"seed": 0, "model": {"width": None, "flip": False, "network": '"><b>'}},
         pictures=pictures,
         embeddings={},
+        debug=debug,
     )
     return path.read_bytes()
 
@@ -281,6 +282,12 @@ def test_the_page_takes_no_name_for_html_and_loads_nothing(tmp_path: Path) -> No
         assert text in page.text
     for text in ("50.0\N{NO-BREAK SPACE}%", "1,234", "model.width", "null", "false"):
         assert text in page.text
+
+
+def test_the_page_of_a_debug_run_says_so_on_top(tmp_path: Path) -> None:
+    assert b"debug run" not in write_page(tmp_path / "report.html")
+    head, _, _ = write_page(tmp_path / "report.html", debug=True).partition(b"Model <code>")
+    assert b"A debug run" in head
 
 
 def test_pictures_and_page_are_the_same_bytes_in_any_process_and_with_any_matplotlib_settings(tmp_path: Path) -> None:

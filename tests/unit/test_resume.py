@@ -1,9 +1,13 @@
 """A fit that was cut off goes on where it was, to the same bits."""
 
+import csv
 import hashlib
 import json
 import os
 import random
+import shutil
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -16,11 +20,14 @@ import pytorch_lightning as pl
 import torch
 from mlflow import MlflowClient
 from pytorch_lightning.callbacks import Callback
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
+from refit.params import load_params
 from refit.training import train
 from refit.training.resume import fit_state
 from refit.training.trainer import make_trainer
+from stages import fit
 from tests.unit.conftest import Fit
 
 pytestmark = [
@@ -98,11 +105,16 @@ def step_of(path: Path) -> int:
 
 KINDS: dict[str, dict[str, object]] = {
     "plain": {},
-    "average": {"fit.ema_decay": 0.9},
+    "ema": {"fit.averaging": "ema"},
+    "swa": {"fit.averaging": "swa", "fit.swa_start": 0.0},
+    "swa without batch norm": {"fit.averaging": "swa", "fit.swa_start": 0.0, "model.network": "mlp"},
+    "frozen at first": {"fit.freeze_epochs": 1, "optimizer.backbone_learning_rate": 0.1},
+    "frozen at first, sgd": {"fit.freeze_epochs": 1, "optimizer.name": "sgd"},
     "augmented on a thread": {"augment.shift": 2, "augment.cutout": 2},
     "early stopping": {"fit.patience": 1, "fit.max_epochs": 4},
     "sgd": {"optimizer.name": "sgd", "optimizer.schedule": "cosine"},
     "constant": {"optimizer.schedule": "constant"},
+    "validations within an epoch": {"debug.val_check_interval": 5},
     "bfloat16": {"trainer.precision": "bf16-mixed"},
 }
 
@@ -159,6 +171,42 @@ def test_the_mlflow_run_of_a_fit_that_was_cut_off_goes_on_without_a_gap_or_a_rep
     assert [metric.value for metric in curve] == [float(row.split(",")[column]) for row in rows[1:]]
 
 
+@pytest.mark.parametrize("cuts", [[5], [STEPS_AN_EPOCH + 3, 3 * STEPS_AN_EPOCH + 1]], ids=str)
+def test_the_logs_of_a_fit_that_was_cut_off_go_on_without_a_gap_or_a_repeat(cuts: list[int], witnessed: Any) -> None:
+    """The last cut comes after an epoch that is in the logs, and not in the last state."""
+    keys = {"fit__max_epochs": 4, "fit__save_state_every": 1000.0, "tracking__loggers": ["csv", "tensorboard"]}
+    for cut in cuts:
+        with pytest.raises(PowerCutError):
+            witnessed(cut_off_in=cut, **keys)
+    resumed, _ = witnessed(**keys)
+    if len(cuts) > 1:
+        assert 0 < min(resumed.drawn) < 3 * STEPS_AN_EPOCH - 1
+    rows = list(csv.DictReader(Path("data/evaluation/history.csv").read_text().splitlines()))
+    steps = [epoch * STEPS_AN_EPOCH - 1 for epoch in range(1, 5)]
+    (folder,) = Path("data/logs").iterdir()
+    told = list(csv.DictReader((folder / "csv/metrics.csv").read_text().splitlines()))
+    assert [int(row["step"]) for row in told] == steps
+    events = EventAccumulator(str(folder / "tensorboard"))
+    events.Reload()
+    for name in ("train_loss", "val_loss", "val_accuracy", "learning_rate"):
+        curve = [float(row[name]) for row in rows]
+        assert [float(row[name]) for row in told] == curve
+        assert [scalar.step for scalar in events.Scalars(name)] == steps
+        assert [scalar.value for scalar in events.Scalars(name)] == pytest.approx(curve, rel=1e-6)
+    assert [scalar.step for scalar in events.Scalars("epoch_seconds")] == steps
+    assert all(row["epoch_seconds"] for row in told)
+    assert len(events.Images("first_batch")) == 1
+
+
+def test_a_fit_goes_on_whatever_loggers_are_chosen_meanwhile(witnessed: Any) -> None:
+    whole, weights = witnessed()
+    with pytest.raises(PowerCutError):
+        witnessed(cut_off_in=12, tracking__loggers=["csv"])
+    resumed, resumed_weights = witnessed(tracking__loggers=["tensorboard"])
+    assert min(resumed.drawn) > 0
+    assert same((resumed.end, resumed_weights), (whole.end, weights))
+
+
 def test_a_fit_that_was_cut_off_in_an_accumulation_goes_on_from_the_last_step(witnessed: Any) -> None:
     whole, weights = witnessed(micro_batch=16)
     with pytest.raises(PowerCutError):
@@ -167,6 +215,35 @@ def test_a_fit_that_was_cut_off_in_an_accumulation_goes_on_from_the_last_step(wi
     assert min(resumed.drawn) in (4, 8, 12)
     assert same(resumed.end, whole.end)
     assert same(resumed_weights, weights)
+
+
+READ_BOTH = """
+import importlib.util, json, sys, torch
+assert importlib.util.find_spec("refit") is None
+state = torch.load(sys.argv[1], weights_only=True)["hyper_parameters"]
+print(json.dumps([state, json.load(open(sys.argv[2]))["params"]]))
+"""
+
+
+def test_a_state_and_the_model_tell_their_resolved_parameters_to_a_process_without_the_project(
+    witnessed: Any, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """With weights_only, so that nothing but plain values is among them."""
+    with pytest.raises(PowerCutError):
+        witnessed(cut_off_in=12, micro_batch=16, learning_rate=0.02)
+    state = state_files()[-1].rename("state.ckpt").resolve()
+    witnessed(micro_batch=16, learning_rate=0.02)
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", READ_BOTH, state, Path("data/model/model.json").resolve()],
+        cwd=tmp_path_factory.mktemp("elsewhere"), capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    of_state, of_model = json.loads(done.stdout)
+    assert of_state == of_model
+    params = load_params().only(*fit.READS)
+    resolved = {section: getattr(params, section).model_dump() for section in fit.READS if section != "seed"}
+    resolved["optimizer"]["learning_rate"] = 0.02
+    resolved |= {"seed": 0, "batch": {"size": 64, "micro_batch": 16, "accumulate_grad_batches": 4}}
+    assert of_state == resolved
 
 
 @pytest.fixture
@@ -233,6 +310,23 @@ def test_the_state_of_another_fit_is_left_and_the_difference_told(
     assert min(resumed.drawn) > 0
 
 
+def test_the_state_of_a_fit_that_began_with_other_weights_is_left(
+    two_states: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Though they are in a file of the same name."""
+    weights = Path("data/weights/model.safetensors")
+    weights.parent.mkdir()
+    keys = {"model__weights": str(weights), "fit__max_epochs": 1}
+    for seed in (1, 2):
+        two_states(seed=seed, fit__max_epochs=1)
+        shutil.copy("data/model/model.safetensors", weights)
+        with pytest.raises(PowerCutError):
+            two_states(cut_off_in=12, **keys)
+    assert "is of another fit, and left there: weights" in capsys.readouterr().out
+    resumed, _ = two_states(**keys)
+    assert min(resumed.drawn) > 0
+
+
 def test_a_full_disk_fails_the_fit_in_a_line_and_leaves_the_state_before(witnessed: Any) -> None:
     """Each state after those that are there meets a device without space."""
     with pytest.raises(PowerCutError):
@@ -260,7 +354,7 @@ def test_a_folder_that_may_not_be_written_fails_the_fit_in_a_line(workspace: Pat
     os.seteuid(65534)
     try:
         with pytest.raises(ValueError, match=r"data/state/\w+ cannot be opened: Permission denied"):  # noqa: SIM117
-            with fit_state({}, every=1.0):
+            with fit_state({}, 1.0, {}):
                 pass
     finally:
         os.seteuid(0)

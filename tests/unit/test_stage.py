@@ -307,6 +307,7 @@ def test_check_writes_the_schema_that_is_committed(workspace: Path, values: Valu
         ("model.system", "mine.Own", "there is no package 'mine'"),
         ("model.system_arguments", {"klasses": 3}, "takes no such argument; did you mean classes?"),
         ("model.system_arguments", {"classes": 3}, "Refit itself gives Classifier("),
+        ("model.weights", "data/weights/gone.pth", "model.weights = 'data/weights/gone.pth' is not there; put"),
         ("predict.images", "data/newer", "predict.images = 'data/newer' is not a folder; create it"),
     ],
 )

@@ -1,0 +1,68 @@
+"""Send MLflow what it missed while it could not be reached: `python -m refit.tracking sync`."""
+
+import fcntl
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+from refit.files import repository_root
+from refit.model_file import read_model
+from refit.tracking import TrackedRun, send_kept_test
+from refit.unsent import IMAGES, MODEL, UNSENT, kept_files, kept_metrics, unsent, unsent_part
+
+
+def main(arguments: list[str]) -> None:
+    """Exits 1, after a line that says why, where MLflow still cannot be reached: what it misses goes on waiting."""
+    if arguments != ["sync"]:
+        raise ValueError("usage: python -m refit.tracking sync")
+    if not unsent():
+        print("MLflow misses nothing")
+        return
+    with _alone():
+        for sha256 in unsent():
+            if not (_send_fit(sha256) and _send_test(sha256)):
+                sys.exit(1)
+            shutil.rmtree(unsent_part(sha256, "fit").parent)
+            print(f"MLflow has the run of model {sha256[:8]}")
+
+
+def _send_fit(sha256: str) -> bool:
+    folder = unsent_part(sha256, "fit")
+    if not folder.is_dir():
+        return True
+    system, _ = read_model(folder / MODEL)
+    network = getattr(system, "network", system).to(memory_format=torch.contiguous_format)
+    run = TrackedRun.kept(folder)
+    run.log_files(*kept_files(folder))
+    run.finish(folder / MODEL, network, torch.from_numpy(np.load(folder / IMAGES)))
+    return not run.lost
+
+
+def _send_test(sha256: str) -> bool:
+    folder = unsent_part(sha256, "test")
+    return not folder.is_dir() or send_kept_test(sha256, kept_metrics(folder), kept_files(folder))
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    lock = os.open(repository_root() / UNSENT, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise ValueError("another process is at this already; wait for it") from None
+    finally:
+        os.close(lock)
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

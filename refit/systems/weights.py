@@ -1,0 +1,157 @@
+"""Pretrained weights: a network begins with those of torchvision or of a file, and with a new head where it must."""
+
+import hashlib
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from refit.params import WEIGHTS_FILES, ModelParams, nearest
+from refit.systems.head import head
+from refit.systems.networks import GreyToRgb, Normalize
+
+_OURS = "network."  # what a model that this project trained calls its network
+
+State = dict[str, Tensor]
+
+
+def load_weights(network: nn.Module, model: ModelParams) -> None:
+    """Give a network, as build_network makes it, the weights that `model.weights` names.
+
+    The head stays as it is where its number of outputs is another. The input is normalised as the weights are used to:
+    by what a model of Refit's brings along; by what torchvision's weights of the network want, also for a file from
+    elsewhere; and for any other network by the training images' mean and standard deviation, as it was.
+    Raises ValueError where they cannot be had, or another tensor is missing, one too many, or of another shape.
+    """
+    assert isinstance(network, nn.Sequential)
+    assert model.weights is not None
+    from_torchvision = model.network.startswith("torchvision:")
+    normalize, inner = network[0], network[1]
+    assert isinstance(normalize, Normalize)
+    if isinstance(inner, nn.Sequential) and isinstance(inner[0], GreyToRgb):
+        inner = inner[1]
+    state = _from_file(model.weights) if is_file_name(model.weights) else _from_torchvision(model)
+    if f"{_OURS}0.mean" in state:
+        mean, std = state[f"{_OURS}0.mean"].flatten(), state[f"{_OURS}0.std"].flatten()
+        state = _inside(f"{_OURS}1.", state)
+        if from_torchvision and all(name.startswith("1.") for name in state):  # it saw grey images through GreyToRgb
+            state = _inside("1.", state)
+    elif from_torchvision:
+        input_of = _torchvision_weights(model).transforms()
+        mean, std = torch.tensor(input_of.mean), torch.tensor(input_of.std)
+    else:
+        mean, std = normalize.mean.flatten(), normalize.std.flatten()
+    new_head = _fit(inner, state, model.weights)
+    _set_channels(normalize.mean, mean)
+    _set_channels(normalize.std, std)
+    print(f"weights from {model.weights}" + (f", and a new last layer, {new_head}" if new_head else ""), flush=True)
+
+
+def check_weights(model: ModelParams) -> None:
+    """Raises ValueError unless the weights that `model.weights` names are known: a file that is there, or a name of
+    torchvision's for this network."""
+    assert model.weights is not None
+    if not is_file_name(model.weights):
+        _torchvision_weights(model)
+    elif not Path(model.weights).is_file():
+        raise ValueError(f"model.weights = {model.weights!r} is not there; put the file into {WEIGHTS_FILES}/")
+
+
+def identity(model: ModelParams) -> str | None:
+    """What tells the weights apart from all others: a file's sha256, or where torchvision has them from."""
+    if model.weights is None:
+        return None
+    check_weights(model)
+    if is_file_name(model.weights):
+        return hashlib.sha256(Path(model.weights).read_bytes()).hexdigest()
+    return str(_torchvision_weights(model).url)
+
+
+def is_file_name(weights: str) -> bool:
+    return "." in weights
+
+
+def _torchvision_weights(model: ModelParams) -> Any:
+    """Its entry of torchvision's that `model.weights` names; for a file the default one."""
+    assert model.weights is not None
+    known = torchvision.models.get_model_weights(model.network.partition(":")[2])
+    if is_file_name(model.weights):
+        return known["DEFAULT"]
+    if model.weights not in known.__members__:
+        raise ValueError(
+            f"model.weights = {model.weights!r} is unknown{nearest(model.weights, list(known.__members__))}; "
+            f"{model.network} has {', '.join(known.__members__)}"
+        )
+    return known[model.weights]
+
+
+def _from_torchvision(model: ModelParams) -> State:
+    weights = _torchvision_weights(model)
+    try:
+        state: State = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
+    except (OSError, RuntimeError) as error:  # no network; a file that is not what its name says
+        raise ValueError(
+            f"model.weights = {model.weights!r} cannot be had from {weights.url}: {' '.join(str(error).split())}; "
+            f"or put the file into {WEIGHTS_FILES}/ and name it"
+        ) from None
+    return state
+
+
+def _from_file(weights: str) -> State:
+    path = Path(weights)
+    if not path.is_file():
+        raise ValueError(f"model.weights = {weights!r} is not there; put the file into {WEIGHTS_FILES}/")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(f"model.weights = {weights!r} holds no weights: {str(error).splitlines()[0]}") from None
+    if not (isinstance(state, dict) and state and all(isinstance(value, Tensor) for value in state.values())):
+        raise ValueError(f"model.weights = {weights!r} is no state_dict; expected names and tensors, and nothing else")
+    return state
+
+
+def _inside(prefix: str, state: Mapping[str, Tensor]) -> State:
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
+
+def _fit(network: nn.Module, state: State, weights: str) -> str:
+    """Load `state` into `network`; returns the head's name where it is a new one, else nothing."""
+    own, last = network.state_dict(), head(network)
+    (head_name,) = (name for name, layer in network.named_modules() if layer is last)
+    # torchvision's densenets were saved when a name could hold a dot.
+    for name in [name for name in state if re.search(r"denselayer\d+\.(norm|conv)\.[12]\.", name)]:
+        state[re.sub(r"\.(norm|conv)\.([12])\.", r".\1\2.", name)] = state.pop(name)
+    heads = {name for name in own if name.rpartition(".")[0] == head_name}
+    is_new = any(name not in state or state[name].shape != own[name].shape for name in heads)
+    if is_new:
+        state.update({name: own[name] for name in heads})
+    counters = {name for name in own if name.endswith("num_batches_tracked")}  # which old files lack
+    wrong = [name for name in own if name not in counters | state.keys() or _differ(own[name], state.get(name))]
+    wrong += [name for name in state if name not in own]
+    if wrong:
+        shown = ", ".join(wrong[:4]) + (f" and {len(wrong) - 4} more" if len(wrong) > 4 else "")
+        raise ValueError(
+            f"model.weights = {weights!r} does not fit: {shown} missing there, of another shape, or not the network's; "
+            "choose the model.network, and width, that it was trained with"
+        )
+    network.load_state_dict(state)
+    return head_name if is_new else ""
+
+
+def _differ(own: Tensor, other: Tensor | None) -> bool:
+    return other is not None and own.shape != other.shape
+
+
+def _set_channels(own: Tensor, values: Tensor) -> None:
+    """One value a channel; a grey image's is the mean of a colour image's."""
+    channels = own.shape[1]
+    own.copy_((values if len(values) in (1, channels) else values.mean(dim=0, keepdim=True)).view(1, -1, 1, 1))

@@ -1,0 +1,31 @@
+"""`make smoke` in a real repository."""
+
+import re
+
+from tests.stages.conftest import Project
+
+
+def everything(project: Project) -> dict[str, bytes]:
+    """All files but git's own."""
+    files = [path for path in project.root.rglob("*") if path.is_file() and ".git" not in path.parts]
+    return {str(path): path.read_bytes() for path in files if not {"tmp", "__pycache__"} & set(path.parts)}
+
+
+def test_smoke_runs_every_stage_of_every_system_as_edited_and_touches_nothing(project: Project) -> None:
+    project.set_param("model.dropout", 0.4)
+    before = everything(project)
+    said = project.run("python", "-m", "pipelines.smoke").stdout
+    assert everything(project) == before
+    assert re.findall(r"smoke: (\w+) goes through all stages", said) == ["classifier", "autoencoder"]
+    stages = re.findall(r"Running stage '(\w+)'", said)
+    assert all(stages.count(stage) == 2 for stage in ("scale_batch", "find_lr", "fit", "test", "predict"))
+    assert said.count("epoch 1/1") == 2
+
+
+def test_smoke_fails_with_the_stage_that_fails(project: Project) -> None:
+    project.set_param("fit.patience", "soon")
+    failed = project.run("python", "-m", "pipelines.smoke", ok=False)
+    assert failed.returncode != 0
+    assert "fit.patience = 'soon'" in failed.stderr
+    assert "error: classifier does not go through all stages" in failed.stderr
+    assert "smoke:" not in failed.stdout
