@@ -49,15 +49,16 @@ class FitLoggers:
     """The loggers of one fit. A fit that goes on from a state goes on with them, without a gap or a repeat."""
 
     def __init__(
-        self, names: Sequence[str], params: Mapping[str, Any], tags: Mapping[str, str], state: Path, step: int
+        self, names: Sequence[str] | None, params: Mapping[str, Any], tags: Mapping[str, str], state: Path, step: int
     ) -> None:
-        """`params` is all of params.yaml, nested; `state` the folder of the fit's state, which is of this `step`."""
+        """`params` is all of params.yaml, nested; `state` the folder of the fit's state, which is of this `step`.
+        `names` is None in a process of the fit that is not its leader, who logs for all."""
         self.folder = repository_root() / LOGS / f"fit-{state.name}"
-        if step == 0:
+        if step == 0 and names is not None:
             shutil.rmtree(self.folder, ignore_errors=True)
         opened = [
             RunLogger(params, tags, state) if name == "mlflow" else _OPEN[name](self.folder, params, step)
-            for name in names
+            for name in names or ()
         ]
         self.each: list[FitLogger] = [logger for logger in opened if logger is not None]
 

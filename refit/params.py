@@ -211,7 +211,16 @@ class FitParams(Section):
 
 class TrainerParams(Section):
     accelerator: Literal["auto", "cpu", "gpu", "mps", "tpu"]
-    """Lightning's accelerator; one device of it is used."""
+    """Lightning's accelerator."""
+    devices: Count
+    """Devices of each machine that fit trains on, with a process for each (docs/distributed.md); the effective batch
+    is shared among them. All other stages take one."""
+    num_nodes: Count
+    """Machines that fit trains on, as torchrun or SLURM starts it on each."""
+    strategy: Literal["auto", "ddp", "ddp_find_unused_parameters_true", "fsdp"]
+    """Lightning's strategy for more than one device. auto: ddp."""
+    sync_batchnorm: bool
+    """Batch norm over the images of all devices, not of each by itself; on CUDA devices alone."""
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed", "64-true"]
     """Lightning's precision. auto: bf16-mixed where the device does it natively, else 32-true."""
     threads: Count
@@ -222,6 +231,23 @@ class TrainerParams(Section):
     compile: Literal["default", "reduce-overhead"] | None
     """torch.compile's mode for the network in fit; reduce-overhead records CUDA graphs, for small networks. It takes
     some half a minute before the first step, and a C++ compiler. null: not compiled."""
+
+    @property
+    def world_size(self) -> int:
+        return self.devices * self.num_nodes
+
+    @model_validator(mode="after")
+    def _several_devices_can_work_together(self) -> Self:
+        if self.world_size == 1 and self.strategy != "auto":
+            raise ValueError(f"strategy {self.strategy} has no effect with one device; set it to auto, or raise "
+                             "devices")  # fmt: skip
+        if self.world_size == 1 and self.sync_batchnorm:
+            raise ValueError("sync_batchnorm has no effect with one device; set it to false, or raise devices")
+        if self.accelerator == "cpu" and self.sync_batchnorm:
+            raise ValueError("sync_batchnorm: true is for CUDA devices, and accelerator is cpu; set it to false")
+        if self.accelerator == "cpu" and self.strategy == "fsdp":
+            raise ValueError("strategy fsdp is for CUDA devices, and accelerator is cpu; set it to ddp")
+        return self
 
 
 class TestParams(Section):
@@ -310,6 +336,34 @@ class Params(Section):
     tracking: TrackingParams
     pipelines: PipelinesParams
 
+    @model_validator(mode="after")
+    def _devices_share_the_batch(self) -> Self:
+        size, devices = self.batch.size, self.trainer.world_size
+        if size == "auto" and devices.bit_count() != 1:
+            raise ValueError(f"batch.size auto is a power of two, which trainer.devices x num_nodes = {devices} "
+                             f"cannot share evenly; set it to a multiple of {devices}")  # fmt: skip
+        if devices > 1 and self.fit.freeze_epochs:  # DDP sums the gradients of what is to be trained when it begins
+            raise ValueError(f"fit.freeze_epochs = {self.fit.freeze_epochs} does not work with several devices; set it "
+                             "to 0, or trainer.devices and num_nodes to 1")  # fmt: skip
+        if self.trainer.strategy == "fsdp":
+            self._works_with_shards()
+        if size != "auto" and size % devices:
+            raise ValueError(f"batch.size = {size} cannot be shared evenly by trainer.devices x num_nodes = {devices}; "
+                             f"set it to a multiple of {devices}")  # fmt: skip
+        return self
+
+    def _works_with_shards(self) -> None:
+        for key, value, only in (
+            ("fit.gradient_clip_val", self.fit.gradient_clip_val, None),  # Lightning's word
+            ("fit.averaging", self.fit.averaging, "none"),
+            ("optimizer.weight_decay", self.optimizer.weight_decay, 0),  # a shard does not tell a matrix from a norm
+            ("model.system", self.model.system, "classifier"),  # others may need the whole network at the fit's end
+            ("trainer.compile", self.trainer.compile, None),
+        ):
+            if value != only:
+                expected = "null" if only is None else only
+                raise ValueError(f"{key} = {value} does not work with trainer.strategy fsdp; set it to {expected}")
+
     def only(self, *sections: str) -> "Params":
         """The same parameters with these sections alone; reading another raises AttributeError."""
         return Params.model_construct(None, **{name: getattr(self, name) for name in sections})
@@ -358,7 +412,7 @@ def _explain(error: ValidationError) -> list[str]:
         elif fault["type"] == "missing":
             line = f"{path} is missing; {_expected(section, keys[-1])}"
         elif fault["type"] == "value_error":
-            line = f"{path}: {fault['ctx']['error']}"
+            line = f"{path}: {fault['ctx']['error']}" if path else str(fault["ctx"]["error"])
         else:
             line = f"{path} = {fault['input']!r}: {_expected(section, keys[-1])}"
             faults.setdefault(line, []).append(fault["msg"].removeprefix("Input should be "))

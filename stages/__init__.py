@@ -1,9 +1,11 @@
 """The stages of dvc.yaml, one module each."""
 
+import os
 import sys
 
 from refit.warm import die_with_parent, run_warm
 
 if sys.argv[0] == "-m":  # as a stage's process, which imports this before all that takes seconds
     die_with_parent()
-    run_warm()
+    if "LOCAL_RANK" not in os.environ:  # else it is one of the processes of a fit, which its first has started
+        run_warm()

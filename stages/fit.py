@@ -17,6 +17,7 @@ from refit.stage import run_stage
 from refit.systems.build import build_system
 from refit.systems.weights import identity
 from refit.training.choices import BATCH, LEARNING_RATE, read_batch, read_learning_rate, resolved_params
+from refit.training.distributed import leads_fit
 from refit.training.resume import fit_state, loaded_code
 from refit.training.train import train
 from refit.training.trainer import environment, hardware_class
@@ -27,13 +28,15 @@ EVALUATION = Path("data/evaluation")
 
 def main(params: Params) -> None:
     info, batch, rate = read_info(), read_batch(), read_learning_rate()
-    if batch.hardware != hardware_class(params.trainer):
+    leads = leads_fit(params.trainer)  # of several processes one; the others only train
+    if leads and batch.hardware != hardware_class(params.trainer):
         print(
             f"warning: the micro-batch of {batch.micro_batch} was found on {batch.hardware!r}; if memory runs out "
             "here, run: dvc repro --force --single-item scale_batch",
             file=sys.stderr,
         )
-    print(f"learning rate {rate.learning_rate:.3g} from {rate.chosen_by}, effective batch {batch.effective_batch}")
+    if leads:
+        print(f"learning rate {rate.learning_rate:.3g} from {rate.chosen_by}, effective batch {batch.effective_batch}")
 
     inputs = {
         "params": params.model_dump(include=set(READS), exclude={"fit": {"save_state_every"}}),
@@ -43,11 +46,11 @@ def main(params: Params) -> None:
         "environment": environment(params.trainer),
     }
     resolved = resolved_params(params, batch, rate)
-    with fit_state(inputs, params.fit.save_state_every, resolved) as state:
+    with fit_state(inputs, params.fit.save_state_every, resolved, leads) as state:
         every_param = load_params().model_dump()  # for the record
         debug = {"debug": True} if params.debug.shortens else {}
         tags = {"data_sha256": info.sha256, **dict.fromkeys(debug, "true")}
-        loggers = FitLoggers(chosen_loggers(), every_param, tags, state.folder, state.step)
+        loggers = FitLoggers(chosen_loggers() if leads else None, every_param, tags, state.folder, state.step)
         pl.seed_everything(params.seed, verbose=False)
         system = build_system(params.model, info, params.optimizer, params.loss, rate.learning_rate)
         data = PreparedData(params.augment, batch.micro_batch, batch.effective_batch, params.seed)
@@ -56,6 +59,11 @@ def main(params: Params) -> None:
         except BaseException:
             loggers.fail()
             raise
+        if not leads:
+            return
+        if params.trainer.strategy == "fsdp":  # no device has all of the trained one
+            system = build_system(params.model, info)
+            system.load_state_dict(best.weights)
 
         model = write_model(system, params.model, info, batch.micro_batch, resolved, debug=params.debug.shortens)
         write_json(EVALUATION / "fit.json", {**best.row, "epochs": len(history.rows), **debug})

@@ -1,5 +1,6 @@
 """Batches from the prepared data set: each is one gather from a packed tensor."""
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -63,6 +64,7 @@ def _ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
 class TrainLoader:
     """Shuffled and augmented batches whose content depends on the seed and the epoch alone.
 
+    Of the processes of a fit each takes its turn: together they step on the images that one alone would.
     The remainder that does not fill an effective batch is left out; it is another remainder each epoch.
     """
 
@@ -75,9 +77,11 @@ class TrainLoader:
         seed: int,
         epoch: Callable[[], int],
         device: torch.device = CPU,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
         """Batches are on `device` from the start where the split fits there; else Lightning moves each."""
-        assert effective_batch % batch_size == 0, (effective_batch, batch_size)
+        assert effective_batch % (batch_size * world_size) == 0, (effective_batch, batch_size, world_size)
         self.device = device
         self.images, self.labels = _tensors(split, device)
         self.batch_size = batch_size
@@ -85,6 +89,8 @@ class TrainLoader:
         self.augmentation = augmentation
         self.seed = seed
         self.epoch = epoch
+        self.rank = rank
+        self.world_size = world_size
         self.position = 0
         """Batches of the epoch that were handed out."""
         self._start = 0
@@ -97,18 +103,19 @@ class TrainLoader:
         self._start = state_dict["position"]
 
     def __len__(self) -> int:
-        return self.used // self.batch_size
+        return self.used // (self.batch_size * self.world_size)
 
     def rows(self, batch_idx: int) -> list[int]:
-        """Which rows of the split are in this batch of the epoch at hand."""
-        rows: list[int] = self.order[batch_idx * self.batch_size :][: self.batch_size].tolist()
+        """Which rows of the split are in this batch of the epoch at hand; of several processes in those of all."""
+        together = self.batch_size * self.world_size
+        rows: list[int] = self.order[batch_idx * together :][:together].tolist()
         return rows
 
     def __iter__(self) -> Iterator[Batch]:
         random = np.random.default_rng([self.seed, self.epoch()])
         self.position, self._start = self._start, 0
         self.order = random.permutation(len(self.labels))[: self.used]
-        order = torch.from_numpy(self.order[self.position * self.batch_size :])
+        order = torch.from_numpy(self.order[self.position * self.batch_size * self.world_size :])
         height, width = self.images.shape[2:]
         draws = draw(self.augmentation, len(self.labels), (height, width), random)
         batches = self._gather(order.to(self.images.device), draws.to(self.images.device) if draws else None)
@@ -121,17 +128,31 @@ class TrainLoader:
             yield batch
 
     def _gather(self, order: Tensor, draws: Draws | None) -> Iterator[Batch]:
-        for indices in torch.split(order, self.batch_size):
+        for indices in torch.split(order, self.batch_size)[self.rank :: self.world_size]:
             yield Batch(self.images[indices], self.labels[indices], draws.take(indices) if draws else None)
 
 
 class EvaluationLoader:
-    """A split's batches in order, on `device` from the start where the split fits there."""
+    """A split's batches in order, on `device` from the start where the split fits there.
 
-    def __init__(self, split: Split, batch_size: int, device: torch.device = CPU) -> None:
+    Of several processes each has as many, as they wait for one another at every batch: some are then smaller.
+    """
+
+    def __init__(
+        self, split: Split, batch_size: int, device: torch.device = CPU, rank: int = 0, world_size: int = 1
+    ) -> None:
+        """Raises ValueError where there are fewer images than processes."""
         images, labels = _tensors(split, device)
-        self.images = torch.split(images, batch_size)
-        self.labels = torch.split(labels, batch_size)
+        if world_size == 1:
+            self.images, self.labels = torch.split(images, batch_size), torch.split(labels, batch_size)
+            return
+        if len(labels) < world_size:
+            raise ValueError(f"{len(labels)} images cannot be shared by {world_size} devices; lower trainer.devices, "
+                             "or raise data.val")  # fmt: skip
+        assert batch_size > 1  # else one left over would be a batch too many
+        parts = world_size * math.ceil(len(labels) / (batch_size * world_size))
+        self.images = torch.tensor_split(images, parts)[rank::world_size]
+        self.labels = torch.tensor_split(labels, parts)[rank::world_size]
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -178,11 +199,15 @@ class PreparedData(pl.LightningDataModule):
             self.seed,
             lambda: trainer.current_epoch,
             trainer.strategy.root_device,
+            trainer.global_rank,
+            trainer.world_size,
         )
 
     def val_dataloader(self) -> EvaluationLoader:
-        assert self.trainer is not None
-        return EvaluationLoader(self.val, EVALUATION_FACTOR * self.batch_size, self.trainer.strategy.root_device)
+        trainer = self.trainer
+        assert trainer is not None
+        device, batch_size = trainer.strategy.root_device, EVALUATION_FACTOR * self.batch_size
+        return EvaluationLoader(self.val, batch_size, device, trainer.global_rank, trainer.world_size)
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         if batch.images.device == device:  # Lightning would look at each tensor of it

@@ -23,6 +23,7 @@ class System(pl.LightningModule):
 
     train_figures: tuple[str, ...]
     """Names of what `add_train_figures` is given the sums of; each is logged as train_NAME."""
+    _ddp_params_and_buffers_to_ignore = ("train_sums",)  # each process's own; DDP would put the first's in its place
 
     def __init__(
         self,
@@ -70,19 +71,23 @@ class System(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Both splits' figures in one place, so that whoever listens sees an epoch whole."""
+        # Of several processes the mean, which is that of all images: each was given as many to train on, and a
+        # metric is reduced over all of them before.
         means = self.train_sums / max(self.train_images, 1)
         train = {f"train_{name}": mean for name, mean in zip(self.train_figures, means, strict=True)}
-        self.log_dict(train, prog_bar=True)
+        self.log_dict(train, prog_bar=True, sync_dist=True)
         for name, metric in self.val_metrics.items():
             assert isinstance(metric, Metric)
-            self.log(f"val_{name}", metric.compute(), prog_bar=True)
+            self.log(f"val_{name}", metric.compute(), prog_bar=True, sync_dist=True)
             metric.reset()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["train_sums"], checkpoint["train_images"] = self.train_sums, self.train_images
+        sums: Any = self.all_gather(self.train_sums)
+        checkpoint["train_sums"] = sums.view(-1, len(self.train_sums))  # a row for each process
+        checkpoint["train_images"] = self.train_images
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.train_sums.copy_(checkpoint["train_sums"])
+        self.train_sums.copy_(checkpoint["train_sums"][self.global_rank])
         self.train_images = checkpoint["train_images"]
 
     def configure_optimizers(self) -> OptimizerLRScheduler:

@@ -12,6 +12,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, RichProgressBar
 from pytorch_lightning.callbacks.progress.rich_progress import CustomTimeColumn
+from pytorch_lightning.strategies import FSDPStrategy
 from rich.progress import ProgressColumn, Task
 from rich.text import Text
 from torch import Tensor
@@ -75,6 +76,8 @@ class EpochLines(Callback):
     """One line an epoch, where the output is a log."""
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
         metrics = "  ".join(f"{name} {float(value):.4f}" for name, value in trainer.callback_metrics.items())
         print(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {metrics}", flush=True)
 
@@ -143,11 +146,14 @@ class Best(Callback):
         if self.average and not self.average.begun():
             return
         if not self.row or self.is_better(row[self.monitor], self.row[self.monitor]):
-            validated = self.average.averaged() if self.average else pl_module
-            self.row, self.weights = row, {name: value.clone() for name, value in validated.state_dict().items()}
+            # By way of the strategy, which may have to put the weights together.
+            strategy = trainer.strategy
+            validated = self.average.averaged().state_dict() if self.average else strategy.lightning_module_state_dict()
+            self.row, self.weights = row, {name: value.clone() for name, value in validated.items()}
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        pl_module.load_state_dict(self.weights)
+        if not isinstance(trainer.strategy, FSDPStrategy):  # else each device has a shard, which no weights fit into
+            pl_module.load_state_dict(self.weights)
 
 
 class EpochFacts(Callback):
@@ -193,7 +199,8 @@ class EpochFacts(Callback):
             "memory_gib": _peak_memory(pl_module.device) / 2**30,
         }
         if self.batches:
-            facts["images_per_second"] = self.batches * trainer.train_dataloader.batch_size / self.seconds
+            images = self.batches * trainer.train_dataloader.batch_size * trainer.world_size
+            facts["images_per_second"] = images / self.seconds
         if trainer.current_epoch == 0 and self.first_step is not None:
             facts["first_step_seconds"] = self.first_step
         for logger in trainer.loggers:

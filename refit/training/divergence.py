@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import pytorch_lightning as pl
 import torch
+import torch.distributed as dist
 from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
@@ -39,6 +40,9 @@ class FiniteLoss(Callback):
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
         loss, arrived = loss.detach(), None
+        if trainer.world_size > 1:  # one that is no number is so in the sum: all processes stop at the same step
+            loss = loss.clone()
+            dist.all_reduce(loss)
         if loss.device.type == "cuda":
             loss = torch.empty_like(loss, device="cpu", pin_memory=True).copy_(loss, non_blocking=True)
             arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
@@ -67,7 +71,8 @@ class FiniteLoss(Callback):
             "learning_rate": rate,
             "gradient_norm": str(float(torch.nn.utils.get_total_norm(gradients))),
         }
-        write_json(self.note, note)
+        if trainer.is_global_zero:
+            write_json(self.note, note)
         raise ValueError(
             f"the training loss is {note['loss']} in epoch {note['epoch']}, batch {note['batch']}, at a learning rate "
             f"of {rate:.3g}; lower optimizer.learning_rate, or set fit.gradient_clip_val. "

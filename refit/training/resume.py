@@ -31,6 +31,7 @@ from torch import Tensor
 
 from refit.files import repository_root, write_bytes, write_json
 from refit.tracking import flatten
+from refit.training.together import Together
 
 STATES = Path("data/state")
 INPUTS = "inputs.json"
@@ -40,6 +41,7 @@ COST_SHARE = 0.02  # of the time of a fit, at most, for the states at the ends o
 _PROJECT = Path(__file__).resolve().parents[2]
 _HOLDER = "pid"
 _PATIENCE = 10.0  # seconds that a killed process may take to be gone
+_LEADERS_END = 60.0  # seconds that the leader of a fit may take to end after a fault
 
 
 def loaded_code() -> dict[str, str]:
@@ -55,15 +57,24 @@ def loaded_code() -> dict[str, str]:
 
 
 @contextmanager
-def fit_state(inputs: Mapping[str, Any], every: float, params: Mapping[str, Any]) -> Iterator["FitState"]:
+def fit_state(
+    inputs: Mapping[str, Any], every: float, params: Mapping[str, Any], leads: bool = True
+) -> Iterator["FitState"]:
     """The state of the fit that follows from `inputs`, which are JSON; removed at the end of the block if that is well.
 
-    `every` is in seconds; `params`, for people, go into each state. Raises ValueError where another process is at this
-    very fit.
+    `every` is in seconds; `params`, for people, go into each state. Of a fit's processes one `leads`, and holds the
+    state; the others go on from it with that one. Raises ValueError where another process is at this very fit.
     """
     content = json.dumps(inputs, sort_keys=True).encode()
     states = repository_root() / STATES
     folder = states / hashlib.sha256(content).hexdigest()[:16]
+    if not leads:
+        try:
+            yield FitState(folder, _newest_sound(folder, tell=False), every, params)
+        except ValueError:
+            time.sleep(_LEADERS_END)  # the leader tells the same fault, and this process dies with it
+            raise
+        return
     with _locked(folder):
         path = _newest_sound(folder)
         if path is None:
@@ -110,12 +121,13 @@ def _locked(folder: Path) -> Iterator[None]:
         os.close(lock)
 
 
-def _newest_sound(folder: Path) -> Path | None:
+def _newest_sound(folder: Path, tell: bool = True) -> Path | None:
     for path in sorted(folder.glob("step-*.ckpt"), reverse=True):
         fault = _fault_of(path)
         if fault is None:
             return path
-        print(f"warning: {path.relative_to(repository_root())} is passed over: {fault}", file=sys.stderr)
+        if tell:
+            print(f"warning: {path.relative_to(repository_root())} is passed over: {fault}", file=sys.stderr)
     return None
 
 
@@ -164,6 +176,9 @@ class FitState(Checkpoint):
     a second one does that at once.
 
     A step after which there is a validation is passed over: Lightning would go on from there without it.
+
+    The processes of a fit on several devices save together, as Lightning's checkpoints are made, and end together: they
+    ask one another after each step.
     """
 
     def __init__(self, folder: Path, path: Path | None, every: float, params: Mapping[str, Any]) -> None:
@@ -173,7 +188,8 @@ class FitState(Checkpoint):
         self.every = every
         self.params = dict(params)
         self.files = StateFiles()
-        self._random: dict[str, Any] | None = None
+        self._random: list[dict[str, Any]] | None = None
+        """Of each of the fit's processes, where there is a state to go on from."""
         self._new_epoch = False
         self._asked: signal.Signals | None = None
 
@@ -182,18 +198,25 @@ class FitState(Checkpoint):
         """Optimizer steps that were done in the state to go on from; 0 where there is none."""
         return int(self.path.stem.removeprefix("step-")) if self.path else 0
 
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # Before the Trainer puts its own in place, which would tell the other processes in its own way.
+        self._before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._together = Together(trainer)
+        if len(set(self._together.gather(trainer.global_step))) > 1:
+            raise ValueError(f"the processes of this fit found different states; {STATES} must be one folder for all")
         if self._random is not None:
             # Lightning's own call came before it read the state: to count its steps, a schedule had the loader set up.
             trainer.fit_loop._load_combined_loader_states()
-            _set_random(self._random)
-            print(
-                f"going on from step {trainer.global_step}, in epoch {trainer.current_epoch + 1} "
-                f"of {trainer.max_epochs}",
-                flush=True,
-            )
+            _set_random(self._random[trainer.global_rank])
+            if trainer.is_global_zero:
+                print(
+                    f"going on from step {trainer.global_step}, in epoch {trainer.current_epoch + 1} "
+                    f"of {trainer.max_epochs}",
+                    flush=True,
+                )
         self._saved = time.monotonic()
-        self._before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
         for number in self._before:  # the Trainer puts back what it found
             signal.signal(number, self._ask)
 
@@ -207,17 +230,19 @@ class FitState(Checkpoint):
             return
         if done % trainer.val_check_batch == 0:  # type: ignore[operator]
             return
-        if self._asked is not None:
+        # The time is the first one's, who writes.
+        asked, due = self._together.highest(self._asked or 0, self._together.rank == 0 and self._is_due())
+        if asked or due:
             self._save(trainer)
+        if asked:
             self.files.finish()
-            self._obey(self._asked)
-        elif self._is_due():
-            self._save(trainer)
+            self._obey(asked)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.files.finish()
-        if self._asked is not None:  # in the last step of all
-            self._obey(self._asked)
+        (asked,) = self._together.highest(self._asked or 0)
+        if asked:  # in the last step of all
+            self._obey(asked)
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -227,10 +252,10 @@ class FitState(Checkpoint):
         checkpoint[pl.LightningModule.CHECKPOINT_HYPER_PARAMS_KEY] = self.params
 
     def state_dict(self) -> dict[str, Any]:
-        return _random_state()
+        return {"random": self._together.gather(_random_state())}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._random = state_dict
+        self._random = state_dict["random"]
 
     def _is_due(self) -> bool:
         if self.files.busy():
@@ -244,12 +269,15 @@ class FitState(Checkpoint):
 
     def _ask(self, number: int, _frame: object) -> None:
         if self._asked is not None:
-            self._obey(signal.Signals(number))
+            self._obey(number)
         self._asked = signal.Signals(number)
-        print(f"{self._asked.name}: ending after this step, whose state is kept", file=sys.stderr, flush=True)
+        if self._together.rank == 0:
+            print(f"{self._asked.name}: ending after this step, whose state is kept", file=sys.stderr, flush=True)
 
-    def _obey(self, number: signal.Signals) -> None:
-        signal.signal(number, self._before[number])
+    def _obey(self, number: int) -> None:
+        if self._together.rank > 0:
+            sys.exit(0)  # what became of the fit, its first process tells; an error here would have that one killed
+        signal.signal(number, self._before[signal.Signals(number)])
         signal.raise_signal(number)
 
 

@@ -10,6 +10,7 @@ from refit.params import Params
 from refit.training.averaging import make_average
 from refit.training.callbacks import Best, EpochFacts, History
 from refit.training.choices import BatchChoice
+from refit.training.distributed import OwnRandomness, devices_of_fit, share_batch
 from refit.training.divergence import FiniteLoss
 from refit.training.finetuning import FrozenBackbone
 from refit.training.pictures import FirstBatch, Histograms
@@ -26,7 +27,10 @@ def train(
     state: FitState,
     loggers: FitLoggers,
 ) -> tuple[History, Best]:
-    """Fit `system`, from `state` on where there is one; it is left as it was in its best epoch."""
+    """Fit `system`, from `state` on where there is one; it is left as it was in its best epoch.
+
+    On several devices each process calls it, and the first alone has loggers.
+    """
     if params.trainer.compile:
         getattr(system, "network", system).compile(mode=params.trainer.compile)
     if params.debug.overfit_batches:
@@ -52,8 +56,13 @@ def train(
         callbacks.append(average)
     if params.fit.freeze_epochs:
         callbacks.append(FrozenBackbone(params.fit.freeze_epochs))
+    if params.trainer.world_size > 1:
+        batch = share_batch(batch, params.trainer.world_size)
+        data.batch_size = batch.micro_batch
+        callbacks.append(OwnRandomness(params.seed))
     trainer = make_trainer(
         params.trainer,
+        **devices_of_fit(params.trainer),
         max_epochs=params.fit.max_epochs,
         accumulate_grad_batches=batch.accumulate_grad_batches,
         gradient_clip_val=params.fit.gradient_clip_val,
@@ -69,6 +78,6 @@ def train(
         logger=loggers.each,
     )
     trainer.fit(system, datamodule=data, ckpt_path=state.path, weights_only=True)
-    if params.debug.profiler:
+    if params.debug.profiler and trainer.is_global_zero:
         show_profile(params.debug.profiler)
     return history, best

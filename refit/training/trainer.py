@@ -27,10 +27,10 @@ def make_trainer(
     quiet: bool = False,
     **options: Any,
 ) -> pl.Trainer:
-    """A Trainer on one device of `params.accelerator`, which writes nothing of its own accord.
+    """A Trainer on one device of `params.accelerator`, unless told otherwise, which writes nothing of its own accord.
 
     It shows its progress, unless it is to be `quiet`. `options` are the Trainer's own arguments. Raises ValueError
-    where the accelerator is not there.
+    where the devices are not there.
     """
     torch.set_num_threads(params.threads)
     _silence_notices()
@@ -40,7 +40,6 @@ def make_trainer(
     try:
         return pl.Trainer(
             accelerator=params.accelerator,
-            devices=1,
             precision=choose_precision(params),
             deterministic=params.deterministic,
             callbacks=[*callbacks, *progress],
@@ -49,10 +48,11 @@ def make_trainer(
             enable_model_summary=False,
             use_distributed_sampler=False,
             profiler=profiler or _NoProfiler(),
-            **{"logger": False, "enable_checkpointing": False, **options},
+            **{"devices": 1, "logger": False, "enable_checkpointing": False, **options},
         )
     except (MisconfigurationException, ModuleNotFoundError) as error:
-        raise ValueError(f"trainer.accelerator = {params.accelerator!r}: {error}") from None
+        devices = f", devices = {params.devices}" if "devices" in options else ""
+        raise ValueError(f"trainer.accelerator = {params.accelerator!r}{devices}: {error}") from None
 
 
 class _NoProfiler(PassThroughProfiler):
@@ -105,3 +105,4 @@ def _silence_notices() -> None:
     # Metrics are logged once an epoch, whatever its number of steps.
     warnings.filterwarnings("ignore", ".*smaller than the logging interval.*")
     warnings.filterwarnings("ignore", ".*LeafSpec.*is deprecated")
+    warnings.filterwarnings("ignore", ".*all_gather is deprecated")

@@ -36,14 +36,18 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Project:
 
 @pytest.fixture
 def project(undisturbed: Project) -> Project:
-    """As if `fit` had never run."""
-    undisturbed.restore()
-    for made in ("data/model", "data/state", ".dvc/cache/runs"):
-        shutil.rmtree(undisturbed.root / made, ignore_errors=True)
-    known = locked(undisturbed)
-    del known["stages"]["fit"]
-    (undisturbed.root / "dvc.lock").write_text(yaml.safe_dump(known))
+    forget_fit(undisturbed)
     return undisturbed
+
+
+def forget_fit(project: Project) -> None:
+    """As if `fit` had never run."""
+    project.restore()
+    for made in ("data/model", "data/state", ".dvc/cache/runs"):
+        shutil.rmtree(project.root / made, ignore_errors=True)
+    known = locked(project)
+    del known["stages"]["fit"]
+    (project.root / "dvc.lock").write_text(yaml.safe_dump(known))
 
 
 @pytest.fixture

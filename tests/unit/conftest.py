@@ -44,7 +44,8 @@ _VALUES: dict[str, Any] = {
         "averaging": "none", "ema_decay": 0.9, "swa_start": 0.5, "save_state_every": 30.0,
     },
     "trainer": {
-        "accelerator": "cpu", "precision": "32-true", "threads": 1, "deterministic": True, "compile": None,
+        "accelerator": "cpu", "devices": 1, "num_nodes": 1, "strategy": "auto", "sync_batchnorm": False,
+        "precision": "32-true", "threads": 1, "deterministic": True, "compile": None,
     },
     "test": {"confidence": 0.95, "calibration_bins": 10, "worst_mistakes": 4},
     "predict": {"images": "data/new", "top_k": 3, "abstain_below": 0.5},
@@ -69,6 +70,12 @@ def model_params(**keys: object) -> ModelParams:
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def base_values() -> dict[str, Any]:
+    """What a quick params.yaml holds. Not to be written to."""
+    return _VALUES
 
 
 @pytest.fixture

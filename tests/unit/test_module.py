@@ -121,6 +121,38 @@ def test_micro_batches_make_up_the_effective_batch_they_stand_for(split: Split) 
         assert same(joined(micro[4 * step : 4 * step + 4]), joined([batch]))
 
 
+@pytest.mark.parametrize("world_size", [2, 4])
+@pytest.mark.parametrize("skipped", [0, 3])
+def test_processes_take_turns_at_the_batches_of_one_from_any_step(skipped: int, world_size: int, split: Split) -> None:
+    alone = list(loader(split, batch_size=4, effective=16, epoch=2))
+    shares = []
+    for rank in range(world_size):
+        own = TrainLoader(split, 4, 16, ALL, 0, lambda: 2, rank=rank, world_size=world_size)
+        own.load_state_dict({"position": skipped})
+        shares.append(list(own))
+        assert len(own) == own.position == len(alone) // world_size
+    together = [batch for step in zip(*shares, strict=True) for batch in step]
+    assert len(together) == len(alone) - skipped * world_size
+    assert same(joined(together), joined(alone[skipped * world_size :]))
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 8])
+@pytest.mark.parametrize("batch_size", [2, 7, 32, 200])
+def test_processes_share_evaluation_in_as_many_batches_each(batch_size: int, world_size: int, split: Split) -> None:
+    shares = [EvaluationLoader(split, batch_size, rank=rank, world_size=world_size) for rank in range(world_size)]
+    assert len({len(share) for share in shares}) == 1
+    sizes = [len(batch.labels) for share in shares for batch in share]
+    assert min(sizes) > 0
+    assert max(sizes) <= batch_size
+    together = [batch for step in zip(*shares, strict=True) for batch in step]
+    assert torch.equal(joined(together)[0], torch.from_numpy(split.images))
+
+
+def test_fewer_images_than_processes_are_refused_in_a_line(split: Split) -> None:
+    with pytest.raises(ValueError, match=r"103 images cannot be shared by 104 devices; lower trainer\.devices"):
+        EvaluationLoader(split, 8, rank=0, world_size=104)
+
+
 def test_evaluation_shows_every_image_once_in_order(split: Split) -> None:
     batches = list(EvaluationLoader(split, 32))
     assert [len(batch.labels) for batch in batches] == [32, 32, 32, 7]

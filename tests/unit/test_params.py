@@ -29,7 +29,8 @@ KEYS = [
     "fit.max_epochs", "fit.monitor", "fit.patience", "fit.gradient_clip_val", "fit.freeze_epochs",
     "fit.averaging",
     "fit.ema_decay", "fit.swa_start", "fit.save_state_every",
-    "trainer.accelerator", "trainer.precision", "trainer.threads", "trainer.deterministic", "trainer.compile",
+    "trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy", "trainer.sync_batchnorm",
+    "trainer.precision", "trainer.threads", "trainer.deterministic", "trainer.compile",
     "test.confidence", "test.calibration_bins", "test.worst_mistakes",
     "predict.images", "predict.top_k", "predict.abstain_below",
     "debug.fast_dev_run", "debug.overfit_batches", "debug.limit_train_batches", "debug.limit_val_batches",
@@ -160,6 +161,40 @@ def test_a_choice_without_effect_is_refused(key: str, values: Values) -> None:
     check_params(values(alone))
     value = 32 if key == "model.width" else 0.5
     assert "width and dropout have no effect with torchvision:resnet18" in fault(values({**alone, key: value}))
+
+
+FSDP = {
+    "trainer.accelerator": "gpu", "trainer.devices": 2, "trainer.strategy": "fsdp", "fit.gradient_clip_val": None,
+    "optimizer.weight_decay": 0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("keys", "line"),
+    [
+        ({"trainer.strategy": "ddp"}, "strategy ddp has no effect with one device"),
+        (
+            {"trainer.accelerator": "gpu", "trainer.sync_batchnorm": True},
+            "sync_batchnorm has no effect with one device",
+        ),
+        ({"trainer.devices": 2, "trainer.sync_batchnorm": True}, "sync_batchnorm: true is for CUDA devices"),
+        ({"trainer.devices": 2, "trainer.strategy": "fsdp"}, "strategy fsdp is for CUDA devices"),
+        ({"trainer.devices": 3}, "batch.size auto is a power of two, which trainer.devices x num_nodes = 3 cannot"),
+        ({"trainer.devices": 2, "fit.freeze_epochs": 1}, "fit.freeze_epochs = 1 does not work with several devices"),
+        ({**FSDP, "fit.averaging": "ema"}, "fit.averaging = ema does not work with"),
+        ({"trainer.num_nodes": 2, "batch.size": 33}, "batch.size = 33 cannot be shared evenly by trainer.devices x"),
+        (
+            {**FSDP, "fit.gradient_clip_val": 1.0},
+            "fit.gradient_clip_val = 1.0 does not work with trainer.strategy fsdp",
+        ),
+        ({**FSDP, "optimizer.weight_decay": 0.1}, "optimizer.weight_decay = 0.1 does not work with"),
+        ({**FSDP, "model.system": "autoencoder"}, "model.system = autoencoder does not work with"),
+    ],
+)
+def test_devices_that_cannot_work_together_are_refused(keys: dict[str, object], line: str, values: Values) -> None:
+    assert line in fault(values(keys))
+    check_params(values({"trainer.devices": 2, "trainer.num_nodes": 2, "trainer.strategy": "ddp", "batch.size": 36}))
+    check_params(values(FSDP))
 
 
 def test_each_fault_has_a_line_of_its_own(values: Values) -> None:
