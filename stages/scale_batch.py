@@ -18,9 +18,11 @@ READS = ("seed", "model", "batch", "trainer")
 # Neither changes what fits: the scaler counts the largest optimizer state, and augmentation keeps an image's size.
 ANY_OPTIMIZER = OptimizerParams(
     name="adamw", learning_rate="auto", fallback_learning_rate=0.001, weight_decay=0, momentum=0.9,
-    schedule="constant", warm_up=0.3,
+    schedule="constant", warm_up=0.3, plateau_factor=0.1, plateau_patience=3,
 )  # fmt: skip
-NO_AUGMENTATION = AugmentParams(shift=0, flip=False, cutout=0, crop_area=1)
+NO_AUGMENTATION = AugmentParams(
+    shift=0, flip=False, cutout=0, crop_area=1, color_jitter=0, policy="none", mixup=0, cutmix=0
+)
 
 
 def main(params: Params) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from refit.data.augment import Draws, augment, draw
+from refit.data.mixing import mix
 from refit.data.prepared import PREPARED, Split, read_split
 from refit.params import AugmentParams
 
@@ -26,19 +27,27 @@ class Batch(NamedTuple):
     labels: Tensor
     """int64 (B,)."""
     draws: Draws | None = None
-    """How to augment each image; None outside training."""
+    """How to augment each image, before that is done; None outside training."""
+    other_labels: Tensor | None = None
+    """int64 (B,): what else the images show, where mixup or cutmix put another's pixels into each."""
+    share: Tensor | None = None
+    """float32 (B,): how much of each image its own label counts; the other counts for the rest."""
 
 
 def augmented(batch: Batch, augmentation: AugmentParams) -> Batch:
-    """With its draws carried out."""
+    """With its draws carried out. Where images are mixed, the last of the batch is only the last but one's partner."""
     if batch.draws is None:
         return batch
-    return Batch(augment(batch.images, batch.draws, augmentation), batch.labels)
+    images = augment(batch.images, batch.draws, augmentation)
+    if batch.draws.share is None or batch.draws.box is None:
+        return Batch(images, batch.labels)
+    share, box = batch.draws.share[:-1], batch.draws.box[:-1]
+    return Batch(mix(images, share, box, augmentation), batch.labels[:-1], None, batch.labels[1:], share)
 
 
 def _pinned(batch: Batch) -> Batch:
     """In memory from which a CUDA device copies while other work goes on."""
-    draws = batch.draws and Draws(*(choice.pin_memory() for choice in batch.draws))
+    draws = batch.draws and batch.draws.each(Tensor.pin_memory)
     return Batch(batch.images.pin_memory(), batch.labels.pin_memory(), draws)
 
 
@@ -101,10 +110,14 @@ class TrainLoader:
     def __iter__(self) -> Iterator[Batch]:
         random = np.random.default_rng([self.seed, self.epoch()])
         self.position, self._start = self._start, 0
-        order = torch.from_numpy(random.permutation(len(self.labels))[self.position * self.batch_size : self.used])
+        whole = random.permutation(len(self.labels))
+        partners = 1 if self.augmentation.mixup or self.augmentation.cutmix else 0
+        # The last image's partner is the next in the order, of those left out, or the first.
+        indices = np.arange(self.position * self.batch_size, self.used + partners) % len(whole)
+        order = torch.from_numpy(whole[indices])
         height, width = self.images.shape[2:]
         draws = draw(self.augmentation, len(self.labels), (height, width), random)
-        batches = self._gather(order.to(self.images.device), draws.to(self.images.device) if draws else None)
+        batches = self._gather(order.to(self.images.device), draws.to(self.images.device) if draws else None, partners)
         if self.images.device.type == "cpu" and self.device.type == "cuda":
             batches = _ahead(_pinned(batch) for batch in batches)
         elif self.images.device.type == "cpu" and draws:
@@ -113,8 +126,10 @@ class TrainLoader:
             self.position += 1
             yield batch
 
-    def _gather(self, order: Tensor, draws: Draws | None) -> Iterator[Batch]:
-        for indices in torch.split(order, self.batch_size):
+    def _gather(self, order: Tensor, draws: Draws | None, partners: int) -> Iterator[Batch]:
+        """Of each image the next is the partner, so a batch that is to be mixed holds one more."""
+        for start in range(0, len(order) - partners, self.batch_size):
+            indices = order[start : start + self.batch_size + partners]
             yield Batch(self.images[indices], self.labels[indices], draws.take(indices) if draws else None)
 
 
