@@ -205,6 +205,10 @@ class FitState(Checkpoint):
         elif self._is_due():
             self._save(trainer)
 
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # Else Lightning would keep the metrics of the epoch that was taken up from a schedule that goes by them.
+        trainer.fit_loop.restarting = False
+
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.files.finish()
         if self._asked is not None:  # in the last step of all

@@ -36,6 +36,7 @@ def train(
         max_epochs=params.fit.max_epochs,
         accumulate_grad_batches=batch.accumulate_grad_batches,
         gradient_clip_val=params.fit.gradient_clip_val,
+        gradient_clip_algorithm=params.fit.gradient_clip_algorithm,
         enable_checkpointing=True,
         callbacks=callbacks,
         plugins=[state.files],
