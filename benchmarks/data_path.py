@@ -25,8 +25,9 @@ from refit.data.prepared import Split
 from refit.params import AugmentParams
 
 BATCH_SIZE = 512
-SHIFT_AND_FLIP = AugmentParams(shift=2, flip=True, cutout=0, crop_area=1)
-CROP_AND_FLIP = AugmentParams(shift=0, flip=True, cutout=0, crop_area=0.08)  # torchvision's own least area
+OFF: dict[str, Any] = {"cutout": 0, "color_jitter": 0, "policy": "none", "mixup": 0, "cutmix": 0}
+SHIFT_AND_FLIP = AugmentParams(shift=2, flip=True, crop_area=1, **OFF)
+CROP_AND_FLIP = AugmentParams(shift=0, flip=True, crop_area=0.08, **OFF)  # torchvision's own least area
 
 
 def small_images(rounds: int) -> list[Result]:

@@ -71,6 +71,18 @@ class AugmentParams(Section):
     crop_area: Annotated[Real, Field(gt=0, le=1)]
     """Smallest share of a training image's area that a random crop takes, at an aspect ratio of 3:4 to 4:3; the crop
     is resized to the whole image's size (Szegedy et al. 2015). 1: none."""
+    color_jitter: Fraction
+    """Multiply brightness, contrast and saturation of each training image, in this order, by random factors between
+    1 - this and 1 + this, each as torchvision's ColorJitter does; grey images have no saturation. 0: none."""
+    policy: Literal["none", "randaugment", "trivialaugment"]
+    """Random operations on each training image: randaugment, two of 14 at magnitude 9 of 30 (Cubuk et al. 2020), or
+    trivialaugment, one of them at a random magnitude of the wide range (Müller and Hutter 2021)."""
+    mixup: Annotated[Real, Field(ge=0, le=100)]
+    """Blend each training image, and its label, with another's: alpha of the Beta(alpha, alpha) that the share is
+    drawn from (Zhang et al. 2018), such as 0.2. 0: none. With cutmix too, each image draws which of the two."""
+    cutmix: Annotated[Real, Field(ge=0, le=100)]
+    """Put a random rectangle of another training image over each, and as much of its label: alpha of the
+    Beta(alpha, alpha) that the share is drawn from (Yun et al. 2019), such as 1. 0: none."""
 
 
 class ModelParams(Section):
@@ -136,8 +148,9 @@ class BatchParams(Section):
 
 
 class OptimizerParams(Section):
-    name: Literal["adamw", "sgd"]
-    """adamw (decoupled weight decay) or sgd (Nesterov momentum)."""
+    name: Literal["adamw", "sgd", "muon"]
+    """adamw (decoupled weight decay), sgd (Nesterov momentum), or muon (Jordan et al. 2024): orthogonalised momentum
+    for the matrices and kernels between the first layer and the last, adamw for all else, at one learning rate."""
     learning_rate: Literal["auto"] | Positive
     """Peak learning rate. auto: the one find_lr suggests."""
     backbone_learning_rate: Positive
@@ -148,17 +161,26 @@ class OptimizerParams(Section):
     weight_decay: Annotated[Real, Field(ge=0)]
     """Weight decay of matrices and kernels; norms and biases have none."""
     momentum: Fraction
-    """SGD's Nesterov momentum, or AdamW's first beta."""
-    schedule: Literal["one_cycle", "triangular", "cosine", "constant"]
+    """SGD's and Muon's Nesterov momentum, or AdamW's first beta."""
+    schedule: Literal["one_cycle", "triangular", "cosine", "cosine_warm_up", "plateau", "constant"]
     """Learning rate over the whole fit, stepped at each optimizer step. one_cycle and triangular climb to the peak and
-    fall to zero, along cosines and in straight lines; cosine only falls."""
+    fall to zero, along cosines and in straight lines; cosine only falls; cosine_warm_up climbs in a straight line and
+    falls along a cosine. plateau lowers the rate at the end of an epoch, where val_loss no longer falls."""
     warm_up: Annotated[Real, Field(gt=0, lt=1)]
-    """Share of the fit's steps in which one_cycle and triangular climb."""
+    """Share of the fit's steps in which one_cycle, triangular and cosine_warm_up climb."""
+    plateau_factor: Annotated[Real, Field(gt=0, lt=1)]
+    """What plateau multiplies the learning rate by."""
+    plateau_patience: Annotated[int, Field(ge=0)]
+    """Epochs without a lower val_loss that plateau waits for before it lowers the learning rate."""
 
 
 class LossParams(Section):
     label_smoothing: Fraction
     """Share of each target spread evenly over all classes (Szegedy et al. 2016)."""
+    class_weights: Literal["none", "balanced"] | list[Positive]
+    """What an image of each class counts in the classifier's training loss; val_loss is never weighted. balanced:
+    images / (classes x images of the class) in the train split, which is 1 in the mean over its images. Or a list,
+    a weight a class, in the order of their names."""
 
 
 class FitParams(Section):
@@ -171,7 +193,9 @@ class FitParams(Section):
     patience: Count | None
     """Stop after this many epochs without a better monitor; null: never stop early."""
     gradient_clip_val: Positive | None
-    """Clip the gradient's global norm to this; null: no clipping."""
+    """Clip the gradient to this at each step; null: no clipping."""
+    gradient_clip_algorithm: Literal["norm", "value"]
+    """What is clipped: norm, the global norm of all gradients; value, each gradient's own value, to either side."""
     freeze_epochs: Annotated[int, Field(ge=0)]
     """Epochs in which only the network's head, its last layer with weights, learns (and what a system has beside its
     network), and batch norm before it keeps its statistics; 0: none. See model.weights."""
@@ -187,6 +211,14 @@ class FitParams(Section):
     save_state_every: Positive
     """Seconds between two saved states, from which a killed fit goes on; also once an epoch, where that costs less
     than 2 % of the time. It changes no result."""
+
+    @model_validator(mode="after")
+    def _there_is_a_value_to_clip_to(self) -> Self:
+        if self.gradient_clip_algorithm == "value" and self.gradient_clip_val is None:
+            raise ValueError(
+                "gradient_clip_algorithm = 'value' has no effect while gradient_clip_val is null; set that, or norm"
+            )
+        return self
 
     @model_validator(mode="after")
     def _averaging_is_reached(self) -> Self:
@@ -364,6 +396,22 @@ class Params(Section):
                 expected = "null" if only is None else only
                 raise ValueError(f"{key} = {value} does not work with trainer.strategy fsdp; set it to {expected}")
 
+    @model_validator(mode="after")
+    def _labels_are_of_use(self) -> Self:
+        if self.model.system == "autoencoder":
+            off: dict[str, tuple[Any, Any]] = {
+                "augment.mixup": (self.augment.mixup, 0),
+                "augment.cutmix": (self.augment.cutmix, 0),
+                "loss.class_weights": (self.loss.class_weights, "none"),
+            }
+            for key, (value, none) in off.items():
+                if value != none:
+                    raise ValueError(
+                        f"{key} = {value!r} has no use in model.system = 'autoencoder', which trains without labels; "
+                        f"set it to {none}"
+                    )
+        return self
+
     def only(self, *sections: str) -> "Params":
         """The same parameters with these sections alone; reading another raises AttributeError."""
         return Params.model_construct(None, **{name: getattr(self, name) for name in sections})
@@ -400,8 +448,10 @@ def check_params(values: Any, where: str = str(PARAMS_FILE)) -> Params:
 
 
 def _explain(error: ValidationError) -> list[str]:
-    """One line a faulty key; the branches of a union (`auto` or a number) count as one fault."""
+    """One line a faulty key; the branches of a union (`auto` or a number) count as one fault, whose first is told of
+    the whole value."""
     faults: dict[str, list[str]] = {}
+    lines: dict[str, str] = {}
     for fault in error.errors():
         section, keys = _resolve(fault["loc"])
         path = ".".join(keys)
@@ -414,11 +464,13 @@ def _explain(error: ValidationError) -> list[str]:
         elif fault["type"] == "value_error":
             line = f"{path}: {fault['ctx']['error']}" if path else str(fault["ctx"]["error"])
         else:
-            line = f"{path} = {fault['input']!r}: {_expected(section, keys[-1])}"
+            line = lines.setdefault(path, f"{path} = {fault['input']!r}: {_expected(section, keys[-1])}")
             faults.setdefault(line, []).append(fault["msg"].removeprefix("Input should be "))
             continue
         faults[line] = []
-    return [line + (f" It must be {' or '.join(rules)}." if rules else "") for line, rules in faults.items()]
+    return [
+        line + (f" It must be {' or '.join(dict.fromkeys(rules))}." if rules else "") for line, rules in faults.items()
+    ]
 
 
 def _resolve(loc: tuple[int | str, ...]) -> tuple[type[Section], list[str]]:

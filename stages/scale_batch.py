@@ -19,7 +19,7 @@ READS = ("seed", "model", "batch", "trainer")
 # Neither changes what fits: the scaler counts the largest optimizer state, and augmentation keeps an image's size.
 ANY_OPTIMIZER = OptimizerParams(
     name="adamw", learning_rate="auto", backbone_learning_rate=1, fallback_learning_rate=0.001, weight_decay=0,
-    momentum=0.9, schedule="constant", warm_up=0.3,
+    momentum=0.9, schedule="constant", warm_up=0.3, plateau_factor=0.1, plateau_patience=3,
 )  # fmt: skip
 
 

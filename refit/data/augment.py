@@ -1,5 +1,7 @@
 """Augmentation of a whole batch at once, with random choices of its own for each image."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -8,13 +10,17 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from refit.data.mixing import draw_mixes
+from refit.data.operations import a_few_at_once
+from refit.data.policies import apply_policy, draw_jitter, draw_policy, jitter
 from refit.params import AugmentParams
 
 ASPECT_RATIOS = (3 / 4, 4 / 3)  # of a crop, width to height
-CPU_CACHE = 4 * 2**20  # bytes of float pixels that a CPU crops at once: more takes twice as long an image
 
 
-NO_AUGMENTATION = AugmentParams(shift=0, flip=False, cutout=0, crop_area=1)
+NO_AUGMENTATION = AugmentParams(
+    shift=0, flip=False, cutout=0, crop_area=1, color_jitter=0, policy="none", mixup=0, cutmix=0
+)
 
 
 class Draws(NamedTuple):
@@ -28,12 +34,26 @@ class Draws(NamedTuple):
     """int64 (N, 2): row and column of the cut square's centre."""
     crop: Tensor
     """float32 (N, 4): row and column of the crop's centre, its height and width, as shares of the image's."""
+    jitter: Tensor | None = None
+    """float32 (N, 3), where colours are changed: factors of brightness, contrast and saturation."""
+    operations: Tensor | None = None
+    """int64 (N, rounds), where there is a policy: places in `policies.OPERATIONS`."""
+    strengths: Tensor | None = None
+    """float32 (N, rounds), where there is a policy: of each operation, -1 to 1."""
+    share: Tensor | None = None
+    """float32 (N,), where images are mixed: how much of the image itself is left, the rest being its partner's."""
+    box: Tensor | None = None
+    """int64 (N, 4), where images are mixed: top, left, bottom and right of the partner's rectangle, the latter two not
+    in it; all 0 where the two are blended."""
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> "Draws":
+        return Draws._make(choice if choice is None else change(choice) for choice in self)
 
     def take(self, indices: Tensor) -> "Draws":
-        return Draws(*(choice[indices] for choice in self))
+        return self.each(lambda choice: choice[indices])
 
     def to(self, device: torch.device) -> "Draws":
-        return Draws(*(choice.to(device) for choice in self))
+        return self.each(lambda choice: choice.to(device))
 
 
 def draw(params: AugmentParams, images: int, size: tuple[int, int], random: np.random.Generator) -> Draws | None:
@@ -41,13 +61,25 @@ def draw(params: AugmentParams, images: int, size: tuple[int, int], random: np.r
 
     None where nothing is to be drawn.
     """
-    if not (params.shift or params.flip or params.cutout or params.crop_area < 1):
+    moves = params.shift or params.flip or params.cutout or params.crop_area < 1
+    mixes, has_policy = params.mixup or params.cutmix, params.policy != "none"
+    if not (moves or mixes or has_policy or params.color_jitter):
         return None
+    # A generator each, so that none of these draws depends on whether the others are made.
+    of_jitter, of_policy, of_mixes = random.spawn(3)
+    jitters = draw_jitter(params, images, of_jitter) if params.color_jitter else None
+    operations, strengths = draw_policy(params.policy, images, of_policy) if has_policy else (None, None)
+    share, box = draw_mixes(params, images, size, of_mixes) if mixes else (None, None)
     return Draws(
         torch.from_numpy(random.integers(-params.shift, params.shift, (images, 2), endpoint=True)),
         torch.from_numpy(random.random(images) < (0.5 if params.flip else 0)),
         torch.from_numpy(random.integers(0, size, (images, 2))),
         torch.from_numpy(_crops(params.crop_area, images, random)),
+        jitters,
+        operations,
+        strengths,
+        share,
+        box,
     )
 
 
@@ -61,10 +93,11 @@ def _crops(least_area: float, images: int, random: np.random.Generator) -> npt.N
 
 
 def augment(images: Tensor, draws: Draws, params: AugmentParams) -> Tensor:
-    """Crop, shift, flip and cut out: uint8 (N, C, H, W) to the same shape. Outside an image all is zero."""
+    """Crop, shift, flip, jitter, follow the policy and cut out: uint8 (N, C, H, W) to the same shape. Outside an image
+    all is zero. Mixing is not done here."""
     count, channels, height, width = images.shape
     if params.crop_area < 1:
-        images = _resized_crop(images, draws.crop)
+        images = a_few_at_once(_resized_crop, images, draws.crop)
     rows = torch.arange(height, device=images.device).expand(count, -1)
     columns = torch.arange(width, device=images.device).expand(count, -1)
     centre_row, centre_column = draws.cutout[:, :1], draws.cutout[:, 1:]
@@ -81,6 +114,11 @@ def augment(images: Tensor, draws: Draws, params: AugmentParams) -> Tensor:
     if params.flip or params.shift:
         pixels = (rows[:, :, None] * images.shape[3] + columns[:, None, :]).view(count, 1, -1)
         images = images.flatten(2).gather(2, pixels.expand(-1, channels, -1)).view(count, channels, height, width)
+    if draws.jitter is not None:
+        images = a_few_at_once(jitter, images, draws.jitter)
+    if draws.operations is not None and draws.strengths is not None:
+        follow = partial(apply_policy, policy=params.policy)
+        images = a_few_at_once(follow, images, draws.operations, draws.strengths)
     if cut is not None:
         images = images.masked_fill(cut[:, None], 0)
     return images
@@ -88,13 +126,6 @@ def augment(images: Tensor, draws: Draws, params: AugmentParams) -> Tensor:
 
 def _resized_crop(images: Tensor, crop: Tensor) -> Tensor:
     """Each image's crop at the size of the whole, by bilinear interpolation."""
-    count, channels, height, width = images.shape
-    at_once = max(1, CPU_CACHE // (4 * channels * height * width)) if images.device.type == "cpu" else count
-    parts = zip(images.split(at_once), crop.split(at_once), strict=True)  # type: ignore[no-untyped-call]
-    return torch.cat([_resized_crop_at_once(*part) for part in parts])
-
-
-def _resized_crop_at_once(images: Tensor, crop: Tensor) -> Tensor:
     _, _, height, width = images.shape
     # grid_sample counts from -1 to 1, from one border of the image to the other.
     rows, columns = (

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from refit.data.augment import NO_AUGMENTATION, Draws, augment, draw
+from refit.data.mixing import mix
 from refit.data.prepared import PREPARED, Split, read_split
 from refit.params import AugmentParams
 
@@ -28,19 +29,27 @@ class Batch(NamedTuple):
     labels: Tensor
     """int64 (B,)."""
     draws: Draws | None = None
-    """How to augment each image; None outside training."""
+    """How to augment each image, before that is done; None outside training."""
+    other_labels: Tensor | None = None
+    """int64 (B,): what else the images show, where mixup or cutmix put another's pixels into each."""
+    share: Tensor | None = None
+    """float32 (B,): how much of each image its own label counts; the other counts for the rest."""
 
 
 def augmented(batch: Batch, augmentation: AugmentParams) -> Batch:
-    """With its draws carried out."""
+    """With its draws carried out. Where images are mixed, the last of the batch is only the last but one's partner."""
     if batch.draws is None:
         return batch
-    return Batch(augment(batch.images, batch.draws, augmentation), batch.labels)
+    images = augment(batch.images, batch.draws, augmentation)
+    if batch.draws.share is None or batch.draws.box is None:
+        return Batch(images, batch.labels)
+    share, box = batch.draws.share[:-1], batch.draws.box[:-1]
+    return Batch(mix(images, share, box, augmentation), batch.labels[:-1], None, batch.labels[1:], share)
 
 
 def _pinned(batch: Batch) -> Batch:
     """In memory from which a CUDA device copies while other work goes on."""
-    draws = batch.draws and Draws(*(choice.pin_memory() for choice in batch.draws))
+    draws = batch.draws and batch.draws.each(Tensor.pin_memory)
     return Batch(batch.images.pin_memory(), batch.labels.pin_memory(), draws)
 
 
@@ -114,11 +123,13 @@ class TrainLoader:
     def __iter__(self) -> Iterator[Batch]:
         random = np.random.default_rng([self.seed, self.epoch()])
         self.position, self._start = self._start, 0
-        self.order = random.permutation(len(self.labels))[: self.used]
-        order = torch.from_numpy(self.order[self.position * self.batch_size * self.world_size :])
+        self.order = random.permutation(len(self.labels))
+        # The last image's partner is the next in the order, of those left out, or the first.
+        order = torch.from_numpy(np.append(self.order, self.order[:1]))
         height, width = self.images.shape[2:]
         draws = draw(self.augmentation, len(self.labels), (height, width), random)
-        batches = self._gather(order.to(self.images.device), draws.to(self.images.device) if draws else None)
+        home = self.images.device
+        batches = self._gather(order.to(home), draws.to(home) if draws else None, self.position)
         if self.images.device.type == "cpu" and self.device.type == "cuda":
             batches = _ahead(_pinned(batch) for batch in batches)
         elif self.images.device.type == "cpu" and draws:
@@ -127,8 +138,13 @@ class TrainLoader:
             self.position += 1
             yield batch
 
-    def _gather(self, order: Tensor, draws: Draws | None) -> Iterator[Batch]:
-        for indices in torch.split(order, self.batch_size)[self.rank :: self.world_size]:
+    def _gather(self, order: Tensor, draws: Draws | None, first: int) -> Iterator[Batch]:
+        """The batches of this process, from its `first` on. Of each image the next in the order is the partner, so a
+        batch that is to be mixed holds one more."""
+        partners = 1 if self.augmentation.mixup or self.augmentation.cutmix else 0
+        together = self.batch_size * self.world_size
+        for start in range(first * together + self.rank * self.batch_size, self.used, together):
+            indices = order[start : start + self.batch_size + partners]
             yield Batch(self.images[indices], self.labels[indices], draws.take(indices) if draws else None)
 
 

@@ -1,12 +1,15 @@
 """The image classifier as a LightningModule: a network with its loss, metrics and optimizer."""
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
-from refit.data.module import Batch
+from refit.data.module import Batch, PreparedData
 from refit.params import LossParams, OptimizerParams
 from refit.systems.system import System
 
@@ -27,6 +30,9 @@ class Classifier(System):
     ) -> None:
         """`network` takes uint8 images (N, C, H, W) to logits (N, classes); `test_time_flip` has test and prediction
         take the mean of the logits of each image and of its mirror image; the three before it are for training alone.
+
+        Label smoothing, class weights and mixed labels are of the training loss and train_loss; val_loss is the plain
+        cross-entropy. Raises ValueError where loss.class_weights are not a weight a class.
         """
         # Unchecked for NaN, which would wait for the device at each step; in this mode a weight is ignored.
         val_metrics = {
@@ -35,15 +41,49 @@ class Classifier(System):
         }
         super().__init__(network, optimizer, learning_rate, val_metrics)
         self.label_smoothing = loss.label_smoothing if loss else 0.0
+        self.balanced = loss is not None and loss.class_weights == "balanced"
+        self.class_weights: Tensor | None
+        self.register_buffer("class_weights", _class_weights(loss, classes), persistent=False)
         self.test_time_flip = test_time_flip
+
+    def on_fit_start(self) -> None:
+        if self.balanced:  # only now are the labels at hand
+            data = self.trainer.datamodule  # type: ignore[attr-defined]
+            assert isinstance(data, PreparedData)
+            assert self.class_weights is not None
+            images = np.bincount(data.train.labels, minlength=len(self.class_weights))
+            balanced = images.sum() / (len(images) * np.maximum(images, 1))
+            self.class_weights.copy_(torch.from_numpy(balanced))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         logits = self(batch.images)
-        loss = F.cross_entropy(logits, batch.labels, label_smoothing=self.label_smoothing)
+        loss = self._training_loss(logits, batch)
         with torch.no_grad():
-            hits = (logits.argmax(dim=1) == batch.labels).sum()
+            hits = self._hits(logits.argmax(dim=1), batch)
             self.add_train_figures(len(batch.labels), torch.stack((loss * len(batch.labels), hits)))
         return loss
+
+    def _training_loss(self, logits: Tensor, batch: Batch) -> Tensor:
+        if self.class_weights is None and batch.other_labels is None:
+            return F.cross_entropy(logits, batch.labels, label_smoothing=self.label_smoothing)
+        losses = self._losses(logits, batch.labels)
+        if batch.other_labels is not None and batch.share is not None:
+            losses = batch.share * losses + (1 - batch.share) * self._losses(logits, batch.other_labels)
+        # By the number of images, not by the sum of their weights: so accumulated micro-batches step as one batch.
+        return losses.mean()
+
+    def _losses(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(
+            logits, labels, self.class_weights, label_smoothing=self.label_smoothing, reduction="none"
+        )
+
+    @staticmethod
+    def _hits(predicted: Tensor, batch: Batch) -> Tensor:
+        """Of mixed images, the shares of the labels that are predicted."""
+        hits = predicted == batch.labels
+        if batch.other_labels is None or batch.share is None:
+            return hits.sum()
+        return (batch.share * hits + (1 - batch.share) * (predicted == batch.other_labels)).sum()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         logits = self(batch.images)
@@ -59,3 +99,16 @@ class Classifier(System):
         if self.test_time_flip:
             logits = (logits + self(batch.images.flip(3))) / 2
         return {"probabilities": logits.float().softmax(dim=1)}
+
+
+def _class_weights(loss: LossParams | None, classes: int) -> Tensor | None:
+    """Float32 (classes,), of ones until the fit starts where they are to be balanced; None where there are none."""
+    if loss is None or loss.class_weights == "none":
+        return None
+    weights: Sequence[float] = [1.0] * classes if loss.class_weights == "balanced" else loss.class_weights
+    if len(weights) != classes:
+        raise ValueError(
+            f"loss.class_weights has {len(weights)} weights for {classes} classes; give one a class, in the order of "
+            "their names"
+        )
+    return torch.tensor(weights)

@@ -1,5 +1,6 @@
 """The optimizer and the learning rate's schedule of a system."""
 
+import math
 from typing import Any
 
 import pytorch_lightning as pl
@@ -17,10 +18,24 @@ def configure_optimizers(
     optimizer = make_optimizer(system, params, learning_rate)
     if params.schedule == "constant":
         return optimizer
+    if params.schedule == "plateau":
+        plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
+            optimizer, factor=params.plateau_factor, patience=params.plateau_patience
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": plateau, "monitor": "val_loss"}}
     steps = int(system.trainer.estimated_stepping_batches)
     scheduler: torch.optim.lr_scheduler.LRScheduler
     if params.schedule == "cosine":
         scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
+    elif params.schedule == "cosine_warm_up":
+        climb = max(1, round(params.warm_up * steps))
+
+        def share_of_the_peak(step: int) -> float:
+            if step < climb:
+                return (step + 1) / (climb + 1)
+            return 0.5 + 0.5 * math.cos(math.pi * (step - climb) / max(1, steps - climb))
+
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, share_of_the_peak)
     else:
         scheduler = torch.optim.lr_scheduler.OneCycleLR(
             optimizer,
@@ -35,6 +50,8 @@ def configure_optimizers(
 
 def make_optimizer(system: pl.LightningModule, params: OptimizerParams, learning_rate: float) -> torch.optim.Optimizer:
     groups = parameter_groups(system, params, learning_rate)
+    if params.name == "muon":
+        return _muon(system, params, groups)
     # One kernel for all weights, where the device has it; Lightning will not clip for it in mixed precision.
     clips_mixed = bool(system.trainer.gradient_clip_val) and system.trainer.precision.endswith("-mixed")
     fused = system.device.type in ("cpu", "cuda") and not clips_mixed
@@ -63,3 +80,41 @@ def parameter_groups(system: pl.LightningModule, params: OptimizerParams, learni
         for slower in (False, True) for group in groups
     ]  # fmt: skip
     return [group for group in parts if group["params"]]
+
+
+def _muon(system: pl.LightningModule, params: OptimizerParams, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    """Muon (Jordan et al. 2024) for hidden matrices and kernels, flattened to (out, in x height x width), AdamW for
+    all else.
+
+    A step of Muon is scaled to the size of AdamW's (Liu et al. 2025), so that both go by one learning rate and decay.
+    Raises ValueError where there is nothing between the first layer and the last.
+    """
+    from timm.optim.muon import Muon  # seconds of imports that only this needs
+
+    layers = [weight for module in system.modules() if (weight := _matrix(module)) is not None]
+    hidden = {weight for weight in layers[1:-1] if min(weight.shape[:2]) > 1}  # depthwise kernels are no matrices
+    if not hidden:
+        raise ValueError(
+            f"optimizer.name = 'muon' is for the layers between the first and the last, and {type(system).__name__} "
+            "has none; choose adamw, or a deeper model.network"
+        )
+    by_adamw = {"use_fallback": True, "nesterov": False}  # with nesterov it would be NAdamW
+    parts = [
+        group | {"params": [weight for weight in group["params"] if (weight in hidden) == is_hidden]} | way
+        for group in groups
+        for is_hidden, way in ((True, {}), (False, by_adamw))
+    ]
+    optimizer: torch.optim.Optimizer = Muon(
+        [part for part in parts if part["params"]],
+        momentum=params.momentum,
+        nesterov=True,
+        betas=(params.momentum, 0.999),
+        adjust_lr_fn="match_rms_adamw",
+    )
+    return optimizer
+
+
+def _matrix(module: torch.nn.Module) -> torch.nn.Parameter | None:
+    """The matrix or the kernels of a layer; None where it has none."""
+    weight = getattr(module, "weight", None)
+    return weight if isinstance(weight, torch.nn.Parameter) and weight.ndim > 1 else None

@@ -238,6 +238,10 @@ class FitState(Checkpoint):
             self.files.finish()
             self._obey(asked)
 
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # Else Lightning would keep the metrics of the epoch that was taken up from a schedule that goes by them.
+        trainer.fit_loop.restarting = False
+
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.files.finish()
         (asked,) = self._together.highest(self._asked or 0)

@@ -66,6 +66,7 @@ def train(
         max_epochs=params.fit.max_epochs,
         accumulate_grad_batches=batch.accumulate_grad_batches,
         gradient_clip_val=params.fit.gradient_clip_val,
+        gradient_clip_algorithm=params.fit.gradient_clip_algorithm,
         enable_checkpointing=True,
         fast_dev_run=params.debug.fast_dev_run,
         limit_train_batches=params.debug.limit_train_batches,

@@ -28,7 +28,10 @@ _VALUES: dict[str, Any] = {
         "source": "digits", "root": "data/raw", "image_size": "auto", "color": "auto",
         "val": 0.15, "test": 0.2, "bad_images": "fail",
     },
-    "augment": {"shift": 0, "flip": False, "cutout": 0, "crop_area": 1.0},
+    "augment": {
+        "shift": 0, "flip": False, "cutout": 0, "crop_area": 1.0, "color_jitter": 0.0, "policy": "none", "mixup": 0.0,
+        "cutmix": 0.0,
+    },
     "model": {
         "system": "classifier", "system_arguments": {}, "network": "mlp", "network_arguments": {}, "weights": None,
         "embedding": 8, "width": 16, "dropout": 0.2, "test_time_flip": False,
@@ -37,11 +40,13 @@ _VALUES: dict[str, Any] = {
     "optimizer": {
         "name": "adamw", "learning_rate": "auto", "backbone_learning_rate": 1.0, "fallback_learning_rate": 0.001,
         "weight_decay": 0.05, "momentum": 0.9, "schedule": "one_cycle", "warm_up": 0.3,
+        "plateau_factor": 0.1, "plateau_patience": 3,
     },
-    "loss": {"label_smoothing": 0.0},
+    "loss": {"label_smoothing": 0.0, "class_weights": "none"},
     "fit": {
-        "max_epochs": 2, "monitor": "val_loss", "patience": None, "gradient_clip_val": 1.0, "freeze_epochs": 0,
-        "averaging": "none", "ema_decay": 0.9, "swa_start": 0.5, "save_state_every": 30.0,
+        "max_epochs": 2, "monitor": "val_loss", "patience": None, "gradient_clip_val": 1.0,
+        "gradient_clip_algorithm": "norm", "freeze_epochs": 0, "averaging": "none", "ema_decay": 0.9, "swa_start": 0.5,
+        "save_state_every": 30.0,
     },
     "trainer": {
         "accelerator": "cpu", "devices": 1, "num_nodes": 1, "strategy": "auto", "sync_batchnorm": False,

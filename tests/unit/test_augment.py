@@ -10,7 +10,10 @@ from torch import Tensor
 from refit.data.augment import Draws, augment, draw
 from refit.params import AugmentParams
 
-OFF: dict[str, Any] = {"shift": 0, "flip": False, "cutout": 0, "crop_area": 1.0}
+OFF: dict[str, Any] = {
+    "shift": 0, "flip": False, "cutout": 0, "crop_area": 1.0, "color_jitter": 0.0, "policy": "none", "mixup": 0.0,
+    "cutmix": 0.0,
+}  # fmt: skip
 IMAGES = torch.randint(1, 256, (64, 3, 10, 12), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
@@ -22,6 +25,11 @@ def draws_for(params: AugmentParams, count: int = len(IMAGES), seed: int = 0) ->
     draws = draw(params, count, (IMAGES.shape[2], IMAGES.shape[3]), np.random.default_rng(seed))
     assert draws is not None
     return draws
+
+
+EVERYTHING = made(
+    shift=2, flip=True, cutout=3, crop_area=0.5, color_jitter=0.4, policy="trivialaugment", mixup=0.4, cutmix=1.0
+)
 
 
 def shifted(image: Tensor, down: int, right: int) -> Tensor:
@@ -123,31 +131,51 @@ def test_images_of_one_batch_differ_in_what_happens_to_them(choice: dict[str, ob
 
 
 def test_a_batch_in_two_halves_gives_the_images_of_the_whole() -> None:
-    params = made(shift=2, flip=True, cutout=3, crop_area=0.5)
+    params = EVERYTHING
     draws = draws_for(params)
     whole = augment(IMAGES, draws, params)
     for part in (torch.arange(20), torch.arange(20, 64)):
         assert torch.equal(augment(IMAGES[part], draws.take(part), params), whole[part])
 
 
-def test_an_image_is_cropped_then_shifted_then_mirrored_then_cut() -> None:
-    params = made(shift=2, flip=True, cutout=4, crop_area=0.5)
+def test_an_image_is_cropped_then_shifted_then_mirrored_then_recoloured_then_by_policy_and_then_cut() -> None:
+    steps: list[dict[str, object]] = [
+        {"crop_area": 0.5}, {"shift": 2}, {"flip": True}, {"color_jitter": 0.4}, {"policy": "randaugment"},
+        {"cutout": 4},
+    ]  # fmt: skip
+    params = made(**{key: value for step in steps for key, value in step.items()})
     draws = draws_for(params)
     expected = IMAGES
-    for alone in (made(crop_area=0.5), made(shift=2), made(flip=True), made(cutout=4)):
-        expected = augment(expected, draws, alone)
+    for step in steps:
+        of_colours = (draws.jitter if "color_jitter" in step else None,
+                      *((draws.operations, draws.strengths) if "policy" in step else (None, None)))  # fmt: skip
+        expected = augment(expected, Draws(*draws[:4], *of_colours), made(**step))
     assert torch.equal(augment(IMAGES, draws, params), expected)
 
 
 def test_the_same_seed_draws_the_same() -> None:
-    params = made(shift=2, flip=True, cutout=3, crop_area=0.5)
-    first, same, other = (draws_for(params, seed=seed) for seed in (1, 1, 2))
+    params = EVERYTHING
+    drawn = [[choice for choice in draws_for(params, seed=seed) if choice is not None] for seed in (1, 1, 2)]
+    first, same, other = drawn
+    assert len(first) == len(Draws._fields)
     assert all(torch.equal(a, b) for a, b in zip(first, same, strict=True))
     assert not any(torch.equal(a, b) for a, b in zip(first, other, strict=True))
 
 
+@pytest.mark.parametrize("kind", [{"color_jitter": 0.4}, {"policy": "randaugment"}, {"mixup": 0.4}, {"cutmix": 1.0}])
+def test_what_is_drawn_of_one_kind_does_not_depend_on_another(kind: dict[str, object]) -> None:
+    alone, beside, all_off = draws_for(made(**kind)), draws_for(made(shift=3, **kind)), draws_for(made(shift=3))
+    for name in Draws._fields:
+        if getattr(alone, name) is not None and name not in ("shift", "flip", "cutout", "crop"):
+            assert torch.equal(getattr(alone, name), getattr(beside, name))
+    for name in ("shift", "flip", "cutout", "crop"):
+        assert torch.equal(getattr(all_off, name), getattr(beside, name))
+    others = {"jitter", "operations", "strengths", "share", "box"}
+    assert all(getattr(all_off, name) is None for name in others), "what is off costs nothing in a step"
+
+
 def test_the_images_that_go_in_are_left_as_they_are() -> None:
     before = IMAGES.clone()
-    params = made(shift=2, flip=True, cutout=3, crop_area=0.5)
+    params = EVERYTHING
     augment(IMAGES, draws_for(params), params)
     assert torch.equal(IMAGES, before)

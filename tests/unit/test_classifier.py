@@ -1,5 +1,6 @@
 """The classifier: what it optimizes, how it counts, and how its learning rate moves."""
 
+import shutil
 import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -7,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -199,6 +201,72 @@ def test_label_smoothing_is_of_the_training_loss_alone(build: Any, params: Param
         )
 
 
+def test_class_weights_are_of_the_training_loss_alone(build: Any) -> None:
+    (batch,) = batches([64])
+    weights = [0.5 * (1 + number) for number in range(10)]
+    system = build(model__dropout=0.0, loss__class_weights=weights, loss__label_smoothing=0.1)
+    loss = system.training_step(batch, 0)
+    logits = system(batch.images)
+    losses = nn.functional.cross_entropy(
+        logits, batch.labels, torch.tensor(weights), reduction="none", label_smoothing=0.1
+    )
+    torch.testing.assert_close(loss, losses.sum() / 64)
+    system.validation_step(batch, 0)
+    torch.testing.assert_close(system.val_metrics["loss"].compute(), nn.functional.cross_entropy(logits, batch.labels))
+    assert not any("class_weights" in name for name in system.state_dict())
+
+
+def test_balanced_classes_weigh_the_same_whatever_their_number(
+    build: Any, params: Params, digits: Path, tmp_path: Path
+) -> None:
+    for file in digits.iterdir():
+        shutil.copy(file, tmp_path)
+    split = read_split("train", digits)
+    kept = np.flatnonzero((split.labels > 4) | (np.arange(len(split.labels)) % 5 == 0))  # of 0 to 4 only a fifth
+    np.save(tmp_path / "train_images.npy", split.images[kept])
+    np.save(tmp_path / "train_labels.npy", split.labels[kept])
+    system = build(loss__class_weights="balanced")
+    train(system, params, PreparedData(params.augment, 64, 64, 0, tmp_path))
+    images = torch.from_numpy(split.labels[kept]).bincount()
+    assert images.max() > 4 * images.min()
+    torch.testing.assert_close(system.class_weights * images, torch.full((10,), len(kept) / 10))
+
+
+def test_rare_classes_are_found_more_often_where_the_classes_are_balanced(
+    build: Any, params: Params, digits: Path, tmp_path: Path
+) -> None:
+    for file in digits.iterdir():
+        shutil.copy(file, tmp_path)
+    split, val = read_split("train", digits), read_split("val", digits)
+    kept = np.flatnonzero((split.labels > 4) | (np.arange(len(split.labels)) % 20 == 0))
+    np.save(tmp_path / "train_images.npy", split.images[kept])
+    np.save(tmp_path / "train_labels.npy", split.labels[kept])
+    found = {}
+    for weights in ("none", "balanced"):
+        system = build(loss__class_weights=weights)
+        train(system, params, PreparedData(params.augment, 32, 32, 0, tmp_path), max_epochs=5)
+        with torch.inference_mode():
+            predicted = system.eval()(torch.from_numpy(val.images)).argmax(1)
+        found[weights] = (predicted < 5).sum().item()
+    assert found["balanced"] > 1.2 * found["none"]
+
+
+def test_weighted_micro_batches_step_as_one_batch_would(build: Any, params: Params) -> None:
+    weights = [0.1 + number for number in range(10)]
+    keys = {"model__dropout": 0.0, "optimizer__name": "sgd", "optimizer__schedule": "constant",
+            "loss__class_weights": weights}  # fmt: skip
+    whole, micro = build(0.1, **keys), build(0.1, **keys)
+    train(whole, params, batches([64, 64]))
+    train(micro, params, batches([32] * 4), accumulate_grad_batches=2)
+    for expected, weight in zip(whole.parameters(), micro.parameters(), strict=True):
+        torch.testing.assert_close(weight, expected, rtol=1e-5, atol=1e-7)
+
+
+def test_as_many_class_weights_as_classes_are_asked_for(build: Any) -> None:
+    with pytest.raises(ValueError, match=r"loss\.class_weights has 2 weights for 10 classes; give one a class"):
+        build(loss__class_weights=[1.0, 2.0])
+
+
 def test_the_terminal_s_bar_follows_the_clock_and_shows_each_epoch_s_last_step(
     build: Any, params: Params, digits: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -269,12 +337,12 @@ def test_an_accelerator_that_is_not_there_is_an_error_that_names_its_key(acceler
 def test_a_classifier_to_be_used_needs_no_training_parameters(digits: Path) -> None:
     system = build_system(model_params(network="mlp", width=8, dropout=None, test_time_flip=False), read_info(digits))
     assert isinstance(system, Classifier)
-    assert (system.optimizer_params, system.label_smoothing) == (None, 0.0)
+    assert (system.optimizer_params, system.label_smoothing, system.class_weights) == (None, 0.0, None)
     assert system(batches([3])[0].images).shape == (3, 10)
 
 
 def test_the_training_parameters_reach_the_classifier(digits: Path, params: Params) -> None:
-    loss = LossParams(label_smoothing=0.25)
+    loss = LossParams(label_smoothing=0.25, class_weights="none")
     system = build_system(params.model, read_info(digits), params.optimizer, loss, 0.5)
     assert isinstance(system, Classifier)
     assert isinstance(system.optimizer_params, OptimizerParams)

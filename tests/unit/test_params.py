@@ -17,18 +17,17 @@ ROOT = Path(__file__).resolve().parents[2]
 KEYS = [
     "seed",
     "data.source", "data.root", "data.image_size", "data.color", "data.val", "data.test", "data.bad_images",
-    "augment.shift", "augment.flip", "augment.cutout", "augment.crop_area",
+    "augment.shift", "augment.flip", "augment.cutout", "augment.crop_area", "augment.color_jitter", "augment.policy",
+    "augment.mixup", "augment.cutmix",
     "model.system", "model.system_arguments", "model.network", "model.network_arguments", "model.weights",
-    "model.embedding",
-    "model.width", "model.dropout", "model.test_time_flip",
+    "model.embedding", "model.width", "model.dropout", "model.test_time_flip",
     "batch.size", "batch.max_size", "batch.memory_budget",
     "optimizer.name", "optimizer.learning_rate", "optimizer.backbone_learning_rate",
-    "optimizer.fallback_learning_rate", "optimizer.weight_decay",
-    "optimizer.momentum", "optimizer.schedule", "optimizer.warm_up",
-    "loss.label_smoothing",
-    "fit.max_epochs", "fit.monitor", "fit.patience", "fit.gradient_clip_val", "fit.freeze_epochs",
-    "fit.averaging",
-    "fit.ema_decay", "fit.swa_start", "fit.save_state_every",
+    "optimizer.fallback_learning_rate", "optimizer.weight_decay", "optimizer.momentum", "optimizer.schedule",
+    "optimizer.warm_up", "optimizer.plateau_factor", "optimizer.plateau_patience",
+    "loss.label_smoothing", "loss.class_weights",
+    "fit.max_epochs", "fit.monitor", "fit.patience", "fit.gradient_clip_val", "fit.gradient_clip_algorithm",
+    "fit.freeze_epochs", "fit.averaging", "fit.ema_decay", "fit.swa_start", "fit.save_state_every",
     "trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy", "trainer.sync_batchnorm",
     "trainer.precision", "trainer.threads", "trainer.deterministic", "trainer.compile",
     "test.confidence", "test.calibration_bins", "test.worst_mistakes",
@@ -121,6 +120,11 @@ def test_each_key_must_be_there(key: str, values: Values) -> None:
         ("fit.max_epochs", 2.5, "valid integer"),
         ("seed", -1, "greater than or equal to 0"),
         ("augment.flip", 1, "valid boolean"),
+        ("augment.mixup", -0.2, "greater than or equal to 0"),
+        ("augment.color_jitter", 1.0, "less than 1"),
+        ("augment.policy", "autoaugment", "'none', 'randaugment' or 'trivialaugment'"),
+        ("loss.class_weights", "even", "'none' or 'balanced' or a valid list"),
+        ("optimizer.plateau_factor", 1.0, "less than 1"),
         ("data", None, "valid dictionary"),
     ],
 )
@@ -195,6 +199,21 @@ def test_devices_that_cannot_work_together_are_refused(keys: dict[str, object], 
     assert line in fault(values(keys))
     check_params(values({"trainer.devices": 2, "trainer.num_nodes": 2, "trainer.strategy": "ddp", "batch.size": 36}))
     check_params(values(FSDP))
+
+
+def test_clipping_by_value_needs_a_value(values: Values) -> None:
+    assert "gradient_clip_algorithm = 'value' has no effect while gradient_clip_val is null" in fault(
+        values({"fit.gradient_clip_algorithm": "value", "fit.gradient_clip_val": None})
+    )
+
+
+@pytest.mark.parametrize("weights", [[1.0, 0.0], [1.0, -1.0], [1.0, "heavy"]], ids=str)
+def test_a_class_weight_that_is_no_positive_number_is_refused_with_its_list(
+    weights: list[object], values: Values
+) -> None:
+    line = fault(values({"loss.class_weights": weights}))
+    assert line.startswith(f"loss.class_weights = {weights}: expected")
+    assert ("valid number" if weights[1] == "heavy" else "or greater than 0.") in line
 
 
 def test_each_fault_has_a_line_of_its_own(values: Values) -> None:

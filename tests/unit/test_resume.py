@@ -116,6 +116,10 @@ KINDS: dict[str, dict[str, object]] = {
     "constant": {"optimizer.schedule": "constant"},
     "validations within an epoch": {"debug.val_check_interval": 5},
     "bfloat16": {"trainer.precision": "bf16-mixed"},
+    "muon": {"optimizer.name": "muon", "optimizer.schedule": "cosine_warm_up"},
+    "plateau": {"optimizer.schedule": "plateau", "optimizer.plateau_patience": 0, "fit.max_epochs": 4},
+    "mixed": {"augment.mixup": 0.4, "augment.cutmix": 1.0, "loss.class_weights": "balanced"},
+    "by policy": {"augment.policy": "trivialaugment", "augment.color_jitter": 0.4},
 }
 
 

@@ -329,6 +329,18 @@ def test_the_stages_write_what_the_next_one_reads(prepared_workspace: Path, chan
     }  # fmt: skip
 
 
+def test_the_range_test_trains_as_the_fit_will(prepared_workspace: Path, changed: Changed) -> None:
+    params = changed({
+        "optimizer.name": "muon", "optimizer.schedule": "plateau", "loss.class_weights": "balanced",
+        "augment.mixup": 0.2, "augment.policy": "trivialaugment", "fit.gradient_clip_algorithm": "value",
+    })  # fmt: skip
+    scale_batch.main(params)
+    find_lr.main(params)
+    rate = read_learning_rate()
+    assert rate.chosen_by == "find_lr"
+    assert 1e-4 < rate.learning_rate < 1
+
+
 def test_a_fallback_is_told_loudly(
     prepared_workspace: Path, params: Params, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
