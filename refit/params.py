@@ -377,6 +377,9 @@ class Params(Section):
         if devices > 1 and self.fit.freeze_epochs:  # DDP sums the gradients of what is to be trained when it begins
             raise ValueError(f"fit.freeze_epochs = {self.fit.freeze_epochs} does not work with several devices; set it "
                              "to 0, or trainer.devices and num_nodes to 1")  # fmt: skip
+        if devices > 1 and self.debug.overfit_batches:
+            raise ValueError(f"debug.overfit_batches = {self.debug.overfit_batches} does not work with several devices; "
+                             "set it to 0, or trainer.devices and num_nodes to 1")  # fmt: skip
         if self.trainer.strategy == "fsdp":
             self._works_with_shards()
         if size != "auto" and size % devices:
