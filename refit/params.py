@@ -388,6 +388,8 @@ class Params(Section):
         return self
 
     def _works_with_shards(self) -> None:
+        if self.optimizer.name == "muon":  # whose step is of whole matrices
+            raise ValueError("optimizer.name = muon does not work with trainer.strategy fsdp; set it to adamw or sgd")
         for key, value, only in (
             ("fit.gradient_clip_val", self.fit.gradient_clip_val, None),  # Lightning's word
             ("fit.averaging", self.fit.averaging, "none"),
