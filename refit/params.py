@@ -378,13 +378,8 @@ class Params(Section):
             raise ValueError(f"fit.freeze_epochs = {self.fit.freeze_epochs} does not work with several devices; set it "
                              "to 0, or trainer.devices and num_nodes to 1")  # fmt: skip
         if devices > 1 and self.debug.overfit_batches:
-<<<<<<< HEAD
             raise ValueError("debug.overfit_batches does not work with several devices; set it to 0, or "
                              "trainer.devices and num_nodes to 1")  # fmt: skip
-=======
-            raise ValueError(f"debug.overfit_batches = {self.debug.overfit_batches} does not work with several devices; "
-                             "set it to 0, or trainer.devices and num_nodes to 1")  # fmt: skip
->>>>>>> 0126bb1965b8b2c5882c0e1c15e820e59df7e47a
         if self.trainer.strategy == "fsdp":
             self._works_with_shards()
         if size != "auto" and size % devices:

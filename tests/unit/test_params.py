@@ -185,14 +185,11 @@ FSDP = {
         ({"trainer.devices": 2, "trainer.strategy": "fsdp"}, "strategy fsdp is for CUDA devices"),
         ({"trainer.devices": 3}, "batch.size auto is a power of two, which trainer.devices x num_nodes = 3 cannot"),
         ({"trainer.devices": 2, "fit.freeze_epochs": 1}, "fit.freeze_epochs = 1 does not work with several devices"),
-<<<<<<< HEAD
         (
             {"trainer.devices": 2, "debug.overfit_batches": 1},
             "debug.overfit_batches does not work with several devices",
         ),
-=======
         ({**FSDP, "optimizer.name": "muon"}, "optimizer.name = muon does not work with"),
->>>>>>> 0126bb1965b8b2c5882c0e1c15e820e59df7e47a
         ({**FSDP, "fit.averaging": "ema"}, "fit.averaging = ema does not work with"),
         ({"trainer.num_nodes": 2, "batch.size": 33}, "batch.size = 33 cannot be shared evenly by trainer.devices x"),
         (
