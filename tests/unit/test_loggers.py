@@ -4,7 +4,11 @@ import csv
 import io
 import json
 import os
+import re
+import shutil
 import struct
+import subprocess
+import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,6 +19,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 import wandb
+import yaml
 from mlflow import MlflowClient
 from numpy.typing import NDArray
 from PIL import Image
@@ -31,6 +36,7 @@ from refit.training import pictures, train
 from refit.training.choices import LEARNING_RATE_CURVE
 from refit.training.trainer import make_trainer
 from stages import check, test
+from tests.processes import eventually
 from tests.unit.conftest import Changed, Fit
 
 pytestmark = [
@@ -262,6 +268,39 @@ def test_histograms_take_no_more_than_their_share_of_the_time(monkeypatch: pytes
     assert logged[0] == 0
     assert len(logged) <= 11
     assert len(logged) * 1 <= 0.012 * (now[0] - 1000)
+
+
+def test_a_killed_fit_that_goes_on_has_each_epoch_once_in_its_logs(fitted: Fit) -> None:
+    """A real process, really killed: nothing is flushed at its end."""
+    fitted(tracking__loggers=["csv", "tensorboard"], fit__max_epochs=1)
+    shutil.rmtree("data/logs")
+    params = load_params().model_dump()
+    params["fit"] |= {"max_epochs": 5, "save_state_every": 0.05}
+    params["model"]["width"] = 32
+    Path("params.yaml").write_text(yaml.safe_dump(params))
+    command = [sys.executable, "-m", "stages.fit"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+
+    def step_saved() -> int:
+        states = Path("data/state").glob("*/step-*.ckpt.sha256")
+        return max((int(state.name[5:14]) for state in states), default=0)
+
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+    eventually(lambda: step_saved() > 2 * 18, "two epochs are told, and in a state", 60, every=0.01)
+    process.kill()
+    process.wait()
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    first, of_all = map(int, re.findall(r"going on from step .* in epoch (\d+) of (\d+)", done.stdout)[0])
+    assert 2 <= first < of_all
+
+    rows = history()
+    with (logs() / "csv/metrics.csv").open() as file:
+        told = list(csv.DictReader(file))
+    events = tensorboard(logs() / "tensorboard")
+    for name in ("val_loss", "train_loss", "learning_rate"):
+        assert [float(row[name]) for row in told] == [float(row[name]) for row in rows]
+        assert [scalar.step for scalar in events.Scalars(name)] == [18 * epoch - 1 for epoch in range(1, 6)]
+    assert len(events.Scalars("epoch_seconds")) == 5
 
 
 def test_a_test_adds_its_figures_and_pictures_to_each_logger_and_a_repeat_replaces_them(fitted: Fit) -> None:
