@@ -57,3 +57,10 @@ def test_the_run_is_told_of_each_epoch_s_time_memory_and_gradient(fitted: Fit, m
     assert norms[-1] > 0.01
     assert 0 < sum(metrics["epoch_seconds"] for metrics in facts) < passed
     assert all(0.1 < metrics["memory_gib"] < 24 for metrics in facts)
+
+
+@pytest.mark.parametrize("patience", [1, 3])
+def test_a_fit_ends_after_its_patience_without_a_better_epoch(patience: int, fitted: Fit) -> None:
+    fitted(learning_rate=0.5, optimizer__schedule="constant", fit__max_epochs=30, fit__patience=patience)
+    told = json.loads(Path("data/evaluation/fit.json").read_text())
+    assert told["epochs"] == told["epoch"] + patience < 30
