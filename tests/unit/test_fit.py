@@ -1,5 +1,6 @@
 """What `fit` keeps of a training: the best epoch, averaged or compiled where it was asked to."""
 
+import json
 import shutil
 import time
 from typing import Any
