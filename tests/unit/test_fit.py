@@ -3,6 +3,7 @@
 import json
 import shutil
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
