@@ -1,9 +1,9 @@
 """`dvc repro` on the digits, killed again and again until it ends: is dvc.lock what it is undisturbed?
 
-python -m benchmarks.kill_test [--rounds 50] [--seed 0]
+python -m benchmarks.kill_test [--rounds 50] [--seed 0] [--kills 12]
 
 SIGKILL hits `dvc` itself, the process of a stage or the warm process they are forked from, at a random moment or in the
-middle of the writing of a state. Each round begins with no output, no cache and no state.
+middle of the writing of a state; after so many kills a round may end. Each begins with no output, cache or state.
 """
 
 import argparse
@@ -24,11 +24,10 @@ from benchmarks.compare import Result, report
 from benchmarks.pipeline import ENVIRONMENT, clone_here
 
 WRITING = "data/state/*/.step-*.partial"
-KILLS = 12  # in a round at most: then it may end
 MADE = ("data/prepared", "data/tuning", "data/model", "data/evaluation", "data/predictions", "data/state", ".dvc/cache")
 
 
-def kill_test(rounds: int, seed: int) -> tuple[Result, Counter[str]]:
+def kill_test(rounds: int, seed: int, most: int) -> tuple[Result, Counter[str]]:
     """The share of the rounds whose dvc.lock is the undisturbed one; and how often what was killed in which stage."""
     chance = random.Random(seed)
     killed: Counter[str] = Counter()
@@ -42,7 +41,7 @@ def kill_test(rounds: int, seed: int) -> tuple[Result, Counter[str]]:
             kills: list[str] = []
             while not kills:  # a round that ended before its first moment shows nothing
                 clear(project)
-                kills = disturbed(project, seconds, chance)
+                kills = disturbed(project, seconds, chance, most)
             killed.update(kills)
             is_same = lock.read_bytes() == expected
             same += is_same
@@ -67,13 +66,13 @@ def clear(project: Path) -> None:
         (project / name).unlink(missing_ok=True)
 
 
-def disturbed(project: Path, seconds: float, chance: random.Random) -> list[str]:
-    """Runs `dvc repro` until it ends well; returns what was killed in which stage."""
+def disturbed(project: Path, seconds: float, chance: random.Random, most: int) -> list[str]:
+    """Runs `dvc repro` until it ends well, killed `most` times; returns what was killed in which stage."""
     kills: list[str] = []
     while True:
         with TemporaryDirectory() as folder, (Path(folder) / "output").open("w+") as output:
             dvc = psutil.Popen(["dvc", "repro"], cwd=project, env=ENVIRONMENT, stdout=output, stderr=subprocess.STDOUT)
-            victim = wait_for_moment(dvc, project, seconds, chance) if len(kills) < KILLS else None
+            victim = wait_for_moment(dvc, project, seconds, chance) if len(kills) < most else None
             if victim:
                 process, what = victim
                 stage = (re.findall(r"Running stage '(\w+)'", Path(output.name).read_text()) or ["none"])[-1]
@@ -122,8 +121,9 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kills", type=int, default=12)
     arguments = parser.parse_args()
-    result, killed = kill_test(arguments.rounds, arguments.seed)
+    result, killed = kill_test(arguments.rounds, arguments.seed, arguments.kills)
     for what, times in sorted(killed.items()):
         print(f"{times:4} {what}")
     report([result])

@@ -1,0 +1,17 @@
+"""The short form of `python -m benchmarks.kill_test`: kills at random moments, by a fixed seed."""
+
+import re
+import subprocess
+import sys
+
+from tests.flows.toy import PROJECT
+
+
+def test_a_run_that_is_killed_at_random_moments_until_it_ends_leaves_the_undisturbed_dvc_lock() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.kill_test", "--rounds", "1", "--seed", "2", "--kills", "5"],
+        cwd=PROJECT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    (kills,) = re.findall(r"^round 1: (\d+) kills, dvc.lock the same$", done.stdout, re.MULTILINE)
+    assert int(kills) >= 1
