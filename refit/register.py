@@ -1,9 +1,9 @@
 """Make the current model a version in MLflow's registry: `python -m refit.register [NAME]`."""
 
 import json
-import sys
 from pathlib import Path
 
+from refit.command import run_command
 from refit.tracking import EXPERIMENT, model_sha256, register
 
 MODEL = Path("data/model")
@@ -24,8 +24,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_command(main)

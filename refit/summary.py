@@ -1,11 +1,11 @@
 """What the last run gave, for a person to read: `python -m refit.summary`."""
 
 import json
-import sys
 import textwrap
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from refit.command import run_command
 from refit.tracking import find_run, model_sha256
 from refit.unsent import SYNC, unsent
 
@@ -100,8 +100,4 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    try:
-        print(summary())
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_command(lambda _: print(summary()))

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
+from refit.command import run_command
 from refit.files import repository_root
 from refit.model_file import read_model
 from refit.tracking import TrackedRun, send_kept_test
@@ -61,8 +62,4 @@ def _alone() -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_command(main)

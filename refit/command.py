@@ -1,0 +1,13 @@
+"""What a command for people does around its story: a mistake is a line, and exit code 2."""
+
+import sys
+from collections.abc import Callable
+
+
+def run_command(main: Callable[[list[str]], None]) -> None:
+    """Run a command as this process, with the arguments it was given."""
+    try:
+        main(sys.argv[1:])
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
