@@ -16,7 +16,7 @@ test: .venv/ready  ## everything CI runs: lint, format, types, then the tests, f
 	ruff check
 	ruff format --check
 	mypy
-	pytest
+	pytest -n auto --dist loadfile
 
 # uv takes the builds that fit one another, checks each file's hash and compiles bytecode
 # (without it every process pays some 12 s of imports).

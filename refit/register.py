@@ -1,6 +1,5 @@
 """Make the current model a version in MLflow's registry: `python -m refit.register [NAME]`."""
 
-import json
 from pathlib import Path
 
 from refit.command import run_command
@@ -14,11 +13,6 @@ def main(arguments: list[str]) -> None:
         raise ValueError("usage: python -m refit.register [NAME]")
     name = arguments[0] if arguments else EXPERIMENT
     sha256 = model_sha256(MODEL)
-    if json.loads((MODEL / "model.json").read_text(encoding="utf-8"))["debug"]:
-        raise ValueError(
-            f"{MODEL} is of a debug run, and no model to register; take the debug section of params.yaml back to what "
-            "it was, and run: dvc repro"
-        )
     version, new = register(sha256, name)
     print(f"model {sha256[:12]} {'is now' if new else 'was already'} models:/{name}/{version}")
 

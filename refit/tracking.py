@@ -48,6 +48,8 @@ EXPERIMENT = "refit"
 WEIGHTS = "model.safetensors"
 LOCAL_UI = "http://127.0.0.1:5000"  # where `make mlflow` shows the local store
 
+DEBUG_TAG = "debug"
+"""Of a run that the debug section cut short."""
 _MODEL_TAG = "model_sha256"
 _PASSWORD = re.compile(r"//[^/@\s]*@")
 _LOCAL_STORE = "mlflow.db"
@@ -237,7 +239,10 @@ class TrackedRun:
         self._client.set_terminated(self._run_id, status)
 
     def _finish(self, sha256: str, network: "nn.Module", images: "Tensor") -> None:
-        if existing := _find(self._client, self._experiment_id, sha256):
+        existing = _find(self._client, self._experiment_id, sha256)
+        if existing and DEBUG_TAG in existing.data.tags and DEBUG_TAG not in self._opening.tags:
+            self._client.delete_run(existing.info.run_id)  # a trial came to the same weights as this, the real one
+        elif existing:
             self._client.delete_run(self._run_id)
             print(f"MLflow: run {existing.info.run_name} ({existing.info.run_id}) holds this very model; no run added")
             return
@@ -370,6 +375,11 @@ def register(model_sha256: str, name: str) -> tuple[str, bool]:
             raise ValueError(
                 f"MLflow at {_hide_password(uri)} holds no run of model {model_sha256[:8]}; "
                 "to train it again: dvc repro --force --single-item fit"
+            )
+        if DEBUG_TAG in run.data.tags:
+            raise ValueError(
+                f"MLflow's run {run.info.run_name} is a debug run, and its model none to register; take the debug "
+                "section of params.yaml back to what it was, and run: dvc repro"
             )
         outputs = run.outputs.model_outputs if run.outputs else []
         models = [client.get_logged_model(output.model_id) for output in outputs]

@@ -16,6 +16,7 @@ from refit.params import Params, load_params
 from refit.stage import run_stage
 from refit.systems.build import build_system
 from refit.systems.weights import identity
+from refit.tracking import DEBUG_TAG
 from refit.training.choices import BATCH, LEARNING_RATE, read_batch, read_learning_rate, resolved_params
 from refit.training.distributed import leads_fit
 from refit.training.resume import fit_state, loaded_code
@@ -48,7 +49,7 @@ def main(params: Params) -> None:
     resolved = resolved_params(params, batch, rate)
     with fit_state(inputs, params.fit.save_state_every, resolved, leads) as state:
         every_param = load_params().model_dump()  # for the record
-        debug = {"debug": True} if params.debug.shortens else {}
+        debug = {DEBUG_TAG: True} if params.debug.shortens else {}
         tags = {"data_sha256": info.sha256, **dict.fromkeys(debug, "true")}
         loggers = FitLoggers(chosen_loggers() if leads else None, every_param, tags, state.folder, state.step)
         pl.seed_everything(params.seed, verbose=False)

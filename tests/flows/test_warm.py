@@ -14,16 +14,12 @@ from pathlib import Path
 import pytest
 import yaml
 
+from refit import warm
 from refit.quiet import QUIET
 from tests.flows.toy import PROJECT, Toy, gone
 from tests.processes import alive, eventually
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux has the sockets and signals for it")
-
-_LIBRARIES = (
-    "torch", "pytorch_lightning", "torchmetrics.classification", "torchvision", "safetensors.torch",
-    "mlflow", "sklearn.metrics", "matplotlib.figure", "matplotlib.style", "pyarrow.parquet",
-)  # fmt: skip
 
 _STAGE = """
 import json, os, signal, subprocess, sys, time
@@ -48,7 +44,7 @@ class WarmToy(Toy):
         super().__init__(root)
         (root / "stages").mkdir()
         shutil.copy(PROJECT / "stages/__init__.py", root / "stages")
-        for library in _LIBRARIES:
+        for library in {*warm._FIRST, *warm._LATER} - {"jinja2"}:  # which Prefect needs as it is
             package, _, module = library.partition(".")
             (root / package).mkdir(exist_ok=True)
             (root / package / "__init__.py").touch()
@@ -142,12 +138,12 @@ def test_each_stage_runs_the_code_that_is_on_disk_when_it_starts(toy: WarmToy) -
 )
 def test_a_stage_fails_as_it_would_by_itself(toy: WarmToy, does: str, exit_code: int, says: str) -> None:
     toy.stage("one", does=does)
-    for warm in ("1", "0"):
-        done = toy.repro(REFIT_WARM=warm)
+    for switch in ("1", "0"):
+        done = toy.repro(REFIT_WARM=switch)
         assert done.returncode == 255
         assert f"failed to run: exec python -m stages.one, exited with {exit_code}" in done.stdout
         assert says in done.stdout
-        assert toy.about("one")["warm"] is (warm == "1")
+        assert toy.about("one")["warm"] is (switch == "1")
 
 
 def test_libraries_that_cannot_be_imported_fail_the_stage_that_imports_them(toy: WarmToy) -> None:
