@@ -402,6 +402,13 @@ class Params(Section):
                 raise ValueError(f"{key} = {value} does not work with trainer.strategy fsdp; set it to {expected}")
 
     @model_validator(mode="after")
+    def _random_weights_learn(self) -> Self:
+        if self.model.weights is None and self.fit.freeze_epochs >= self.fit.max_epochs:
+            raise ValueError(f"fit.freeze_epochs = {self.fit.freeze_epochs} of {self.fit.max_epochs} epochs leaves all "
+                             "layers but the last as random as they begin; lower it, or set model.weights")  # fmt: skip
+        return self
+
+    @model_validator(mode="after")
     def _labels_are_of_use(self) -> Self:
         if self.model.system == "autoencoder":
             off: dict[str, tuple[Any, Any]] = {

@@ -113,7 +113,8 @@ class Curve(Callback):
             some = ", ".join(self.unmoved[:3]) + (", ..." if len(self.unmoved) > 3 else "")
             causes.append(
                 f"{len(self.unmoved)} weights never changed ({some}): they are frozen, not among those that "
-                "configure_optimizers gives to the optimizer, or the loss does not depend on them"
+                "configure_optimizers gives to the optimizer, the loss does not depend on them, or a learning rate of "
+                f"{rate:.3g} changes them by less than a float can hold"
             )
         if not math.isfinite(last):
             causes.append(f"the loss diverged: a learning rate of {rate:.3g} is too high")

@@ -160,7 +160,8 @@ class TrackedRun:
     def _begin(self, opening: Opening, folder: Path | None) -> None:
         self._opening = opening
         self._folder = folder
-        self._name = " ".join(filter(None, map(opening.params.get, ("data.source", "model.network")))) or "fit"
+        named = map(opening.params.get, ("data.source", "model.system", "model.network"))
+        self._name = " ".join(name for name in named if name and name != "classifier") or "fit"
         self._run_id = ""
         self._uri = tracking_uri()
         self._lost = False

@@ -16,7 +16,7 @@ from refit.model_file import read_model
 from refit.params import Params
 from refit.stage import run_stage
 from refit.training.outputs import Outputs, figures_of_each
-from refit.training.trainer import make_trainer
+from refit.training.trainer import make_trainer, refusals
 
 READS = ("trainer", "predict", "debug")
 PREDICTIONS = Path("data/predictions")
@@ -34,7 +34,8 @@ def main(params: Params) -> None:
     loader = new_images if len(new_images) else EvaluationLoader(read_split("test"), batch_size)
     collected = Outputs()
     trainer = make_trainer(params.trainer, callbacks=[collected], limit_predict_batches=params.debug.test_batches)
-    trainer.predict(system, loader, return_predictions=False)
+    with refusals(params.debug):
+        trainer.predict(system, loader, return_predictions=False)
     names = [_name(file, folder) for file in new_images.files] if len(new_images) else read_names("test")
     unreadable = [{"file": _name(file, folder), "why": why} for file, why in sorted(new_images.unreadable.items())]
     for bad in unreadable:

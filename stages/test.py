@@ -17,7 +17,7 @@ from refit.reports.embeddings import embedding_pictures
 from refit.reports.run_report import EVALUATION, write_run_report
 from refit.stage import run_stage
 from refit.training.outputs import Outputs, figures_of_each
-from refit.training.trainer import make_trainer
+from refit.training.trainer import make_trainer, refusals
 
 READS = ("trainer", "test", "debug")
 
@@ -28,7 +28,8 @@ def main(params: Params) -> None:
     loader = EvaluationLoader(split, EVALUATION_FACTOR * model.batch_size)
     collected = Outputs()
     trainer = make_trainer(params.trainer, callbacks=[collected], limit_test_batches=params.debug.test_batches)
-    trainer.test(system, loader, verbose=False)
+    with refusals(params.debug):
+        trainer.test(system, loader, verbose=False)
     outputs = collected.gather()
     probabilities: npt.NDArray[np.float32] = outputs.pop("probabilities").numpy()
     split = split.first(len(probabilities))  # all of it, but in a debug run

@@ -120,7 +120,8 @@ _HTML = """\
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
-<title>{{ report.accuracy | percent }} on {{ "{:,}".format(report.images) }} test images</title>
+<title>{{ "Debug run: " if debug }}{{ report.accuracy | percent }} on \
+{{ "{:,}".format(report.images) }} test images</title>
 <style>
   :root { --ink: #222; --quiet: #666; --line: #ddd; --page: #fff; --card: #f5f6f8; --bar: #8cc3e3; }
   @media (prefers-color-scheme: dark) {
@@ -174,10 +175,10 @@ _HTML = """\
 <figure><img src="{{ pictures[name].url }}" width="{{ pictures[name].width }}" alt="{{ alt }}"></figure>
 {% endmacro %}
 <header>
-<h1>{{ report.accuracy | percent }} of {{ "{:,}".format(report.images) }} test images right</h1>
 {% if debug %}
 <p class="debug">A debug run: the debug section of params.yaml cut it short. No figure below is that of a model.</p>
 {% endif %}
+<h1>{{ report.accuracy | percent }} of {{ "{:,}".format(report.images) }} test images right</h1>
 <p class="quiet">Model <code>{{ model_sha256 }}</code></p>
 <nav>
   <a href="#data">Data</a> <a href="#tuning">Tuning</a> <a href="#training">Training</a>

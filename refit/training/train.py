@@ -16,7 +16,7 @@ from refit.training.finetuning import FrozenBackbone
 from refit.training.pictures import FirstBatch, Histograms
 from refit.training.profile import make_profiler, show_profile
 from refit.training.resume import FitState
-from refit.training.trainer import make_trainer
+from refit.training.trainer import make_trainer, refusals
 
 
 def train(
@@ -78,7 +78,8 @@ def train(
         plugins=[state.files],
         logger=loggers.each,
     )
-    trainer.fit(system, datamodule=data, ckpt_path=state.path, weights_only=True)
+    with refusals(params.debug):
+        trainer.fit(system, datamodule=data, ckpt_path=state.path, weights_only=True)
     if params.debug.profiler and trainer.is_global_zero:
         show_profile(params.debug.profiler)
     return history, best

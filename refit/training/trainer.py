@@ -4,8 +4,8 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib.metadata import version
 from typing import Any
 
@@ -15,7 +15,7 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.profilers import PassThroughProfiler, Profiler
 
-from refit.params import TrainerParams
+from refit.params import DebugParams, TrainerParams
 from refit.training.callbacks import EpochLines, TerminalBar
 
 
@@ -53,6 +53,22 @@ def make_trainer(
     except (MisconfigurationException, ModuleNotFoundError) as error:
         devices = f", devices = {params.devices}" if "devices" in options else ""
         raise ValueError(f"trainer.accelerator = {params.accelerator!r}{devices}: {error}") from None
+
+
+@contextmanager
+def refusals(debug: DebugParams) -> Iterator[None]:
+    """Raises ValueError of one line where Lightning finds that a limit of the debug section leaves nothing, or asks for
+    more than there is."""
+    try:
+        yield
+    except MisconfigurationException as error:
+        raise ValueError(f"the debug section does not fit this data: {' '.join(str(error).split())}") from None
+    except ValueError as error:
+        if "`val_check_interval`" not in str(error):
+            raise
+        raise ValueError(
+            f"debug.val_check_interval = {debug.val_check_interval} is more than the batches of an epoch; lower it"
+        ) from None
 
 
 class _NoProfiler(PassThroughProfiler):

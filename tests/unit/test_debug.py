@@ -153,6 +153,25 @@ def test_a_debug_run_says_so_wherever_one_looks_and_is_never_registered(
         register.main([])
 
 
+@pytest.mark.parametrize(
+    ("keys", "line"),
+    [
+        (
+            {"debug__limit_val_batches": 0.1},
+            "the debug section does not fit this data: You requested to check 0.1 of",
+        ),
+        ({"debug__val_check_interval": 1000}, "debug.val_check_interval = 1000 is more than the batches of an epoch"),
+    ],
+)
+def test_a_limit_that_leaves_nothing_is_refused_in_a_line(
+    keys: dict[str, object], line: str, watched: Callable[..., Steps]
+) -> None:
+    with pytest.raises(ValueError) as raised:  # noqa: PT011, its text is looked at
+        watched(**keys)
+    assert line in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
 def test_a_real_run_says_nothing_of_debugging(watched: Callable[..., Steps]) -> None:
     watched(fit__max_epochs=1)
     run_test_and_predict()

@@ -184,6 +184,10 @@ FSDP = {
         ({"trainer.devices": 2, "trainer.sync_batchnorm": True}, "sync_batchnorm: true is for CUDA devices"),
         ({"trainer.devices": 2, "trainer.strategy": "fsdp"}, "strategy fsdp is for CUDA devices"),
         ({"trainer.devices": 3}, "batch.size auto is a power of two, which trainer.devices x num_nodes = 3 cannot"),
+        (
+            {"fit.freeze_epochs": 2},
+            "fit.freeze_epochs = 2 of 2 epochs leaves all layers but the last as random as they",
+        ),
         ({"trainer.devices": 2, "fit.freeze_epochs": 1}, "fit.freeze_epochs = 1 does not work with several devices"),
         (
             {"trainer.devices": 2, "debug.overfit_batches": 1},

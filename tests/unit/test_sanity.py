@@ -52,6 +52,7 @@ def test_a_sound_system_learns_a_few_images_by_heart(
     sanity.main(changed(QUICK | keys))
     *curve, verdict = capsys.readouterr().out.splitlines()
     assert verdict.startswith("32 images were learnt by heart in ")
+    assert 10 <= int(verdict.split()[-2]) < sanity.STEPS, "it stops when they are learnt"
     assert len(curve) >= 2
     assert all(line.startswith("step ") for line in curve)
 
