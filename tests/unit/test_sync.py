@@ -206,7 +206,8 @@ def test_a_run_that_mlflow_missed_the_end_of_is_completed_as_if_it_had_never_bee
     client = MlflowClient(server.url)
     (half,) = client.search_runs(["1"])
     assert half.info.status == "RUNNING"
-    assert [point.step for point in client.get_metric_history(half.info.run_id, "val_loss")] == [17, 35]
+    sent = [point.step for point in client.get_metric_history(half.info.run_id, "val_loss")]
+    assert sent in ([17], [17, 35]), "the second epoch's may have been on its way"
     done = sync_command()
     assert (done.returncode, done.stdout, done.stderr) == (0, f"MLflow has the run of model {model[:8]}\n", "")
     synced = only_run(server.url)
