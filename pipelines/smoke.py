@@ -30,9 +30,10 @@ def main() -> None:
         share_prepared(root, copy)
         params = yaml.safe_load((copy / "params.yaml").read_text(encoding="utf-8"))
         environment = {**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db", OWNER: str(os.getpid())}
-        for system in dict.fromkeys([*OUR_SYSTEMS, params["model"]["system"]]):
+        own, own_arguments = params["model"]["system"], params["model"]["system_arguments"]
+        for system in dict.fromkeys([*OUR_SYSTEMS, own]):
             began = time.monotonic()
-            arguments = params["model"]["system_arguments"] if system == params["model"]["system"] else {}
+            arguments = own_arguments if system == own else {}
             params["model"] |= {"system": system, "system_arguments": arguments}
             params["fit"]["monitor"] = "val_loss"
             params["debug"]["fast_dev_run"] = BATCHES
