@@ -2,7 +2,8 @@
 
 python -m benchmarks.gpu [--rounds 5] [--only NAME]
 
-`cifar10` takes the images from $CIFAR10 (a folder for torchvision's files; they are downloaded where it has none).
+`cifar10` takes the images from $CIFAR10: a folder of class folders in `train` and `test`, or one for torchvision's
+files, which are downloaded where it has none.
 """
 
 import os
@@ -10,6 +11,7 @@ import statistics
 import sys
 import time
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,17 +33,17 @@ from refit.training.trainer import make_trainer
 
 COLOUR, PHOTO = (3, 32, 32), (3, 176, 176)
 BATCH_SIZE = 512
+CHOICES: dict[str, Any] = {"model__network": "resnet9", "augment__shift": 2, "augment__flip": True}
 RECIPE = Path(__file__).resolve().parents[1] / "docs/recipes/cifar10.yaml"
 
 
 def against_raw(rounds: int) -> list[Result]:
     """ResNet-9 on images of CIFAR-10's size, random crops and flips, bfloat16 in both."""
     train, val, epochs = made_split(51_200, COLOUR), made_split(2_048, COLOUR), 4
-    choices: dict[str, Any] = {"model__network": "resnet9", "augment__shift": 2, "augment__flip": True}
     with workspace(train, val, BATCH_SIZE):
         measured = interleave(
             {
-                "refit": lambda: epochs * len(train.labels) / fit(epochs, **choices),
+                "refit": lambda: epochs * len(train.labels) / fit(epochs, **CHOICES),
                 "raw": lambda: raw_loop(
                     our_network("resnet9", None, COLOUR), train, val, BATCH_SIZE, epochs, augmented=True
                 ),
@@ -68,26 +70,66 @@ class _Waits(pl.Callback):
         if number >= 10:
             torch.cuda.set_sync_debug_mode("default")
             self.caught.__exit__(None, None, None)
-            for warning in self.told or []:
-                print(f"  {warning.message}", file=sys.stderr)
-            self.steps, self.waits = self.steps + 1, self.waits + len(self.told or [])
+            told = [str(warning.message) for warning in self.told or []]
+            waits = [message for message in told if "synchronizing CUDA operation" in message]
+            print(*waits, sep="\n", end="\n" if waits else "", file=sys.stderr)
+            self.steps, self.waits = self.steps + 1, self.waits + len(waits)
 
 
 def host_waits(rounds: int) -> list[Result]:
-    """How often a step waits for the device."""
+    """How often a step waits for the device, with as much as may be at work in it."""
     each = []
     with workspace(made_split(51_200, COLOUR), made_split(2_048, COLOUR), BATCH_SIZE):
         for _ in range(rounds):
             waits = _Waits()
-            fit(callbacks=[waits], model__network="resnet9", augment__shift=2, augment__flip=True)
+            fit(callbacks=[waits], **CHOICES, fit__averaging="ema", augment__cutout=8)
             each.append(waits.waits / waits.steps)
     return [compare("GPU: host synchronisations a step", each, [1.0] * rounds, 0, "lower")]
+
+
+def determinism(rounds: int) -> list[Result]:
+    """What `trainer.deterministic: true` costs; and whether the same fit gives the same bits."""
+    epochs, models = 4, set()
+
+    def same_again() -> float:
+        seconds = fit(epochs, **CHOICES)
+        models.add(read_model()[1].sha256)
+        return seconds
+
+    with workspace(made_split(51_200, COLOUR), made_split(2_048, COLOUR), BATCH_SIZE):
+        measured = interleave(
+            {"deterministic": same_again, "not": lambda: fit(epochs, **CHOICES, trainer__deterministic=False)}, rounds
+        )
+    return [
+        compare(
+            "GPU, ResNet-9: seconds, deterministic ÷ not", measured["deterministic"], measured["not"], 1.05, "lower"
+        ),
+        compare("GPU, ResNet-9: different models of one deterministic fit", [float(len(models))], [1.0], 1, "lower"),
+    ]
+
+
+def compiled(rounds: int) -> list[Result]:
+    """What `trainer.compile` gives, once it has compiled."""
+    epochs = 4
+    with workspace(made_split(51_200, COLOUR), made_split(2_048, COLOUR), BATCH_SIZE):
+        measured = interleave(
+            {
+                mode or "none": partial(fit, epochs, **CHOICES, trainer__compile=mode)
+                for mode in (None, "default", "reduce-overhead")
+            },
+            rounds,
+        )
+    return [
+        compare(f"GPU, ResNet-9: images/s, compile: {mode} ÷ none", measured["none"], measured[mode], 1.0, "higher")
+        for mode in ("default", "reduce-overhead")
+    ]
 
 
 def cifar10(rounds: int) -> list[Result]:
     """The recipe of docs/recipes, with another seed each time: at least ten."""
     values = yaml.safe_load(RECIPE.read_text(encoding="utf-8"))
-    values["data"]["root"] = os.environ.get("CIFAR10", str(Path("data/raw").absolute()))
+    root = Path(os.environ.get("CIFAR10", "data/raw")).absolute()
+    values["data"] |= {"root": str(root)} | ({"source": "folder"} if (root / "train").is_dir() else {})
     accuracies, of_training, of_stage = [], [], []
     with empty_workspace():
         write_tuning(values["batch"]["size"], values["optimizer"]["learning_rate"])
@@ -137,4 +179,4 @@ def photos(rounds: int) -> list[Result]:
 if __name__ == "__main__":
     if not torch.cuda.is_available():
         sys.exit("error: no CUDA device; make bench runs what needs none")
-    command_line(__doc__, [against_raw, host_waits, cifar10, photos])
+    command_line(__doc__, [against_raw, host_waits, determinism, compiled, cifar10, photos])

@@ -1,9 +1,10 @@
 """`dvc repro` on the digits, killed again and again until it ends: is dvc.lock what it is undisturbed?
 
-python -m benchmarks.kill_test [--rounds 50] [--seed 0] [--kills 12]
+python -m benchmarks.kill_test [--rounds 50] [--seed 0] [--kills 12] [--set KEY=VALUE ...]
 
 SIGKILL hits `dvc` itself, the process of a stage or the warm process they are forked from, at a random moment or in the
-middle of the writing of a state; after so many kills a round may end. Each begins with no output, cache or state.
+middle of the writing of a state; after so many kills a round may end. Each begins with no output, cache or state. --set changes params.yaml, for instance
+fit.averaging=ema or trainer.devices=2.
 """
 
 import argparse
@@ -15,10 +16,13 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import MappingProxyType
 
 import psutil
+import yaml
 
 from benchmarks.compare import Result, report
 from benchmarks.pipeline import ENVIRONMENT, clone_here
@@ -27,13 +31,14 @@ WRITING = "data/state/*/.step-*.partial"
 MADE = ("data/prepared", "data/tuning", "data/model", "data/evaluation", "data/predictions", "data/state", ".dvc/cache")
 
 
-def kill_test(rounds: int, seed: int, most: int) -> tuple[Result, Counter[str]]:
+def kill_test(
+    rounds: int, seed: int, most: int, choices: Mapping[str, str] = MappingProxyType({})
+) -> tuple[Result, Counter[str]]:
     """The share of the rounds whose dvc.lock is the undisturbed one; and how often what was killed in which stage."""
     chance = random.Random(seed)
     killed: Counter[str] = Counter()
     with clone_here() as project:
-        params = project / "params.yaml"
-        params.write_text(re.sub(r"(save_state_every: ).*", r"\g<1>0.1", params.read_text()))
+        change(project / "params.yaml", {"fit.save_state_every": "0.1", **choices})
         lock = project / "dvc.lock"
         expected, seconds = undisturbed(project)
         same = 0
@@ -47,9 +52,17 @@ def kill_test(rounds: int, seed: int, most: int) -> tuple[Result, Counter[str]]:
             same += is_same
             print(f"round {number}: {len(kills)} kills, dvc.lock {'the same' if is_same else 'DIFFERS'}", flush=True)
     share = same / rounds
-    return Result(
-        "killed until it ends: rounds with the same dvc.lock", share, share, share, 1.0, "higher", rounds
-    ), killed
+    beside = "".join(f", {key} = {value}" for key, value in choices.items())
+    name = f"killed until it ends{beside}: rounds with the same dvc.lock"
+    return Result(name, share, share, share, 1.0, "higher", rounds), killed
+
+
+def change(params: Path, choices: Mapping[str, str]) -> None:
+    values = yaml.safe_load(params.read_text(encoding="utf-8"))
+    for name, value in choices.items():
+        section, key = name.split(".")
+        values[section][key] = yaml.safe_load(value)
+    params.write_text(yaml.safe_dump(values), encoding="utf-8")
 
 
 def undisturbed(project: Path) -> tuple[bytes, float]:
@@ -122,8 +135,10 @@ if __name__ == "__main__":
     parser.add_argument("--rounds", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kills", type=int, default=12)
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     arguments = parser.parse_args()
-    result, killed = kill_test(arguments.rounds, arguments.seed, arguments.kills)
+    choices = dict(choice.split("=", 1) for choice in arguments.set)
+    result, killed = kill_test(arguments.rounds, arguments.seed, arguments.kills, choices)
     for what, times in sorted(killed.items()):
         print(f"{times:4} {what}")
     report([result])

@@ -40,6 +40,7 @@ def raw_loop(
     """Training images a second of a plain PyTorch loop with the same work: batches gathered from one tensor, AdamW
     without decay of biases, one cycle, clipped gradients, loss and accuracy, and a validation after each epoch."""
     torch.use_deterministic_algorithms(False)
+    torch.backends.cudnn.benchmark = True  # no loop that cares for speed goes without
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network.to(device).to(memory_format=torch.channels_last)
     images, labels = torch.from_numpy(train.images).to(device), torch.from_numpy(train.labels).to(device)

@@ -34,6 +34,16 @@ def run_stage(main: Callable[[Params], None], *, reads: tuple[str, ...]) -> None
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)
         sys.exit(2)
+    except RuntimeError as error:
+        operation, refused, _ = str(error).partition(" does not have a deterministic implementation")
+        if not refused:
+            raise
+        print(
+            f"error: trainer.deterministic = true, and the network's {operation} is not deterministic on this device; "
+            "set trainer.deterministic to false, or choose another model.network",
+            file=sys.stderr,
+        )
+        sys.exit(2)
     except (KeyboardInterrupt, SystemExit):
         if not interrupted:
             raise

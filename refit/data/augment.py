@@ -24,22 +24,22 @@ NO_AUGMENTATION = AugmentParams(
 
 
 class Draws(NamedTuple):
-    """The random choices for each image."""
+    """The random choices for each image; None for what `augment` of params.yaml does not ask for."""
 
-    shift: Tensor
+    shift: Tensor | None = None
     """int64 (N, 2): down and right, pixels."""
-    flip: Tensor
+    flip: Tensor | None = None
     """bool (N,)."""
-    cutout: Tensor
+    cutout: Tensor | None = None
     """int64 (N, 2): row and column of the cut square's centre."""
-    crop: Tensor
+    crop: Tensor | None = None
     """float32 (N, 4): row and column of the crop's centre, its height and width, as shares of the image's."""
     jitter: Tensor | None = None
-    """float32 (N, 3), where colours are changed: factors of brightness, contrast and saturation."""
+    """float32 (N, 3): factors of brightness, contrast and saturation."""
     operations: Tensor | None = None
-    """int64 (N, rounds), where there is a policy: places in `policies.OPERATIONS`."""
+    """int64 (N, rounds): of the policy, places in `policies.OPERATIONS`."""
     strengths: Tensor | None = None
-    """float32 (N, rounds), where there is a policy: of each operation, -1 to 1."""
+    """float32 (N, rounds): of each operation, -1 to 1."""
     share: Tensor | None = None
     """float32 (N,), where images are mixed: how much of the image itself is left, the rest being its partner's."""
     box: Tensor | None = None
@@ -61,26 +61,27 @@ def draw(params: AugmentParams, images: int, size: tuple[int, int], random: np.r
 
     None where nothing is to be drawn.
     """
-    moves = params.shift or params.flip or params.cutout or params.crop_area < 1
-    mixes, has_policy = params.mixup or params.cutmix, params.policy != "none"
-    if not (moves or mixes or has_policy or params.color_jitter):
-        return None
     # A generator each, so that none of these draws depends on whether the others are made.
-    of_jitter, of_policy, of_mixes = random.spawn(3)
-    jitters = draw_jitter(params, images, of_jitter) if params.color_jitter else None
-    operations, strengths = draw_policy(params.policy, images, of_policy) if has_policy else (None, None)
-    share, box = draw_mixes(params, images, size, of_mixes) if mixes else (None, None)
-    return Draws(
-        torch.from_numpy(random.integers(-params.shift, params.shift, (images, 2), endpoint=True)),
-        torch.from_numpy(random.random(images) < (0.5 if params.flip else 0)),
-        torch.from_numpy(random.integers(0, size, (images, 2))),
-        torch.from_numpy(_crops(params.crop_area, images, random)),
-        jitters,
-        operations,
-        strengths,
-        share,
-        box,
-    )
+    of_shift, of_flip, of_cutout, of_crop, of_jitter, of_policy, of_mixes = random.spawn(7)
+    draws = Draws()
+    if params.shift:
+        shift = of_shift.integers(-params.shift, params.shift, (images, 2), endpoint=True)
+        draws = draws._replace(shift=torch.from_numpy(shift))
+    if params.flip:
+        draws = draws._replace(flip=torch.from_numpy(of_flip.random(images) < 0.5))
+    if params.cutout:
+        draws = draws._replace(cutout=torch.from_numpy(of_cutout.integers(0, size, (images, 2))))
+    if params.crop_area < 1:
+        draws = draws._replace(crop=torch.from_numpy(_crops(params.crop_area, images, of_crop)))
+    if params.color_jitter:
+        draws = draws._replace(jitter=draw_jitter(params, images, of_jitter))
+    if params.policy != "none":
+        operations, strengths = draw_policy(params.policy, images, of_policy)
+        draws = draws._replace(operations=operations, strengths=strengths)
+    if params.mixup or params.cutmix:
+        share, box = draw_mixes(params, images, size, of_mixes)
+        draws = draws._replace(share=share, box=box)
+    return draws if any(choice is not None for choice in draws) else None
 
 
 def _crops(least_area: float, images: int, random: np.random.Generator) -> npt.NDArray[np.float32]:
@@ -96,22 +97,22 @@ def augment(images: Tensor, draws: Draws, params: AugmentParams) -> Tensor:
     """Crop, shift, flip, jitter, follow the policy and cut out: uint8 (N, C, H, W) to the same shape. Outside an image
     all is zero. Mixing is not done here."""
     count, channels, height, width = images.shape
-    if params.crop_area < 1:
+    if draws.crop is not None:
         images = a_few_at_once(_resized_crop, images, draws.crop)
     rows = torch.arange(height, device=images.device).expand(count, -1)
     columns = torch.arange(width, device=images.device).expand(count, -1)
-    centre_row, centre_column = draws.cutout[:, :1], draws.cutout[:, 1:]
     cut = None
-    if params.cutout:
+    if draws.cutout is not None:
+        centre_row, centre_column = draws.cutout[:, :1], draws.cutout[:, 1:]
         down, right = rows - centre_row + params.cutout // 2, columns - centre_column + params.cutout // 2
         cut = ((down >= 0) & (down < params.cutout))[:, :, None] & ((right >= 0) & (right < params.cutout))[:, None, :]
-    if params.flip:
+    if draws.flip is not None:
         columns = torch.where(draws.flip[:, None], width - 1 - columns, columns)
-    if params.shift:
+    if draws.shift is not None:
         images = F.pad(images, [params.shift] * 4)
         rows = rows - draws.shift[:, :1] + params.shift
         columns = columns - draws.shift[:, 1:] + params.shift
-    if params.flip or params.shift:
+    if draws.flip is not None or draws.shift is not None:
         pixels = (rows[:, :, None] * images.shape[3] + columns[:, None, :]).view(count, 1, -1)
         images = images.flatten(2).gather(2, pixels.expand(-1, channels, -1)).view(count, channels, height, width)
     if draws.jitter is not None:

@@ -20,7 +20,7 @@ def build_network(
     channel, pixels scaled to 0..1.
     Raises ValueError where there is no such network, or it does not take model.network_arguments.
     """
-    return nn.Sequential(Normalize(mean, std), _build(model, shape, outputs))
+    return Whole(Normalize(mean, std), _build(model, shape, outputs))
 
 
 def _build(model: ModelParams, shape: tuple[int, int, int], outputs: int) -> nn.Module:
@@ -100,7 +100,7 @@ def resnet9(in_channels: int, classes: int, width: int, dropout: float) -> nn.Mo
         conv(width, 2 * width), nn.MaxPool2d(2, ceil_mode=True), Residual(2 * width),
         conv(2 * width, 4 * width), nn.MaxPool2d(2, ceil_mode=True),
         conv(4 * width, 8 * width), nn.MaxPool2d(2, ceil_mode=True), Residual(8 * width),
-        nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Dropout(dropout), nn.Linear(8 * width, classes),
+        Highest(), nn.Dropout(dropout), nn.Linear(8 * width, classes), Scale(0.125),
     )  # fmt: skip
 
 
@@ -120,6 +120,33 @@ class Residual(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         output: Tensor = images + self.branch(images)
         return output
+
+
+class Highest(nn.Module):
+    """Of each channel: (N, C, H, W) to (N, C). nn.AdaptiveMaxPool2d(1) would do, but has no deterministic gradient on a
+    CUDA device."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images.amax(dim=(2, 3))
+
+
+class Scale(nn.Module):
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, values: Tensor) -> Tensor:
+        return self.factor * values
+
+
+class Whole(nn.Sequential):
+    """PyTorch 2.11 compiles what lies in a plain nn.Sequential part by part; with a `forward` of ours, it is one
+    graph."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        for part in self:
+            images = part(images)
+        return images
 
 
 class Normalize(nn.Module):

@@ -57,7 +57,7 @@ class System(pl.LightningModule):
     def add_train_figures(self, images: int, sums: Tensor) -> None:
         """Count a batch's sums over its images, without gradients."""
         # By hand: torchmetrics would take longer than all else that Refit does in a step (docs/performance.md).
-        self.train_sums += sums
+        self.train_sums.add_(sums)
         self.train_images += images
 
     def count_validated(self, name: str, *values: Tensor) -> None:

@@ -10,7 +10,7 @@ import torch
 from pytorch_lightning.callbacks import WeightAveraging
 from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor, nn
-from torch.optim.swa_utils import get_ema_multi_avg_fn, update_bn
+from torch.optim.swa_utils import update_bn
 from torchmetrics import Metric
 
 from refit.data.module import Batch, PreparedData, TrainLoader
@@ -50,11 +50,27 @@ class MovingAverage(Average):
     """
 
     def __init__(self, decay: float) -> None:
-        def update(averaged: list[Tensor], current: list[Tensor], steps: Tensor) -> None:
-            warmed_up = (1 + int(steps)) / (10 + int(steps))
-            get_ema_multi_avg_fn(min(decay, warmed_up))(averaged, current, steps)  # type: ignore[no-untyped-call]
+        super().__init__()
+        self.decay = decay
 
-        super().__init__(multi_avg_fn=update)
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any,
+                           batch_idx: int) -> None:  # fmt: skip
+        # By the trainer's number of steps: AveragedModel's own is on the device, for which each step would wait.
+        if trainer.global_step > self._latest_update_step:
+            self._latest_update_step = trainer.global_step
+            self._update(pl_module, trainer.global_step - 1)
+
+    @torch.no_grad()
+    def _update(self, system: pl.LightningModule, before: int) -> None:
+        assert self._average_model is not None
+        decay = min(self.decay, (1 + before) / (10 + before)) if before else 0.0
+        pairs = list(zip(_tensors(self.averaged()), _tensors(system), strict=True))
+        floats = [pair for pair in pairs if pair[0].is_floating_point()]
+        torch._foreach_lerp_([mean for mean, _ in floats], [now for _, now in floats], 1 - decay)
+        for mean, now in pairs:
+            if not mean.is_floating_point():
+                mean.copy_(mean * decay + now * (1 - decay))
+        self._average_model.n_averaged += 1
 
 
 class StochasticWeightAverage(Average):
@@ -84,6 +100,11 @@ class StochasticWeightAverage(Average):
         if self.begun():
             _compute_batch_norm(self.averaged(), trainer)
         super().on_validation_epoch_start(trainer, pl_module)
+
+
+def _tensors(system: nn.Module) -> Iterator[Tensor]:
+    yield from system.parameters()
+    yield from system.buffers()
 
 
 def make_average(fit: FitParams) -> Average | None:

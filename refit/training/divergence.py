@@ -21,8 +21,6 @@ class Step(NamedTuple):
     loss: Tensor
     arrived: torch.cuda.Event | None
     """None where the loss is there already."""
-    epoch: int
-    batch_idx: int
 
     def has_arrived(self) -> bool:
         return self.arrived is None or bool(self.arrived.query())  # type: ignore[no-untyped-call]
@@ -47,27 +45,28 @@ class FiniteLoss(Callback):
             loss = torch.empty_like(loss, device="cpu", pin_memory=True).copy_(loss, non_blocking=True)
             arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
             arrived.record()
-        self.steps.append(Step(loss, arrived, trainer.current_epoch, trainer.fit_loop.batch_idx))
+        self.steps.append(Step(loss, arrived))
 
     def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         while self.steps and self.steps[0].has_arrived():
             step = self.steps.popleft()
             if not math.isfinite(step.loss):
-                self._stop(trainer, pl_module, step)
+                self._stop(trainer, pl_module, step.loss)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.steps.clear()  # of its loss the validation's figures tell
 
-    def _stop(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: Step) -> None:
+    def _stop(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
         assert isinstance(trainer.train_dataloader, TrainLoader)
         gradients = [weight.grad for weight in pl_module.parameters() if weight.grad is not None]
         rate = trainer.optimizers[0].param_groups[0]["lr"]
+        batch_idx = trainer.fit_loop.batch_idx - len(self.steps)  # so many steps of this epoch came after it
         note = {
-            "loss": str(float(step.loss)),
-            "epoch": step.epoch + 1,
-            "batch": step.batch_idx + 1,
+            "loss": str(float(loss)),
+            "epoch": trainer.current_epoch + 1,
+            "batch": batch_idx + 1,
             "optimizer_step": trainer.global_step + 1,
-            "train_rows": trainer.train_dataloader.rows(step.batch_idx),
+            "train_rows": trainer.train_dataloader.rows(batch_idx),
             "learning_rate": rate,
             "gradient_norm": str(float(torch.nn.utils.get_total_norm(gradients))),
         }

@@ -52,13 +52,19 @@ def make_optimizer(system: pl.LightningModule, params: OptimizerParams, learning
     groups = parameter_groups(system, params, learning_rate)
     if params.name == "muon":
         return _muon(system, params, groups)
-    # One kernel for all weights, where the device has it; Lightning will not clip for it in mixed precision.
-    clips_mixed = bool(system.trainer.gradient_clip_val) and system.trainer.precision.endswith("-mixed")
-    fused = system.device.type in ("cpu", "cuda") and not clips_mixed
+    # One kernel for all weights, where the device has it. It takes the scale of a scaled loss away by itself, so that
+    # Lightning will not clip for it.
+    clips_scaled = bool(system.trainer.gradient_clip_val) and system.trainer.precision == "16-mixed"
+    fused = system.device.type in ("cpu", "cuda") and not clips_scaled
+    optimizer: torch.optim.Optimizer
     if params.name == "adamw":
-        return torch.optim.AdamW(groups, lr=learning_rate, betas=(params.momentum, 0.999), fused=fused)
-    nesterov = params.momentum > 0
-    return torch.optim.SGD(groups, lr=learning_rate, momentum=params.momentum, nesterov=nesterov, fused=fused)
+        optimizer = torch.optim.AdamW(groups, lr=learning_rate, betas=(params.momentum, 0.999), fused=fused)
+    else:
+        nesterov = params.momentum > 0
+        optimizer = torch.optim.SGD(groups, lr=learning_rate, momentum=params.momentum, nesterov=nesterov, fused=fused)
+    if system.trainer.precision == "bf16-mixed":  # whose loss is not scaled; Lightning looks at this alone
+        optimizer._step_supports_amp_scaling = False
+    return optimizer
 
 
 def parameter_groups(system: pl.LightningModule, params: OptimizerParams, learning_rate: float) -> list[dict[str, Any]]:

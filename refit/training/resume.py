@@ -37,6 +37,7 @@ STATES = Path("data/state")
 INPUTS = "inputs.json"
 KEPT = 2  # states; the older one is for the day that the newer cannot be read
 COST_SHARE = 0.02  # of the time of a fit, at most, for the states at the ends of its epochs
+FIRST_GUESS = 0.1  # seconds that a state takes, before one was saved
 
 _PROJECT = Path(__file__).resolve().parents[2]
 _HOLDER = "pid"
@@ -49,8 +50,10 @@ def loaded_code() -> dict[str, str]:
 
     Not the one that chooses in which process a stage runs: the same bits come out of either.
     """
-    files = {Path(file).resolve() for module in sys.modules.values() if (file := getattr(module, "__file__", None))}
     packages = [_PROJECT / "refit", _PROJECT / "stages"]
+    names = {"__main__", *(package.name for package in packages)}  # of the thousands of modules the few that can be
+    modules = [module for name, module in sys.modules.items() if name.partition(".")[0] in names]
+    files = {Path(file).resolve() for module in modules if (file := getattr(module, "__file__", None))}
     ours = sorted(file for file in files if any(file.is_relative_to(package) for package in packages))
     ours.remove(_PROJECT / "refit/warm.py")
     return {str(file.relative_to(_PROJECT)): hashlib.sha256(file.read_bytes()).hexdigest() for file in ours}
@@ -290,7 +293,7 @@ class StateFiles(TorchCheckpointIO):
 
     def __init__(self) -> None:
         super().__init__()
-        self.seconds = 0.0
+        self.seconds = FIRST_GUESS
         """What the last one took, copying and writing together."""
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="state")
         self._writing: Future[None] | None = None

@@ -42,6 +42,7 @@ def make_trainer(
             accelerator=params.accelerator,
             precision=choose_precision(params),
             deterministic=params.deterministic,
+            benchmark=not params.deterministic,  # try which of cuDNN's algorithms is fastest
             callbacks=[*callbacks, *progress],
             enable_progress_bar=in_terminal,
             num_sanity_val_steps=0,

@@ -90,8 +90,10 @@ def test_the_named_optimizer_gets_its_settings(name: str, expected: Any, build: 
     assert group["lr"] == 0.02
     assert (group["betas"][0] if name == "adamw" else group["momentum"]) == 0.8
     assert group["fused"] is True
-    system.trainer = SimpleNamespace(precision="bf16-mixed", gradient_clip_val=1.0)  # Lightning would refuse to clip
+    system.trainer = SimpleNamespace(precision="16-mixed", gradient_clip_val=1.0)  # Lightning would refuse to clip
     assert system.configure_optimizers().param_groups[0]["fused"] is False
+    system.trainer = SimpleNamespace(precision="bf16-mixed", gradient_clip_val=1.0)
+    assert system.configure_optimizers().param_groups[0]["fused"] is True
     assert group.get("nesterov", True)
 
 

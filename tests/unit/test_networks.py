@@ -39,6 +39,14 @@ def test_our_networks_take_small_and_odd_sizes(network: str, shape: tuple[int, i
 
 
 @pytest.mark.parametrize("network", OUR_NETWORKS)
+def test_our_networks_can_be_deterministic_on_a_cuda_device(network: str) -> None:
+    """Of these layers PyTorch has no deterministic gradient there; the mean of all pixels is computed otherwise."""
+    for layer in build(model(network)).modules():
+        assert not isinstance(layer, nn.AdaptiveMaxPool2d | nn.FractionalMaxPool2d)
+        assert not isinstance(layer, nn.AdaptiveAvgPool2d) or layer.output_size == 1
+
+
+@pytest.mark.parametrize("network", OUR_NETWORKS)
 def test_width_changes_the_size_of_our_networks(network: str) -> None:
     sizes = [sum(weight.numel() for weight in build(model(network, width)).parameters()) for width in (4, 8, None)]
     assert sizes[0] < sizes[1] < sizes[2]

@@ -41,6 +41,13 @@ def library_fault(params):
     json.loads("{")
 
 
+def no_deterministic_way(params):
+    import torch
+
+    torch.use_deterministic_algorithms(True)
+    torch.nn.functional.max_unpool2d(torch.ones(1, 1, 1, 1), torch.zeros(1, 1, 1, 1, dtype=torch.int64), 2)
+
+
 def builtin_fault(params):
     int("not a number")
 
@@ -93,6 +100,7 @@ CASES = {
     "users mistake": users_mistake,
     "library fault": library_fault,
     "builtin fault": builtin_fault,
+    "no deterministic way": no_deterministic_way,
     "invariant": lambda params: (_ for _ in ()).throw(AssertionError("broken")),
     "another section": lambda params: params.data,
     "own code": lambda params: sys.exit(7),
@@ -156,6 +164,13 @@ def test_a_stage_that_is_done_exits_0(start: Start) -> None:
 
 def test_a_user_s_mistake_is_told_line_by_line_without_a_traceback_and_exits_2(start: Start) -> None:
     assert ended(start("users mistake")) == (2, "", "error: the first line\nerror: the second line\n")
+
+
+def test_an_operation_that_cannot_be_deterministic_is_the_user_s_to_choose_in_a_line(start: Start) -> None:
+    code, _, err = ended(start("no deterministic way"))
+    assert err.startswith("error: trainer.deterministic = true, and the network's max_unpool")
+    assert err.count("\n") == 1
+    assert code == 2
 
 
 @pytest.mark.parametrize(
