@@ -3,8 +3,8 @@
 python -m benchmarks.kill_test [--rounds 50] [--seed 0] [--kills 12] [--set KEY=VALUE ...]
 
 SIGKILL hits `dvc` itself, the process of a stage or the warm process they are forked from, at a random moment or in the
-middle of the writing of a state; after so many kills a round may end. Each begins with no output, cache or state. --set changes params.yaml, for instance
-fit.averaging=ema or trainer.devices=2.
+middle of the writing of a state; after so many kills a round may end. Each begins with no output, cache or state.
+--set changes params.yaml, for instance fit.averaging=ema or trainer.devices=2.
 """
 
 import argparse
