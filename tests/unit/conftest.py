@@ -15,11 +15,11 @@ from torch import Tensor
 
 from refit.data.pack import pack
 from refit.data.sources import open_source
-from refit.files import write_json
+from refit.files import write_csv, write_json
 from refit.model_file import MODEL
 from refit.params import ModelParams, Params, check_params, load_params
-from refit.training.choices import BATCH, LEARNING_RATE, BatchChoice, LearningRateChoice
-from stages import fit
+from refit.training.choices import BATCH, LEARNING_RATE, LEARNING_RATE_CURVE, BatchChoice, LearningRateChoice
+from stages import fit, test
 
 # Whatever params.yaml holds today, the tests run with these.
 _VALUES: dict[str, Any] = {
@@ -151,3 +151,9 @@ def fitted(prepared_workspace: Path, values: Values, monkeypatch: pytest.MonkeyP
         return load_file(MODEL / "model.safetensors")
 
     return run
+
+
+def run_test() -> None:
+    """The stage `test`, after a fit; the curve of a range test that was not run is made up."""
+    write_csv(LEARNING_RATE_CURVE, [{"learning_rate": 0.001, "loss": 2.0}, {"learning_rate": 0.01, "loss": 1.0}])
+    test.main(load_params().only(*test.READS))

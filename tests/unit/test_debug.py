@@ -16,15 +16,13 @@ from pytorch_lightning.callbacks import Callback
 from refit import register, summary
 from refit.data.module import Batch
 from refit.data.prepared import read_split
-from refit.files import write_csv
 from refit.params import load_params
 from refit.systems.classifier import Classifier
 from refit.tracking import model_sha256
 from refit.training import train
-from refit.training.choices import LEARNING_RATE_CURVE
 from refit.training.trainer import make_trainer
-from stages import predict, test
-from tests.unit.conftest import Fit
+from stages import predict
+from tests.unit.conftest import Fit, run_test
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*LeafSpec"),
@@ -72,9 +70,8 @@ def watched(fitted: Fit, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Steps
 
 
 def run_test_and_predict() -> None:
-    write_csv(LEARNING_RATE_CURVE, [{"learning_rate": 10.0**-k, "loss": 1.0 / k} for k in range(1, 20)])
-    for stage in (test, predict):
-        stage.main(load_params().only(*stage.READS))
+    run_test()
+    predict.main(load_params().only(*predict.READS))
 
 
 def told(name: str) -> Any:

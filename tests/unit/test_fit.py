@@ -10,11 +10,12 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
+from torch import Tensor
 
 from refit.training import train
 from refit.training.run_logger import RunLogger
 from refit.training.trainer import make_trainer
-from tests.unit.conftest import Fit
+from tests.unit.conftest import Fit, run_test
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*LeafSpec"),
@@ -33,6 +34,22 @@ def test_a_compiled_network_is_compiled_and_learns_what_the_plain_one_does(
     assert plain.keys() == compiled.keys()
     for name in plain:
         torch.testing.assert_close(compiled[name], plain[name], rtol=0.02, atol=0.02)
+
+
+def test_other_arithmetic_comes_to_an_accuracy_within_the_interval(fitted: Fit) -> None:
+    """bfloat16 and another number of threads stand in for other hardware."""
+
+    def tested(**keys: object) -> tuple[dict[str, Tensor], dict[str, float]]:
+        weights = fitted(fit__max_epochs=8, model__width=8, **keys)
+        run_test()
+        return weights, json.loads(Path("data/evaluation/test.json").read_text())
+
+    weights, one = tested()
+    other_weights, other = tested(trainer__precision="bf16-mixed", trainer__threads=2)
+    assert not all(torch.equal(weights[name], other_weights[name]) for name in weights)
+    assert one["accuracy_low"] <= other["accuracy"] <= one["accuracy_high"]
+    assert other["accuracy_low"] <= one["accuracy"] <= other["accuracy_high"]
+    assert one["accuracy"] > 0.9
 
 
 def test_the_run_is_told_of_each_epoch_s_time_memory_and_gradient(fitted: Fit, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,14 +30,12 @@ from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
 
 from refit.data.module import Batch
 from refit.data.prepared import read_split
-from refit.files import write_csv
 from refit.params import load_params
 from refit.training import pictures, train
-from refit.training.choices import LEARNING_RATE_CURVE
 from refit.training.trainer import make_trainer
-from stages import check, test
+from stages import check
 from tests.processes import eventually
-from tests.unit.conftest import Changed, Fit
+from tests.unit.conftest import Changed, Fit, run_test
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*LeafSpec"),
@@ -106,11 +104,6 @@ def wandb_told() -> dict[str, Any]:
         for record in wandb_records(kind)
         for item in getattr(record, of)
     }
-
-
-def run_test() -> None:
-    write_csv(LEARNING_RATE_CURVE, [{"learning_rate": 0.001, "loss": 2.0}, {"learning_rate": 0.01, "loss": 1.0}])
-    test.main(load_params().only(*test.READS))
 
 
 def outputs() -> dict[str, bytes]:

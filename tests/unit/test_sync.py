@@ -18,17 +18,13 @@ from mlflow import MlflowClient
 from pytorch_lightning.callbacks import Callback
 
 from refit import sync
-from refit.files import write_csv
-from refit.params import load_params
 from refit.summary import mlflow_facts
 from refit.tracking import TrackedRun
 from refit.training import train
-from refit.training.choices import LEARNING_RATE_CURVE
 from refit.training.trainer import make_trainer
 from refit.unsent import unsent
-from stages import test
 from tests.processes import eventually
-from tests.unit.conftest import Fit
+from tests.unit.conftest import Fit, run_test
 from tests.unit.test_tracking import empty_store  # noqa: F401, a fixture
 
 pytestmark = [
@@ -129,11 +125,6 @@ def watched_by(callback: Callback) -> Iterator[None]:
             lambda *args, callbacks, **options: make_trainer(*args, callbacks=[callback, *callbacks], **options),
         )  # fmt: skip
         yield
-
-
-def run_test() -> None:
-    write_csv(LEARNING_RATE_CURVE, [{"learning_rate": 0.001, "loss": 2.0}, {"learning_rate": 0.01, "loss": 1.0}])
-    test.main(load_params().only(*test.READS))
 
 
 def sync_command() -> "subprocess.CompletedProcess[str]":
@@ -248,9 +239,10 @@ def test_runs_of_several_models_that_mlflow_never_heard_of_are_made_from_what_wa
     """The first model is no longer in data/ by then; the second was cut off and went on without MLflow too."""
     fitted(**KEYS)
     run_test()
+    second: dict[str, Any] = {**KEYS, "optimizer__weight_decay": 0.1, "fit__save_state_every": 0.01}
     with watched_by(CutsIn(epoch=2)), pytest.raises(PowerCutError):
-        fitted(**KEYS, optimizer__weight_decay=0.1)
-    fitted(**KEYS, optimizer__weight_decay=0.1)
+        fitted(**second)
+    fitted(**second)
     assert len(unsent()) == 2
     facts = mlflow_facts(unsent()[0])
     assert facts[-1] == ("MLflow missed", "2 models wait for: python -m refit.tracking sync", None)
