@@ -1,7 +1,8 @@
 """What the unit tests share: quick parameters, and a prepared data set of real digits."""
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import asdict
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from pytorch_lightning.callbacks import Callback
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -18,7 +20,9 @@ from refit.data.sources import open_source
 from refit.files import write_csv, write_json
 from refit.model_file import MODEL
 from refit.params import ModelParams, Params, check_params, load_params
+from refit.training import train
 from refit.training.choices import BATCH, LEARNING_RATE, LEARNING_RATE_CURVE, BatchChoice, LearningRateChoice
+from refit.training.trainer import make_trainer
 from stages import fit, test
 
 # Whatever params.yaml holds today, the tests run with these.
@@ -151,6 +155,17 @@ def fitted(prepared_workspace: Path, values: Values, monkeypatch: pytest.MonkeyP
         return load_file(MODEL / "model.safetensors")
 
     return run
+
+
+@contextmanager
+def watched_by(*ours: Callback) -> Iterator[None]:
+    """A fit's Trainer has these callbacks before its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            train, "make_trainer",
+            lambda *args, callbacks, **options: make_trainer(*args, callbacks=[*ours, *callbacks], **options),
+        )  # fmt: skip
+        yield
 
 
 def run_test() -> None:

@@ -14,9 +14,7 @@ from torch import Tensor, nn
 from refit.data.prepared import read_split
 from refit.model_file import read_model
 from refit.params import FitParams, check_params
-from refit.training import train
-from refit.training.trainer import make_trainer
-from tests.unit.conftest import Fit, Values
+from tests.unit.conftest import Fit, Values, watched_by
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*LeafSpec"),
@@ -46,14 +44,11 @@ class Notes(Callback):
 
 
 @pytest.fixture
-def noted(fitted: Fit, monkeypatch: pytest.MonkeyPatch) -> Any:
+def noted(fitted: Fit) -> Any:
     def run(**keys: Any) -> tuple[dict[str, Tensor], Notes]:
         notes = Notes()
-        monkeypatch.setattr(
-            train, "make_trainer",
-            lambda *args, callbacks, **options: make_trainer(*args, callbacks=[notes, *callbacks], **options),
-        )  # fmt: skip
-        return fitted(**keys), notes
+        with watched_by(notes):
+            return fitted(**keys), notes
 
     return run
 

@@ -19,10 +19,8 @@ from refit.data.prepared import read_split
 from refit.params import load_params
 from refit.systems.classifier import Classifier
 from refit.tracking import model_sha256
-from refit.training import train
-from refit.training.trainer import make_trainer
 from stages import predict
-from tests.unit.conftest import Fit, run_test
+from tests.unit.conftest import Fit, run_test, watched_by
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*LeafSpec"),
@@ -56,14 +54,11 @@ class Steps(Callback):
 
 
 @pytest.fixture
-def watched(fitted: Fit, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Steps]:
+def watched(fitted: Fit) -> Callable[..., Steps]:
     def run(**keys: object) -> Steps:
         steps = Steps()
-        monkeypatch.setattr(
-            train, "make_trainer",
-            lambda *args, callbacks, **options: make_trainer(*args, callbacks=[steps, *callbacks], **options),
-        )  # fmt: skip
-        fitted(**{"model__network": "mlp", "model__width": 16} | keys)
+        with watched_by(steps):
+            fitted(**{"model__network": "mlp", "model__width": 16} | keys)
         return steps
 
     return run

@@ -14,10 +14,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from refit.params import OUR_NETWORKS, check_params
 from refit.systems.head import backbone_parameters, head
 from refit.systems.networks import build_network
-from refit.training import train
 from refit.training.finetuning import FrozenBackbone
-from refit.training.trainer import make_trainer
-from tests.unit.conftest import Fit, Values, model_params
+from tests.unit.conftest import Fit, Values, model_params, watched_by
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*LeafSpec"),
@@ -53,14 +51,11 @@ def _copied(system: nn.Module) -> dict[str, Tensor]:
 
 
 @pytest.fixture
-def noted(fitted: Fit, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Notes]:
+def noted(fitted: Fit) -> Callable[..., Notes]:
     def run(**keys: Any) -> Notes:
         notes = Notes()
-        monkeypatch.setattr(
-            train, "make_trainer",
-            lambda *args, callbacks, **options: make_trainer(*args, callbacks=[notes, *callbacks], **options),
-        )  # fmt: skip
-        fitted(fit__max_epochs=EPOCHS, **keys)
+        with watched_by(notes):
+            fitted(fit__max_epochs=EPOCHS, **keys)
         return notes
 
     return run

@@ -4,7 +4,6 @@ import json
 import shutil
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 import pytorch_lightning as pl
@@ -12,10 +11,8 @@ import torch
 from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
-from refit.training import train
 from refit.training.run_logger import RunLogger
-from refit.training.trainer import make_trainer
-from tests.unit.conftest import Fit, run_test
+from tests.unit.conftest import Fit, run_test, watched_by
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*LeafSpec"),
@@ -61,14 +58,11 @@ def test_the_run_is_told_of_each_epoch_s_time_memory_and_gradient(fitted: Fit, m
             gradients = [weight.grad.flatten() for weight in pl_module.parameters() if weight.grad is not None]
             norms.append(torch.cat(gradients).norm().item())
 
-    def noting(*args: Any, callbacks: list[Callback], **options: Any) -> pl.Trainer:
-        return make_trainer(*args, callbacks=[Notes(), *callbacks], **options)
-
-    monkeypatch.setattr(train, "make_trainer", noting)
     told: list[dict[str, float]] = []
     monkeypatch.setattr(RunLogger, "log_metrics", lambda _, metrics, step=None: told.append(dict(metrics)))
     started = time.perf_counter()
-    fitted(fit__max_epochs=2, fit__gradient_clip_val=0.01)
+    with watched_by(Notes()):
+        fitted(fit__max_epochs=2, fit__gradient_clip_val=0.01)
     passed = time.perf_counter() - started
     facts = [metrics for metrics in told if "epoch_seconds" in metrics]
     steps = len(norms) // 2

@@ -31,11 +31,10 @@ from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
 from refit.data.module import Batch
 from refit.data.prepared import read_split
 from refit.params import load_params
-from refit.training import pictures, train
-from refit.training.trainer import make_trainer
+from refit.training import pictures
 from stages import check
 from tests.processes import eventually
-from tests.unit.conftest import Changed, Fit, run_test
+from tests.unit.conftest import Changed, Fit, run_test, watched_by
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*LeafSpec"),
@@ -177,9 +176,7 @@ def pixels(png: bytes) -> NDArray[np.uint8]:
     return np.asarray(Image.open(io.BytesIO(png)).convert("L"))
 
 
-def test_each_logger_that_holds_pictures_shows_the_first_batch_as_the_network_sees_it(
-    fitted: Fit, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_each_logger_that_holds_pictures_shows_the_first_batch_as_the_network_sees_it(fitted: Fit) -> None:
     seen: list[NDArray[np.uint8]] = []
 
     class Notes(Callback):
@@ -188,8 +185,8 @@ def test_each_logger_that_holds_pictures_shows_the_first_batch_as_the_network_se
             assert isinstance(network, torch.nn.Module)
             network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].numpy().copy()))
 
-    watch(monkeypatch, Notes())
-    fitted(tracking__loggers=ALL, augment__shift=3, augment__cutout=3)
+    with watched_by(Notes()):
+        fitted(tracking__loggers=ALL, augment__shift=3, augment__cutout=3)
     (in_wandb,) = (logs() / "wandb").glob("offline-run-*/files/media/images/first_batch*.png")
     (in_tensorboard,) = tensorboard(logs() / "tensorboard").Images("first_batch")
     assert in_tensorboard.step == 0
@@ -205,16 +202,7 @@ def test_each_logger_that_holds_pictures_shows_the_first_batch_as_the_network_se
     assert sum(image.tobytes() in raw for image in seen[0]) < len(seen[0]) / 2
 
 
-def watch(monkeypatch: pytest.MonkeyPatch, callback: Callback) -> None:
-    monkeypatch.setattr(
-        train, "make_trainer",
-        lambda *args, callbacks, **options: make_trainer(*args, callbacks=[callback, *callbacks], **options),
-    )  # fmt: skip
-
-
-def test_histograms_are_those_of_the_epoch_s_weights_and_last_gradients(
-    fitted: Fit, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_histograms_are_those_of_the_epoch_s_weights_and_last_gradients(fitted: Fit) -> None:
     at_end: dict[str, torch.Tensor] = {}
 
     class Notes(Callback):
@@ -228,8 +216,8 @@ def test_histograms_are_those_of_the_epoch_s_weights_and_last_gradients(
             for name, weight in pl_module.named_parameters():
                 at_end.setdefault(f"weights/{name}", weight.detach().clone())
 
-    watch(monkeypatch, Notes())
-    fitted(tracking__loggers=["tensorboard", "wandb"], fit__gradient_clip_val=None)
+    with watched_by(Notes()):
+        fitted(tracking__loggers=["tensorboard", "wandb"], fit__gradient_clip_val=None)
     events = tensorboard(logs() / "tensorboard")
     assert sorted(events.Tags()["histograms"]) == sorted(at_end)
     told = wandb_told()

@@ -18,12 +18,10 @@ from refit.data.prepared import read_info
 from refit.params import Params
 from refit.systems.build import build_system
 from refit.systems.classifier import Classifier
-from refit.training import train
 from refit.training.choices import BatchChoice
 from refit.training.optimizers import configure_optimizers
-from refit.training.trainer import make_trainer
 from refit.training.tuning import find_learning_rate, scale_batch
-from tests.unit.conftest import Changed, Fit
+from tests.unit.conftest import Changed, Fit, watched_by
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*LeafSpec"),
@@ -46,16 +44,13 @@ def build(digits: Path) -> Build:
 
 
 @pytest.fixture
-def seen(fitted: Fit, monkeypatch: pytest.MonkeyPatch) -> Callable[..., "Seen"]:
+def seen(fitted: Fit) -> Callable[..., "Seen"]:
     """A fit with these keys changed, as seen at each optimizer step."""
 
     def run(learning_rate: float = 0.01, **keys: object) -> Seen:
         witness = Seen()
-        monkeypatch.setattr(
-            train, "make_trainer",
-            lambda *args, callbacks, **options: make_trainer(*args, callbacks=[witness, *callbacks], **options),
-        )  # fmt: skip
-        fitted(learning_rate=learning_rate, **keys)
+        with watched_by(witness):
+            fitted(learning_rate=learning_rate, **keys)
         return witness
 
     return run

@@ -14,10 +14,8 @@ import pytest
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 
-from refit.training import train
 from refit.training.callbacks import TerminalBar
-from refit.training.trainer import make_trainer
-from tests.unit.conftest import Fit
+from tests.unit.conftest import Fit, watched_by
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec")
 
@@ -83,11 +81,8 @@ def test_the_time_left_is_that_of_the_whole_fit(fitted: Fit, monkeypatch: pytest
             (bar,) = [callback for callback in trainer.callbacks if isinstance(callback, TerminalBar)]  # type: ignore[attr-defined]
             left.append(bar.seconds_left)
 
-    monkeypatch.setattr(
-        train, "make_trainer",
-        lambda *args, callbacks, **options: make_trainer(*args, callbacks=[Clock(), *callbacks], **options),
-    )  # fmt: skip
     monkeypatch.setattr("refit.training.callbacks.time.monotonic", lambda: now[0])
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    fitted(tracking__loggers=[], fit__max_epochs=4)
+    with watched_by(Clock()):
+        fitted(tracking__loggers=[], fit__max_epochs=4)
     assert left == pytest.approx([2 * 18 * 3, 2 * 18 * 2, 2 * 18, 0])

@@ -24,11 +24,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor
 
 from refit.params import load_params
-from refit.training import resume, train
+from refit.training import resume
 from refit.training.resume import fit_state
-from refit.training.trainer import make_trainer
 from stages import fit
-from tests.unit.conftest import Fit
+from tests.unit.conftest import Fit, watched_by
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*LeafSpec"),
@@ -71,16 +70,13 @@ class Witness(Callback):
 
 
 @pytest.fixture
-def witnessed(fitted: Fit, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Witness, dict[str, Tensor]]]:
+def witnessed(fitted: Fit) -> Callable[..., tuple[Witness, dict[str, Tensor]]]:
     """A fit that saves its state at each step, unless told otherwise; cut off in a batch, or to its end."""
 
     def run(cut_off_in: int | None = None, **keys: object) -> tuple[Witness, dict[str, Tensor]]:
         witness = Witness(cut_off_in)
-        monkeypatch.setattr(
-            train, "make_trainer",
-            lambda *args, callbacks, **options: make_trainer(*args, callbacks=[witness, *callbacks], **options),
-        )  # fmt: skip
-        return witness, fitted(**{"fit__save_state_every": 1e-9} | keys)
+        with watched_by(witness):
+            return witness, fitted(**{"fit__save_state_every": 1e-9} | keys)
 
     return run
 

@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +19,9 @@ from pytorch_lightning.callbacks import Callback
 from refit import sync
 from refit.summary import mlflow_facts
 from refit.tracking import TrackedRun
-from refit.training import train
-from refit.training.trainer import make_trainer
 from refit.unsent import unsent
 from tests.processes import eventually
-from tests.unit.conftest import Fit, run_test
+from tests.unit.conftest import Fit, run_test, watched_by
 from tests.unit.test_tracking import empty_store  # noqa: F401, a fixture
 
 pytestmark = [
@@ -115,16 +112,6 @@ class CutsIn(Callback):
     ) -> None:
         if trainer.current_epoch == self.epoch and batch_idx == 5:
             raise PowerCutError
-
-
-@contextmanager
-def watched_by(callback: Callback) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            train, "make_trainer",
-            lambda *args, callbacks, **options: make_trainer(*args, callbacks=[callback, *callbacks], **options),
-        )  # fmt: skip
-        yield
 
 
 def sync_command() -> "subprocess.CompletedProcess[str]":
