@@ -228,10 +228,7 @@ class FitState(Checkpoint):
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any,
                            batch_idx: int) -> None:  # fmt: skip
-        done = batch_idx + 1
-        if done % trainer.accumulate_grad_batches or done == trainer.num_training_batches:
-            return
-        if done % trainer.val_check_batch == 0:  # type: ignore[operator]
+        if not _may_save(trainer, batch_idx + 1):
             return
         # The time is the first one's, who writes.
         asked, due = self._together.highest(self._asked or 0, self._together.rank == 0 and self._is_due())
@@ -244,6 +241,10 @@ class FitState(Checkpoint):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # Else Lightning would keep the metrics of the epoch that was taken up from a schedule that goes by them.
         trainer.fit_loop.restarting = False
+        if not any(_may_save(trainer, done) for done in range(1, int(trainer.num_training_batches))):
+            (asked,) = self._together.highest(self._asked or 0)
+            if asked:
+                self._obey(asked)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.files.finish()
@@ -286,6 +287,16 @@ class FitState(Checkpoint):
             sys.exit(0)  # what became of the fit, its first process tells; an error here would have that one killed
         signal.signal(number, self._before[signal.Signals(number)])
         signal.raise_signal(number)
+
+
+def _may_save(trainer: pl.Trainer, done: int) -> bool:
+    """Whether a fit can go on after so many batches of an epoch: between two optimizer steps, with no validation and no
+    epoch's end to come in between."""
+    return (
+        done % trainer.accumulate_grad_batches == 0
+        and done < trainer.num_training_batches
+        and done % trainer.val_check_batch != 0  # type: ignore[operator]
+    )
 
 
 class StateFiles(TorchCheckpointIO):

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -139,6 +140,26 @@ def test_a_fit_that_was_cut_off_ends_with_the_same_bits(kind: str, cuts: list[in
     assert Path("data/evaluation/history.csv").read_bytes() == history
     assert json.loads(Path("data/evaluation/fit.json").read_text()) == told
     assert not list(Path("data/state").iterdir())
+
+
+@pytest.mark.parametrize(
+    "keys", [{"debug__limit_train_batches": 1}, {"micro_batch": 16, "debug__limit_train_batches": 4}], ids=str
+)
+def test_a_signal_ends_a_fit_of_one_step_an_epoch_though_its_state_cannot_be_saved(
+    keys: dict[str, Any], fitted: Fit
+) -> None:
+    begun: list[int] = []
+
+    class Interrupts(Callback):
+        def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+            begun.append(trainer.current_epoch)
+            if trainer.current_epoch == 2:
+                signal.raise_signal(signal.SIGINT)
+
+    with watched_by(Interrupts()), pytest.raises(SystemExit):
+        fitted(fit__max_epochs=6, **keys)
+    assert begun == [0, 1, 2]
+    assert not Path("data/model").exists()
 
 
 def test_a_best_epoch_before_the_cut_is_kept(witnessed: Any) -> None:
