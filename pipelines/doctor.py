@@ -35,6 +35,17 @@ def main() -> None:
     print("all else is well")
 
 
+def remove_broken_locks(root: Path) -> list[str]:
+    """Remove DVC's locks of killed runs, if nothing is at work in this folder; a line for each that was removed."""
+    if processes(root):
+        return []
+    removed = []
+    for path, what in locks(root, set()):
+        path.unlink()
+        removed.append(f"removed {path.relative_to(root)}: {what}")
+    return removed
+
+
 def processes(root: Path) -> dict[int, str]:
     """The process id and command of each dvc, stage and flow in this folder, or in an experiment's below it."""
     ours = {psutil.Process().pid, *(parent.pid for parent in psutil.Process().parents())}

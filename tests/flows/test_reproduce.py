@@ -100,6 +100,19 @@ def test_a_second_flow_in_the_same_workspace_fails_and_names_the_first(toy_with_
     assert not toy.note("only.began")
 
 
+def test_locks_of_dvc_s_that_a_killed_run_left_broken_are_removed_first(toy_with_server: Toy) -> None:
+    toy = toy_with_server
+    toy.stage("only")
+    rwlock = toy.root / ".dvc/tmp/rwlock"
+    rwlock.parent.mkdir(exist_ok=True)
+    rwlock.write_text("")
+    assert "RWLock-file" in toy.run("dvc", "repro", check=False).stdout
+    done = toy.flow()
+    assert done.returncode == 0, done.stdout
+    assert "removed .dvc/tmp/rwlock: DVC's record of locks was cut short" in done.stdout
+    assert toy.note("only.began")
+
+
 @pytest.mark.parametrize(("by", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_ending_a_flow_by_hand_ends_its_stage(toy_with_server: Toy, by: signal.Signals, exit_code: int) -> None:
     toy = toy_with_server
