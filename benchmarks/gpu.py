@@ -54,11 +54,14 @@ def against_raw(rounds: int) -> list[Result]:
 
 
 class _Waits(pl.Callback):
-    """Counts what makes the host wait for the device, in the steps after the first ten, as PyTorch tells of it."""
+    """Counts what makes the host wait for the device from one batch to the next, after the first ten of an epoch, as
+    PyTorch tells of it."""
 
     steps = waits = 0
+    told: list[warnings.WarningMessage] | None = None
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, number: int) -> None:
+        self._count()
         if number >= 10:
             self.caught = warnings.catch_warnings(record=True)
             self.told = self.caught.__enter__()
@@ -67,13 +70,17 @@ class _Waits(pl.Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any,
                            number: int) -> None:  # fmt: skip
-        if number >= 10:
-            torch.cuda.set_sync_debug_mode("default")
-            self.caught.__exit__(None, None, None)
-            told = [str(warning.message) for warning in self.told or []]
-            waits = [message for message in told if "synchronizing CUDA operation" in message]
-            print(*waits, sep="\n", end="\n" if waits else "", file=sys.stderr)
-            self.steps, self.waits = self.steps + 1, self.waits + len(waits)
+        if number + 1 == trainer.num_training_batches:
+            self._count()  # the epoch's end may wait
+
+    def _count(self) -> None:
+        if self.told is None:
+            return
+        torch.cuda.set_sync_debug_mode("default")
+        self.caught.__exit__(None, None, None)
+        waits = [str(one.message) for one in self.told if "synchronizing CUDA operation" in str(one.message)]
+        print(*waits, sep="\n", end="\n" if waits else "", file=sys.stderr)
+        self.steps, self.waits, self.told = self.steps + 1, self.waits + len(waits), None
 
 
 def host_waits(rounds: int) -> list[Result]:

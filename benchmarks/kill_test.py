@@ -4,8 +4,8 @@ python -m benchmarks.kill_test [--rounds 50] [--seed 0] [--kills 12] [--set KEY=
 
 SIGKILL hits `dvc` itself, the process of a stage or the warm process they are forked from, at a random moment or in the
 middle of the writing of a state; after so many kills a round may end. Each begins with no output, cache or state.
-Where that cut DVC's record of locks short, `make doctor` is run, as a user would have to. --set changes params.yaml, for
-instance fit.averaging=ema or trainer.devices=2.
+Where that cut DVC's record of locks short, `make doctor` is run, as a user would have to.
+--set changes params.yaml, for instance fit.averaging=ema or trainer.devices=2.
 """
 
 import argparse
