@@ -137,10 +137,10 @@ def test_the_trainer_killed_while_it_writes_a_state(project: Project, lock: Any)
 def test_a_signal_ends_the_fit_after_its_step_with_its_state_saved(
     number: signal.Signals, code: int, project: Project, lock: Any
 ) -> None:
-    project.set_param("fit.save_state_every", 1000)  # so that what is saved is saved for the signal
+    project.set_param("fit.save_state_every", 1)  # so that what is saved next is saved for the signal
     with repro(project) as dvc:
         soon(lambda: list(project.root.glob("data/state/*/pid")), "the fit began")
-        soon(lambda: len(states(project)) == 1, "the first epoch's state is kept")
+        soon(lambda: len(states(project)) == 1, "the first state is kept")
         before = states(project)
         trainer = fit_process(project)
         os.kill(trainer, number)
