@@ -11,6 +11,7 @@ import statistics
 import sys
 import time
 import warnings
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,11 @@ COLOUR, PHOTO = (3, 32, 32), (3, 176, 176)
 BATCH_SIZE = 512
 CHOICES: dict[str, Any] = {"model__network": "resnet9", "augment__shift": 2, "augment__flip": True}
 RECIPE = Path(__file__).resolve().parents[1] / "docs/recipes/cifar10.yaml"
+
+
+def small_images() -> AbstractContextManager[None]:
+    """As many as CIFAR-10's, and of its size."""
+    return workspace(made_split(51_200, COLOUR), made_split(2_048, COLOUR), BATCH_SIZE)
 
 
 def against_raw(rounds: int) -> list[Result]:
@@ -86,7 +92,7 @@ class _Waits(pl.Callback):
 def host_waits(rounds: int) -> list[Result]:
     """How often a step waits for the device, with as much as may be at work in it."""
     each = []
-    with workspace(made_split(51_200, COLOUR), made_split(2_048, COLOUR), BATCH_SIZE):
+    with small_images():
         for _ in range(rounds):
             waits = _Waits()
             fit(callbacks=[waits], **CHOICES, fit__averaging="ema", augment__cutout=8)
@@ -103,7 +109,7 @@ def determinism(rounds: int) -> list[Result]:
         models.add(read_model()[1].sha256)
         return seconds
 
-    with workspace(made_split(51_200, COLOUR), made_split(2_048, COLOUR), BATCH_SIZE):
+    with small_images():
         measured = interleave(
             {"deterministic": same_again, "not": lambda: fit(epochs, **CHOICES, trainer__deterministic=False)}, rounds
         )
@@ -118,7 +124,7 @@ def determinism(rounds: int) -> list[Result]:
 def compiled(rounds: int) -> list[Result]:
     """What `trainer.compile` gives, once it has compiled."""
     epochs = 4
-    with workspace(made_split(51_200, COLOUR), made_split(2_048, COLOUR), BATCH_SIZE):
+    with small_images():
         measured = interleave(
             {
                 mode or "none": partial(fit, epochs, **CHOICES, trainer__compile=mode)

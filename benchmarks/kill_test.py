@@ -20,7 +20,6 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import MappingProxyType
 
 import psutil
 import yaml
@@ -32,9 +31,7 @@ WRITING = "data/state/*/.step-*.partial"
 MADE = ("data/prepared", "data/tuning", "data/model", "data/evaluation", "data/predictions", "data/state", ".dvc/cache")
 
 
-def kill_test(
-    rounds: int, seed: int, most: int, choices: Mapping[str, str] = MappingProxyType({})
-) -> tuple[Result, Counter[str]]:
+def kill_test(rounds: int, seed: int, most: int, choices: Mapping[str, str]) -> tuple[Result, Counter[str]]:
     """The share of the rounds whose dvc.lock is the undisturbed one; and how often what was killed in which stage."""
     chance = random.Random(seed)
     killed: Counter[str] = Counter()

@@ -242,15 +242,11 @@ class FitState(Checkpoint):
         # Else Lightning would keep the metrics of the epoch that was taken up from a schedule that goes by them.
         trainer.fit_loop.restarting = False
         if not any(_may_save(trainer, done) for done in range(1, int(trainer.num_training_batches))):
-            (asked,) = self._together.highest(self._asked or 0)
-            if asked:
-                self._obey(asked)
+            self._obey_if_asked()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.files.finish()
-        (asked,) = self._together.highest(self._asked or 0)
-        if asked:  # in the last step of all
-            self._obey(asked)
+        self._obey_if_asked()  # in the last step of all
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -281,6 +277,11 @@ class FitState(Checkpoint):
         self._asked = signal.Signals(number)
         if self._together.rank == 0:
             print(f"{self._asked.name}: ending after this step, whose state is kept", file=sys.stderr, flush=True)
+
+    def _obey_if_asked(self) -> None:
+        (asked,) = self._together.highest(self._asked or 0)
+        if asked:
+            self._obey(asked)
 
     def _obey(self, number: int) -> None:
         if self._together.rank > 0:

@@ -19,6 +19,7 @@ from refit.data.prepared import read_split
 from refit.params import load_params
 from refit.systems.classifier import Classifier
 from refit.tracking import model_sha256
+from refit.training import divergence
 from stages import predict
 from tests.unit.conftest import Fit, run_test, watched_by
 
@@ -206,3 +207,31 @@ def test_a_loss_that_is_no_number_stops_the_fit_at_its_step_and_tells_what_led_t
     assert (kept["optimizer_step"], kept["learning_rate"]) == (STEPS_AN_EPOCH + bad + 1, 0.01)
     assert kept["gradient_norm"] == "nan"
     assert torch.equal(torch.from_numpy(read_split("train").images[kept["train_rows"]]), images[0])
+
+
+def test_a_loss_that_arrives_some_steps_later_is_told_of_with_its_own_batch(
+    watched: Callable[..., Steps], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a CUDA device, for which no step waits."""
+    step, bad, late = Classifier.training_step, 4, 3
+    images: list[torch.Tensor] = []
+    arrived: list[divergence.Step] = []
+
+    def spoilt(self: Classifier, batch: Batch, batch_idx: int) -> torch.Tensor:
+        images.append(batch.images)
+        return step(self, batch, batch_idx) * (math.nan if batch_idx == bad else 1)
+
+    def has_arrived(first: divergence.Step) -> bool:
+        if len(images) > len(arrived) + late:
+            arrived.append(first)
+            return True
+        return False
+
+    monkeypatch.setattr(Classifier, "training_step", spoilt)
+    monkeypatch.setattr(divergence.Step, "has_arrived", has_arrived)
+    with pytest.raises(ValueError, match=r"the training loss is nan in epoch 1, batch 5,"):
+        watched()
+    assert len(images) == bad + 1 + late
+    (note,) = Path("data/state").glob("*/diverged.json")
+    rows = json.loads(note.read_text())["train_rows"]
+    assert torch.equal(torch.from_numpy(read_split("train").images[rows]), images[bad])
