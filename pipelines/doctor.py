@@ -1,8 +1,9 @@
-"""`make doctor`: what runs that were cut off have left here; removed where nothing runs that might still need it."""
+"""`make doctor`: what runs that were cut off have left here; mended where nothing runs that might still need it."""
 
 import hashlib
 import json
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import psutil
 import yaml
 from dvc.rwlock import SCHEMA
+from dvc.schema import COMPILED_LOCKFILE_SCHEMA
 from voluptuous import Invalid
 
 STATES = "data/state"  # of fits; as refit/training/resume.py, which takes seconds to import, has it
@@ -24,26 +26,30 @@ def main() -> None:
     at_work = processes(root)
     for pid, command in at_work.items():
         print(f"at work  process {pid}: {command}")
-    for path, what in [*locks(root, set(at_work)), *half_written(root)]:
-        if not at_work:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-        print(f"{'left' if at_work else 'removed':8} {path.relative_to(root)}: {what}")
+    for path, what in [*broken_records(root, set(at_work)), *half_written(root)]:
+        print(f"{'left' if at_work else mend(path):8} {path.relative_to(root)}: {what}")
     for folder in sorted(path.parent for path in (root / STATES).glob("*/inputs.json")):
         print(f"state    {folder.relative_to(root)}: {describe(folder)}")
-    if fault := fault_of_lock(root / "dvc.lock"):
-        sys.exit(f"error: dvc.lock {fault}; to have the last commit's: git checkout HEAD -- dvc.lock")
+    if is_half_merged(root / "dvc.lock"):
+        sys.exit("error: dvc.lock holds both sides of a merge; to have this branch's: git checkout HEAD -- dvc.lock")
     print("all else is well")
 
 
-def remove_broken_locks(root: Path) -> list[str]:
-    """Remove DVC's locks of killed runs, if nothing is at work in this folder; a line for each that was removed."""
+def mend_records(root: Path) -> list[str]:
+    """Mend what a killed `dvc` left of its own files, if nothing is at work in this folder; a line for each."""
     if processes(root):
         return []
-    removed = []
-    for path, what in locks(root, set()):
-        path.unlink()
-        removed.append(f"removed {path.relative_to(root)}: {what}")
-    return removed
+    return [f"{mend(path)} {path.relative_to(root)}: {what}" for path, what in broken_records(root, set())]
+
+
+def mend(path: Path) -> str:
+    """Remove what was left there; or, of `dvc.lock`, have the last commit's again. Returns which of the two."""
+    if path.name == "dvc.lock":
+        restore = ["git", "restore", "--source=HEAD", "--worktree", path.name]
+        if subprocess.run(restore, cwd=path.parent, capture_output=True, check=False).returncode == 0:
+            return "restored"
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    return "removed"
 
 
 def processes(root: Path) -> dict[int, str]:
@@ -61,20 +67,30 @@ def processes(root: Path) -> dict[int, str]:
     return found
 
 
-def locks(root: Path, at_work: set[int]) -> Iterator[tuple[Path, str]]:
-    """DVC's record of who reads and writes what. Its other locks are the kernel's, and end with their process."""
-    path = root / ".dvc/tmp/rwlock"
-    try:
-        record = SCHEMA(json.loads(path.read_bytes()))
-    except FileNotFoundError:
-        return
-    except (ValueError, Invalid):
-        yield path, "DVC's record of locks was cut short; every dvc command fails at it"
-        return
-    readers = [info["pid"] for infos in record["read"].values() for info in infos]
-    holders = {*readers, *(info["pid"] for info in record["write"].values())}
-    if holders and not holders & at_work:
-        yield path, f"locks of process {', '.join(map(str, sorted(holders)))}, which is no dvc at work here"
+def broken_records(root: Path, at_work: set[int]) -> Iterator[tuple[Path, str]]:
+    """Files that stop every `dvc` command; DVC writes neither in one go. Its other locks end with their process."""
+    path = root / ".dvc/tmp/rwlock"  # who reads and writes what
+    if path.is_file():
+        try:
+            record = SCHEMA(json.loads(path.read_bytes()))
+        except (ValueError, Invalid):
+            yield path, "DVC's record of locks was cut short; every dvc command fails at it"
+        else:
+            readers = [info["pid"] for infos in record["read"].values() for info in infos]
+            holders = {*readers, *(info["pid"] for info in record["write"].values())}
+            if holders and not holders & at_work:
+                yield path, f"locks of process {', '.join(map(str, sorted(holders)))}, which is no dvc at work here"
+    path = root / "dvc.lock"
+    if path.is_file() and not is_half_merged(path):
+        try:
+            COMPILED_LOCKFILE_SCHEMA(yaml.safe_load(path.read_text(encoding="utf-8")))
+        except (yaml.YAMLError, UnicodeDecodeError, Invalid):
+            yield path, "was cut short; what has run since the last commit is in DVC's cache of runs"
+
+
+def is_half_merged(lock: Path) -> bool:
+    """Whether git left both sides of a merge in it, of which only a person can choose."""
+    return lock.is_file() and any(line.startswith(b"<<<<<<< ") for line in lock.read_bytes().splitlines())
 
 
 def half_written(root: Path) -> Iterator[tuple[Path, str]]:
@@ -97,16 +113,6 @@ def describe(folder: Path) -> str:
     is_whole = digest.is_file() and digest.read_text() == hashlib.sha256(states[-1].read_bytes()).hexdigest()
     verdict = "whole" if is_whole else "not whole, and will be passed over"
     return f"{len(states)} states, {size:.1f} MB; {states[-1].name} is {verdict}. Not wanted: rm -r {folder}"
-
-
-def fault_of_lock(path: Path) -> str | None:
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        return f"is not valid YAML: {' '.join(str(error).split())}"
-    return None if isinstance(content, dict) and "stages" in content else "holds no stages"
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
-from pipelines.doctor import remove_broken_locks
+from pipelines.doctor import mend_records
 from pipelines.dvc_graph import read_graph
 from pipelines.stage_process import USER_ERROR, StageFailedError, run_stage
 from refit.params import load_params
@@ -42,15 +42,15 @@ LOCK = Path(".dvc/tmp/refit-flow.lock")
 async def reproduce() -> State[None] | None:
     """Bring every stage of dvc.yaml up to date, independent stages side by side, and show the summary as an artifact.
 
-    Runs in the repository's root, alone there, and first removes the locks of DVC's that a killed run left broken.
+    Runs in the repository's root, alone there, and first mends DVC's own files that a killed run left broken.
     Fails with the stage's own error; what depends on it does not start.
     """
     try:
         limits = load_params().pipelines
+        for line in mend_records(Path.cwd()):
+            get_run_logger().info(line)
         graph = read_graph()
         with _no_other_flow_here():
-            for line in remove_broken_locks(Path.cwd()):
-                get_run_logger().info(line)
             failures = await _run_stages(graph, limits.stage_time_limit, limits.stage_retries)
             if failures:
                 return Failed(message="; ".join(failures))

@@ -97,11 +97,54 @@ def test_half_written_files_go_and_states_stay(project: Project, doctor: Doctor)
     assert not store.parent.exists()
 
 
-@pytest.mark.parametrize("content", ["<<<<<<< HEAD\nstages:\n=======\n", "", "- a list\n"])
-def test_a_broken_dvc_lock_is_told_and_left_to_a_person(content: str, project: Project, doctor: Doctor) -> None:
-    (project.root / "dvc.lock").write_text(content)
+GRAPH_WITH_INPUT = """\
+stages:
+  copy:
+    cmd: echo ran >> log && cp input output
+    deps: [input]
+    outs: [output]
+"""
+
+
+@pytest.mark.parametrize("length", [0, 5, 30])
+def test_a_dvc_lock_that_was_cut_short_is_the_last_commit_s_again_and_nothing_runs_twice(
+    length: int, project: Project, doctor: Doctor
+) -> None:
+    root = project.root
+    (root / "dvc.yaml").write_text(GRAPH_WITH_INPUT)
+    for content in ("first", "second"):
+        (root / "input").write_text(content)
+        project.run("dvc", "repro")
+        if content == "first":
+            project.run("git", "add", "dvc.lock")
+            project.run("git", "-c", "user.name=A", "-c", "user.email=a@b.c", "commit", "--quiet", "-m", "first")
+    whole, lock = (root / "dvc.lock").read_text(), root / "dvc.lock"
+    lock.write_text(whole[:length])
+    assert project.run("dvc", "repro", ok=False).returncode != 0, "DVC does not mind it"
+    code, text = doctor()
+    assert code == 0
+    assert "restored dvc.lock: was cut short" in text
+    assert lock.read_text() == project.run("git", "show", "HEAD:dvc.lock").stdout != whole
+    project.run("dvc", "repro")
+    assert lock.read_text() == whole
+    assert (root / "log").read_text() == "ran\n" * 2
+    assert (root / "output").read_text() == "second"
+
+
+def test_a_dvc_lock_of_no_commit_that_was_cut_short_is_removed(project: Project, doctor: Doctor) -> None:
+    (project.root / "dvc.lock").write_text("schema: '2.0'\nsta")
+    assert doctor() == (
+        0,
+        "removed  dvc.lock: was cut short; what has run since the last commit is in DVC's cache of runs\n"
+        "all else is well\n",
+    )
+    assert not (project.root / "dvc.lock").exists()
+
+
+def test_a_dvc_lock_with_both_sides_of_a_merge_is_told_and_left_to_a_person(project: Project, doctor: Doctor) -> None:
+    (project.root / "dvc.lock").write_text("<<<<<<< HEAD\nstages:\n=======\n")
     code, text = doctor()
     assert code == 1
-    assert "error: dvc.lock " in text
+    assert "error: dvc.lock holds both sides of a merge" in text
     assert "git checkout HEAD -- dvc.lock" in text
-    assert (project.root / "dvc.lock").read_text() == content
+    assert (project.root / "dvc.lock").read_text() == "<<<<<<< HEAD\nstages:\n=======\n"

@@ -100,16 +100,25 @@ def test_a_second_flow_in_the_same_workspace_fails_and_names_the_first(toy_with_
     assert not toy.note("only.began")
 
 
-def test_locks_of_dvc_s_that_a_killed_run_left_broken_are_removed_first(toy_with_server: Toy) -> None:
+@pytest.mark.parametrize(
+    ("file", "mended"),
+    [
+        (".dvc/tmp/rwlock", "removed .dvc/tmp/rwlock: DVC's record of locks was cut short"),
+        ("dvc.lock", "removed dvc.lock: was cut short"),
+    ],
+)
+def test_files_of_dvc_s_that_a_killed_run_left_broken_are_mended_first(
+    file: str, mended: str, toy_with_server: Toy
+) -> None:
     toy = toy_with_server
     toy.stage("only")
-    rwlock = toy.root / ".dvc/tmp/rwlock"
-    rwlock.parent.mkdir(exist_ok=True)
-    rwlock.write_text("")
-    assert "RWLock-file" in toy.run("dvc", "repro", check=False).stdout
+    broken = toy.root / file
+    broken.parent.mkdir(exist_ok=True)
+    broken.write_text("")
+    assert toy.run("dvc", "repro", check=False).returncode != 0
     done = toy.flow()
     assert done.returncode == 0, done.stdout
-    assert "removed .dvc/tmp/rwlock: DVC's record of locks was cut short" in done.stdout
+    assert mended in done.stdout
     assert toy.note("only.began")
 
 
