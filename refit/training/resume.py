@@ -220,6 +220,7 @@ class FitState(Checkpoint):
                     flush=True,
                 )
         self._saved = time.monotonic()
+        self._saves = any(_may_save(trainer, done) for done in range(1, int(trainer.num_training_batches)))
         for number in self._before:  # the Trainer puts back what it found
             signal.signal(number, self._ask)
 
@@ -241,7 +242,7 @@ class FitState(Checkpoint):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # Else Lightning would keep the metrics of the epoch that was taken up from a schedule that goes by them.
         trainer.fit_loop.restarting = False
-        if not any(_may_save(trainer, done) for done in range(1, int(trainer.num_training_batches))):
+        if not self._saves:
             self._obey_if_asked()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -276,7 +277,8 @@ class FitState(Checkpoint):
             self._obey(number)
         self._asked = signal.Signals(number)
         if self._together.rank == 0:
-            print(f"{self._asked.name}: ending after this step, whose state is kept", file=sys.stderr, flush=True)
+            when = "step, whose state is kept" if self._saves else "epoch; with one step an epoch no state can be kept"
+            print(f"{self._asked.name}: ending after this {when}", file=sys.stderr, flush=True)
 
     def _obey_if_asked(self) -> None:
         (asked,) = self._together.highest(self._asked or 0)

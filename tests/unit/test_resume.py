@@ -146,7 +146,7 @@ def test_a_fit_that_was_cut_off_ends_with_the_same_bits(kind: str, cuts: list[in
     "keys", [{"debug__limit_train_batches": 1}, {"micro_batch": 16, "debug__limit_train_batches": 4}], ids=str
 )
 def test_a_signal_ends_a_fit_of_one_step_an_epoch_though_its_state_cannot_be_saved(
-    keys: dict[str, Any], fitted: Fit
+    keys: dict[str, Any], fitted: Fit, capsys: pytest.CaptureFixture[str]
 ) -> None:
     begun: list[int] = []
 
@@ -159,6 +159,7 @@ def test_a_signal_ends_a_fit_of_one_step_an_epoch_though_its_state_cannot_be_sav
     with watched_by(Interrupts()), pytest.raises(SystemExit):
         fitted(fit__max_epochs=6, **keys)
     assert begun == [0, 1, 2]
+    assert "SIGINT: ending after this epoch; with one step an epoch no state can be kept" in capsys.readouterr().err
     assert not Path("data/model").exists()
 
 
