@@ -18,6 +18,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Mapping
+from difflib import unified_diff
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -49,6 +50,10 @@ def kill_test(rounds: int, seed: int, most: int, choices: Mapping[str, str]) -> 
             is_same = lock.read_bytes() == expected
             same += is_same
             print(f"round {number}: {len(kills)} kills, dvc.lock {'the same' if is_same else 'DIFFERS'}", flush=True)
+            if not is_same:
+                undisturbed_lines, lines = expected.decode().splitlines(), lock.read_text().splitlines()
+                difference = unified_diff(undisturbed_lines, lines, "undisturbed", "this round's", lineterm="")
+                print(*kills, *difference, sep="\n", flush=True)
     share = same / rounds
     beside = "".join(f", {key} = {value}" for key, value in choices.items())
     name = f"killed until it ends{beside}: rounds with the same dvc.lock"
