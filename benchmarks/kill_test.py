@@ -65,7 +65,7 @@ def change(params: Path, choices: Mapping[str, str]) -> None:
     for name, value in choices.items():
         section, key = name.split(".")
         values[section][key] = yaml.safe_load(value)
-    params.write_text(yaml.safe_dump(values), encoding="utf-8")
+    params.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
 
 
 def undisturbed(project: Path) -> tuple[bytes, float]:
