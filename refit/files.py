@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 def as_text(name: str) -> str:
@@ -35,6 +36,19 @@ def write_bytes(path: Path, content: bytes | memoryview) -> None:
 def write_json(path: Path, value: object) -> None:
     """Write `value` as indented JSON. Raises ValueError on NaN and infinity, which JSON does not have."""
     write_bytes(path, (json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n").encode())
+
+
+def read_json(path: Path, command: str) -> dict[str, Any]:
+    """The object in a JSON file. Raises ValueError where there is none, with the `command` that makes the file."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{path} is not here; run: {command}") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON: {error}; run: {command}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} holds no JSON object; run: {command}")  # noqa: TRY004, the user's
+    return values
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, object]]) -> None:

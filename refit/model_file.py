@@ -91,4 +91,6 @@ def read_model(folder: Path = MODEL) -> tuple[pl.LightningModule, ModelDescripti
         system.load_state_dict(weights)
     except (SafetensorError, RuntimeError) as error:
         raise ValueError(f"{weights_file} does not fit the system in model.json: {error}") from None
+    except StopIteration:
+        raise ValueError(f"{weights_file} does not fit the system in model.json: it holds no weight") from None
     return system, description

@@ -439,13 +439,15 @@ def load_params(path: Path = PARAMS_FILE) -> Params:
     Raises ValueError with a line for each fault: the file, the dotted key, what was expected.
     """
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)  # noqa: S506, a SafeLoader
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)  # noqa: S506, a SafeLoader
     except FileNotFoundError:
         raise ValueError(f"{path} is not here; run from the repository's root") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text: {error}; save it as UTF-8") from None
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise ValueError(f"{path} is nested too deep to be read; expected sections of keys and values") from None
     return check_params(values, str(path))
 
 
@@ -514,8 +516,17 @@ def nearest(name: str, known: list[str], lead: str = "") -> str:
     return f"; did you mean {lead}{close[0]}?" if close else ""
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """YAML lets a later key replace an earlier one without a word; here that is an error."""
+class _StrictLoader(yaml.SafeLoader):
+    """YAML lets a later key replace an earlier one without a word, and a few aliases stand for more values than any
+    memory holds; here both are errors."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            alias: Any = self.peek_event()  # type: ignore[no-untyped-call]
+            raise yaml.composer.ComposerError(
+                None, None, f"*{alias.anchor} stands for a value elsewhere; write the value here", alias.start_mark
+            )
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]

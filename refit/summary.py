@@ -1,11 +1,11 @@
 """What the last run gave, for a person to read: `python -m refit.summary`."""
 
-import json
 import textwrap
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from refit.command import run_command
+from refit.files import read_json
 from refit.tracking import find_run, model_sha256
 from refit.unsent import SYNC, unsent
 
@@ -51,9 +51,11 @@ def summary_markdown(root: Path = Path()) -> str:
 
 def facts(root: Path) -> list[Fact]:
     """What there is to say of the run whose outputs lie in `root`/data; MLflow is asked for the run of its model."""
-    data, batch = _read(root / "data/prepared/dataset.json"), _read(root / "data/tuning/batch.json")
-    rate, fit = _read(root / "data/tuning/learning_rate.json"), _read(root / "data/evaluation/fit.json")
-    test, sha256 = _read(root / "data/evaluation/test.json"), model_sha256(root / "data/model")
+    data, batch, rate, fit, test = (
+        read_json(root / f"data/{name}.json", "dvc repro")
+        for name in ("prepared/dataset", "tuning/batch", "tuning/learning_rate", "evaluation/fit", "evaluation/test")
+    )
+    sha256 = model_sha256(root / "data/model")
     counts = ", ".join(f"{count:,} {split}" for split, count in data["counts"].items())
     shape = "x".join(map(str, data["shape"]))
     validation = ", ".join(
@@ -90,13 +92,6 @@ def mlflow_facts(sha256: str) -> list[Fact]:
 def _wrap(name: str, text: str) -> str:
     return textwrap.fill(text, 80, initial_indent=f"  {name:<15}", subsequent_indent=" " * 17,
                          break_long_words=False, break_on_hyphens=False)  # fmt: skip
-
-
-def _read(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise ValueError(f"no {path} yet; run: dvc repro")
-    values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return values
 
 
 if __name__ == "__main__":

@@ -5,13 +5,14 @@ A folder of few files: for each split `SPLIT_images.npy`, uint8 (N, C, H, W), an
 large to be read at once is memory-mapped.
 """
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
+
+from refit.files import read_json
 
 Color = Literal["grey", "rgb"]
 Pixels = npt.NDArray[np.uint8]
@@ -57,9 +58,7 @@ class DatasetInfo:
 def read_info(folder: Path = PREPARED) -> DatasetInfo:
     """Raises ValueError where there is no prepared data set, or one of another format."""
     path = folder / "dataset.json"
-    if not path.is_file():
-        raise ValueError(f"{path} is not here; run: dvc repro prepare")
-    values = json.loads(path.read_text(encoding="utf-8"))
+    values = read_json(path, "dvc repro prepare")
     if values.get("format") != FORMAT:
         raise ValueError(f"{path} has format {values.get('format')!r}, expected {FORMAT}; run: dvc repro prepare")
     return DatasetInfo(**values)

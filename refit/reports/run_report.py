@@ -1,7 +1,6 @@
 """The report of one run: every picture and the page that holds them, from the outputs of all stages."""
 
 import csv
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from refit.data.prepared import read_info
-from refit.files import whole_folder, write_bytes
+from refit.files import read_json, whole_folder, write_bytes
 from refit.model_file import ModelDescription
 from refit.reports import plots
 from refit.reports.classification import ClassificationReport
@@ -38,7 +37,7 @@ def write_run_report(
     `debug` says on top of the page that this is a trial.
     """
     info, batch, rate = read_info(), read_batch(), read_learning_rate()
-    fitted = json.loads((EVALUATION / "fit.json").read_text(encoding="utf-8"))
+    fitted = read_json(EVALUATION / "fit.json", "dvc repro fit")
     curve = _numbers(LEARNING_RATE_CURVE)
     pictures = Pictures(
         learning_rate=plots.learning_rate_curve(

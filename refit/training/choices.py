@@ -1,10 +1,10 @@
 """What the tuning stages chose: the small files between them and `fit`."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from refit.files import read_json
 from refit.params import Params
 
 BATCH = Path("data/tuning/batch.json")
@@ -36,11 +36,11 @@ class LearningRateChoice:
 
 
 def read_batch(path: Path = BATCH) -> BatchChoice:
-    return BatchChoice(**_read(path, "scale_batch"))
+    return BatchChoice(**read_json(path, "dvc repro scale_batch"))
 
 
 def read_learning_rate(path: Path = LEARNING_RATE) -> LearningRateChoice:
-    return LearningRateChoice(**_read(path, "find_lr"))
+    return LearningRateChoice(**read_json(path, "dvc repro find_lr"))
 
 
 def resolved_params(params: Params, batch: BatchChoice, rate: LearningRateChoice) -> dict[str, Any]:
@@ -52,11 +52,4 @@ def resolved_params(params: Params, batch: BatchChoice, rate: LearningRateChoice
         "micro_batch": batch.micro_batch,
         "accumulate_grad_batches": batch.accumulate_grad_batches,
     }
-    return values
-
-
-def _read(path: Path, stage: str) -> dict[str, Any]:
-    if not path.is_file():
-        raise ValueError(f"{path} is not here; run: dvc repro {stage}")
-    values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return values

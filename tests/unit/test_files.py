@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from refit.files import whole_folder, write_bytes, write_csv, write_json
+from refit.files import read_json, whole_folder, write_bytes, write_csv, write_json
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -24,6 +24,28 @@ from refit.files import write_bytes
 for letter in cycle(b"ab"):
     write_bytes(Path(sys.argv[1]), bytes([letter]) * 2**20)
 """
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        (None, "is not here"),
+        (b'{"a": 1', "is not JSON: "),
+        (b"\xff", "is not JSON: "),
+        (b"[" * 99_999, "is not JSON: "),
+        (b"[]", "holds no JSON object"),
+    ],
+    ids=["absent", "cut short", "no text", "nested deep", "a list"],
+)
+def test_a_file_that_is_no_json_is_named_in_a_line_with_what_makes_it(
+    content: bytes | None, fault: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "fit.json"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"fit\.json {fault}.*; run: dvc repro fit$") as raised:
+        read_json(path, "dvc repro fit")
+    assert len(str(raised.value).splitlines()) == 1
 
 
 def test_a_reader_never_sees_half_a_file_not_even_one_whose_writer_was_killed(tmp_path: Path) -> None:

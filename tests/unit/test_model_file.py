@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import pickle
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -150,6 +151,43 @@ def test_a_pickle_in_place_of_the_weights_is_refused_and_never_run(
     assert not (tmp_path / "made").exists()
     pickle.loads(pickled)  # noqa: S301, it would have been
     assert (tmp_path / "made").exists()
+
+
+def tensors(header: object, data: bytes = b"", length: int | None = None) -> bytes:
+    """A safetensors file; one that lies of the `length` of its header, where that is given."""
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text) if length is None else length) + text + data
+
+
+HEADERS = {
+    "of no file": b"",
+    "of no tensor": tensors({}),
+    "larger than any memory": tensors({}, length=2**60),
+    "of an array larger than the file": tensors({"a": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}}),
+    "of two arrays in one place": tensors(
+        {name: {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]} for name in "ab"}, bytes(4)
+    ),
+    "nested deep": tensors(b'{"a": ' + b"[" * 99_999 + b"]" * 99_999 + b"}"),
+}
+
+
+@pytest.mark.parametrize("header", HEADERS)
+def test_weights_with_a_malicious_header_are_refused_in_a_line(header: str, write: Write, folder: Path) -> None:
+    write()
+    (folder / "model.safetensors").write_bytes(HEADERS[header])
+    sha256 = hashlib.sha256(HEADERS[header]).hexdigest()
+    change_json(folder, lambda description: description.update(sha256=sha256))
+    with pytest.raises(ValueError, match=r"model\.safetensors does not fit the system in model\.json: .") as raised:
+        read_model(folder)
+    assert len(str(raised.value).splitlines()) == 1
+
+
+def test_a_description_nested_deep_is_refused_in_a_line(write: Write, folder: Path) -> None:
+    write()
+    (folder / "model.json").write_bytes(b'{"format": ' + b"[" * 99_999 + b"]" * 99_999 + b"}")
+    with pytest.raises(ValueError, match=r"model\.json: .*run: dvc repro --force fit") as raised:
+        read_model(folder)
+    assert len(str(raised.value).splitlines()) == 1
 
 
 FAULTS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {

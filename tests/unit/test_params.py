@@ -246,8 +246,22 @@ def test_a_number_such_as_1e_3_is_a_number(values: Values, tmp_path: Path) -> No
     assert load_params(path).optimizer.learning_rate == 0.001
 
 
+ALIASES = b"a: &a [1]\n" + b"".join(b"%c: &%c [*%c, *%c]\n" % (c, c, c - 1, c - 1) for c in b"bcdefghijklmnop")
+
+
 @pytest.mark.parametrize(
-    "content", [b"seed: [1", b"seed: \x01", b"", b"- seed", "seed: 1  # größe".encode("latin-1")], ids=repr
+    "content",
+    [
+        b"seed: [1",
+        b"seed: \x01",
+        b"",
+        b"- seed",
+        "seed: 1  # größe".encode("latin-1"),
+        pytest.param(b"seed: " + b"[" * 9_999 + b"]" * 9_999, id="nested deep"),
+        pytest.param(ALIASES + b"seed: *p", id="aliases of aliases"),
+        b"seed: !!python/object/apply:os.getcwd []",
+    ],
+    ids=repr,
 )
 def test_a_file_that_cannot_be_read_is_one_line_that_names_it(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"

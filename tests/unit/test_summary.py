@@ -104,4 +104,4 @@ def test_the_command_ends_with_2_and_no_traceback(tmp_path: Path) -> None:
     program = [sys.executable, str(PROJECT / "refit/summary.py")]
     answer = subprocess.run(program, capture_output=True, text=True, check=False, env={"PYTHONPATH": str(PROJECT)})
     assert answer.returncode == 2
-    assert answer.stderr == "error: no data/evaluation/test.json yet; run: dvc repro\n"
+    assert answer.stderr == "error: data/evaluation/test.json is not here; run: dvc repro\n"
