@@ -444,6 +444,9 @@ def load_params(path: Path = PARAMS_FILE) -> Params:
         raise ValueError(f"{path} is not here; run from the repository's root") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text: {error}; save it as UTF-8") from None
+    except yaml.MarkedYAMLError as error:
+        where = f" (line {error.problem_mark.line + 1})" if error.problem_mark else ""
+        raise ValueError(f"{path} is not valid YAML: {error.problem}{where}") from None
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     except RecursionError:
@@ -466,13 +469,14 @@ def _explain(error: ValidationError) -> list[str]:
     the whole value."""
     faults: dict[str, list[str]] = {}
     lines: dict[str, str] = {}
+    meant: set[str] = set()
     for fault in error.errors():
         section, keys = _resolve(fault["loc"])
         path = ".".join(keys)
         if fault["type"] == "extra_forbidden":
-            line = (
-                f"{path} is not a known key{nearest(keys[-1], list(section.model_fields), path.removesuffix(keys[-1]))}"
-            )
+            suggestion = nearest(keys[-1], list(section.model_fields), path.removesuffix(keys[-1]))
+            line = f"{path} is not a known key{suggestion}"
+            meant.add(suggestion.removeprefix("; did you mean ").removesuffix("?"))
         elif fault["type"] == "missing":
             line = f"{path} is missing; {_expected(section, keys[-1])}"
         elif fault["type"] == "value_error":
@@ -483,7 +487,9 @@ def _explain(error: ValidationError) -> list[str]:
             continue
         faults[line] = []
     return [
-        line + (f" It must be {' or '.join(dict.fromkeys(rules))}." if rules else "") for line, rules in faults.items()
+        line + (f" It must be {' or '.join(dict.fromkeys(rules))}." if rules else "")
+        for line, rules in faults.items()
+        if line.partition(" is missing; ")[0] not in meant  # it is there, misspelt
     ]
 
 
@@ -529,8 +535,10 @@ class _StrictLoader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", node.start_mark)
+        keys: list[Any] = []
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in keys:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", key_node.start_mark)
+            keys.append(key)
         return super().construct_mapping(node, deep)

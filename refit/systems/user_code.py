@@ -28,9 +28,12 @@ def user_class(path: str, key: str) -> type:
         if not module_name.startswith(error.name or " "):
             raise  # the user's module imports what is not there
         raise ValueError(f"{key} = {path!r}: there is no module {error.name!r}") from None
+    except SyntaxError as error:
+        where = f"{Path(error.filename or module_name).name}, line {error.lineno}"
+        raise ValueError(f"{key} = {path!r}: {where}: {error.msg}") from None
     found = getattr(module, name, None)
     if not isinstance(found, type):
-        close = nearest(name, dir(module))
+        close = nearest(name, [other for other, value in vars(module).items() if isinstance(value, type)])
         raise ValueError(f"{key} = {path!r}: {module_name} holds no class {name!r}{close}")  # noqa: TRY004, the user's
     file = Path(inspect.getfile(found)).resolve()
     if file.is_relative_to(PROJECT) and not file.is_relative_to(FOLDER) and "site-packages" not in file.parts:

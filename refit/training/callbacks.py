@@ -139,9 +139,10 @@ class Best(Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         row = self.history.rows[-1]
         if self.monitor not in row:
+            logged = ", ".join(name for name in row if name.startswith("val_"))
             raise ValueError(
-                f"fit.monitor = {self.monitor!r} is not what {type(pl_module).__name__} logs; expected one of "
-                f"{', '.join(name for name in row if name.startswith('val_'))}"
+                f"fit.monitor = {self.monitor!r} is not what {type(pl_module).__name__} logs; "
+                + (f"expected one of {logged}" if logged else "it needs a validation_step that logs it")
             )
         if self.average and not self.average.begun():
             return

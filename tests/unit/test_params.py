@@ -96,6 +96,14 @@ def test_an_unknown_key_names_the_nearest_known_one(key: str, line: str, values:
     assert fault(values({key: 3})) == line
 
 
+@pytest.mark.parametrize(("key", "misspelt"), [("fit.max_epochs", "fit.max_epoch"), ("optimizer", "optimiser")])
+def test_a_misspelt_key_is_one_fault_and_not_a_missing_one_too(key: str, misspelt: str, values: Values) -> None:
+    changed = values({misspelt: 3})
+    section, _, name = key.rpartition(".")
+    del (changed[section] if section else changed)[name]
+    assert fault(changed) == f"{misspelt} is not a known key; did you mean {key}?"
+
+
 @pytest.mark.parametrize("key", KEYS)
 def test_each_key_must_be_there(key: str, values: Values) -> None:
     without = values({})
@@ -233,7 +241,8 @@ def test_each_fault_has_a_line_of_its_own(values: Values) -> None:
 
 def test_a_key_that_stands_twice_is_refused(values: Values, tmp_path: Path) -> None:
     path = write(tmp_path / "params.yaml", values({}), "seed: 1\n")
-    with pytest.raises(ValueError, match="'seed' stands twice") as raised:
+    line = len(path.read_text().splitlines())
+    with pytest.raises(ValueError, match=rf"'seed' stands twice \(line {line}\)$") as raised:
         load_params(path)
     assert str(path) in str(raised.value)
 

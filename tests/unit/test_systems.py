@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.demos.boring_classes import BoringModel
 from torch import nn
 
 from refit.data.module import Batch, PreparedData
@@ -12,7 +13,8 @@ from refit.data.prepared import read_info, read_split
 from refit.params import Params
 from refit.systems.autoencoder import Autoencoder, Neighbours
 from refit.systems.build import build_system
-from refit.systems.user_code import check_arguments, construct
+from refit.systems.user_code import check_arguments, construct, user_class
+from refit.training.callbacks import Best, History
 from refit.training.trainer import make_trainer
 from tests.unit.conftest import Changed
 
@@ -110,3 +112,25 @@ def test_a_class_is_given_what_its_signature_names_and_no_more() -> None:
 def test_arguments_that_do_not_fit_the_signature_are_named(arguments: dict[str, object], line: str) -> None:
     with pytest.raises(ValueError, match=line):
         check_arguments(Own, {"classes"}, arguments, "k")
+
+
+def test_a_module_that_is_no_python_is_named_with_its_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine_broken.py").write_text("import torch\nclass Net(\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ValueError, match=r"^model\.network = 'mine_broken\.Net': mine_broken\.py, line 2: .+$"):
+        user_class("mine_broken.Net", "model.network")
+
+
+def test_only_a_class_is_suggested_for_what_is_none() -> None:
+    with pytest.raises(ValueError, match=r"holds no class 'Linea'; did you mean Linear\?$"):
+        user_class("torch.nn.Linea", "model.network")
+    with pytest.raises(ValueError, match=r"os holds no class 'system'$"):
+        user_class("os.system", "model.network")
+
+
+def test_a_system_that_validates_nothing_is_told_what_it_lacks(params: Params) -> None:
+    history = History()
+    history.rows.append({"epoch": 1, "train_loss": 1.0, "learning_rate": 0.1})
+    best = Best(history, params.fit, None)
+    with pytest.raises(ValueError, match=r"is not what BoringModel logs; it needs a validation_step that logs it$"):
+        best.on_train_epoch_end(pl.Trainer(logger=False, enable_checkpointing=False), BoringModel())
