@@ -94,9 +94,10 @@ mlflow: .venv/ready  ## the runs of the local store, at http://127.0.0.1:5000
 register: .venv/ready  ## the current model as a new version in MLflow's registry: make register [NAME=refit]
 	python -m refit.register $(NAME)
 
-# dvc exp show has a column for every parameter, metric and hash; here only what differs, and the accuracies.
-NOT_COMPARED := .*\.py$$|^(data|docs)/|^params\.yaml$$|^(Created|train|val|test|skipped|duplicates|left_out_copies|imbalance|epochs?|train_.*|val_loss|learning_rate|accuracy_.*|macro_f1|loss|ece|brier)$$
+# dvc exp show has a column for every parameter, metric and hash; here only what differs, and the accuracies. It leaves
+# out what a terminal is too narrow for, and that is what was varied: a wide line wraps instead.
+NOT_COMPARED := .*\.py$$|^(data|docs)/|^params\.yaml$$|^(Created|Executor|train|val|test|skipped|duplicates|left_out_copies|imbalance|epochs?|train_.*|val_loss|learning_rate|accuracy_.*|macro_f1|loss|ece|brier)$$
 
 .PHONY: compare
 compare: .venv/ready  ## what differs between the experiments of the last three commits, best test accuracy first
-	@dvc exp show --num 3 --no-pager --only-changed --drop '$(NOT_COMPARED)' --keep '^(val_)?accuracy$$' --sort-by data/evaluation/test.json:accuracy --sort-order desc
+	@COLUMNS=400 dvc exp show --num 3 --no-pager --only-changed --drop '$(NOT_COMPARED)' --keep '^(val_)?accuracy$$' --sort-by data/evaluation/test.json:accuracy --sort-order desc
