@@ -14,7 +14,7 @@ from pydantic_core import PydanticCustomError
 
 PARAMS_FILE = Path("params.yaml")
 OUR_SYSTEMS = ("classifier", "autoencoder")
-OUR_NETWORKS = ("mlp", "cnn", "resnet9")
+OUR_NETWORKS = ("mlp", "cnn", "resnet9", "airbench")
 WEIGHTS_FILES = Path("data/weights")
 WEIGHTS_SUFFIXES = (".safetensors", ".pt", ".pth")
 
@@ -91,8 +91,8 @@ class ModelParams(Section):
     system_arguments: dict[str, Any]
     """Arguments of your own system, by the names in its signature."""
     network: str
-    """mlp, cnn or resnet9 (ours, for small images), torchvision:NAME for any torchvision classifier, or a module of
-    your own by dotted path (docs/systems.md)."""
+    """mlp, cnn, resnet9 or airbench (ours, for small images), torchvision:NAME for any torchvision classifier, or a
+    module of your own by dotted path (docs/systems.md)."""
     network_arguments: dict[str, Any]
     """Arguments of your own network, by the names in its signature."""
     weights: Annotated[str, Field(min_length=1)] | None

@@ -47,6 +47,7 @@ class Classifier(System):
         self.test_time_flip = test_time_flip
 
     def on_fit_start(self) -> None:
+        super().on_fit_start()
         if self.balanced:  # only now are the labels at hand
             data = self.trainer.datamodule  # type: ignore[attr-defined]
             assert isinstance(data, PreparedData)

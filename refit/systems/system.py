@@ -9,7 +9,9 @@ from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics import Metric
 
+from refit.data.module import PreparedData
 from refit.params import OptimizerParams
+from refit.systems.networks import fit_whitening
 from refit.training.optimizers import configure_optimizers
 
 
@@ -65,6 +67,11 @@ class System(pl.LightningModule):
         metric = self.val_metrics[name]
         assert isinstance(metric, Metric)
         metric.update(*values)
+
+    def on_fit_start(self) -> None:
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if isinstance(data, PreparedData):  # only now are the images at hand
+            fit_whitening(self.network, data.train.images)
 
     def on_train_epoch_start(self) -> None:
         self.train_sums, self.train_images = torch.zeros_like(self.train_sums), 0

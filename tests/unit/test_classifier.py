@@ -21,6 +21,7 @@ from refit.data.prepared import read_info, read_split
 from refit.params import LossParams, OptimizerParams, Params
 from refit.systems.build import build_system
 from refit.systems.classifier import Classifier
+from refit.systems.networks import Whiten
 from refit.training.callbacks import History
 from refit.training.outputs import Outputs
 from refit.training.trainer import make_trainer
@@ -62,7 +63,7 @@ def train(system: Classifier, params: Params, data: Any, callbacks: Sequence[Cal
         trainer.fit(system, loader, loader)
 
 
-@pytest.mark.parametrize("network", ["mlp", "cnn", "resnet9"])
+@pytest.mark.parametrize("network", ["mlp", "cnn", "resnet9", "airbench"])
 @pytest.mark.parametrize("name", ["adamw", "sgd"])
 def test_weights_decay_and_norms_and_biases_do_not(name: str, network: str, build: Any) -> None:
     system = build(
@@ -201,6 +202,22 @@ def test_label_smoothing_is_of_the_training_loss_alone(build: Any, params: Param
         torch.testing.assert_close(
             system.val_metrics["loss"].compute(), nn.functional.cross_entropy(logits, batch.labels)
         )
+
+
+def test_a_fit_whitens_by_its_training_images(build: Any, params: Params, digits: Path) -> None:
+    system = build(model__network="airbench", model__width=8)
+    train(system, params, PreparedData(params.augment, 64, 64, 0, digits))
+    expected = Whiten(1)
+    expected.fit(read_split("train", digits).images, read_info(digits).std)
+    torch.testing.assert_close(system.network[1][0].filters, expected.filters)
+
+
+def test_a_fit_keeps_the_whitening_that_loaded_weights_are_used_to(build: Any, params: Params, digits: Path) -> None:
+    system = build(model__network="airbench", model__width=8)
+    loaded = 2 * system.network[1][0].filters
+    system.network[1][0].filters.copy_(loaded)
+    train(system, params, PreparedData(params.augment, 64, 64, 0, digits))
+    assert torch.equal(system.network[1][0].filters, loaded)
 
 
 def test_class_weights_are_of_the_training_loss_alone(build: Any) -> None:

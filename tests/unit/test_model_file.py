@@ -57,7 +57,7 @@ def change_json(folder: Path, change: Callable[[dict[str, Any]], object]) -> Non
     (folder / "model.json").write_text(json.dumps(description))
 
 
-@pytest.mark.parametrize("network", ["mlp", "cnn", "resnet9", "torchvision:resnet18"])
+@pytest.mark.parametrize("network", ["mlp", "cnn", "resnet9", "airbench", "torchvision:resnet18"])
 def test_a_model_read_back_gives_the_same_logits_to_the_bit(network: str, write: Write, folder: Path) -> None:
     system = write(network)
     again = read_model(folder)[0].eval()

@@ -1,11 +1,13 @@
 """Every network on offer takes uint8 images and gives logits."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from refit.data.prepared import Pixels
 from refit.params import OUR_NETWORKS, ModelParams
-from refit.systems.networks import build_network
+from refit.systems.networks import Whiten, build_network
 from tests.unit.conftest import model_params
 
 MEAN, STD = [0.2, 0.4, 0.6], [0.1, 0.2, 0.3]
@@ -86,6 +88,52 @@ def test_channels_are_not_mixed_up_with_one_another(network: str) -> None:
     logits = built(images)
     assert not torch.allclose(logits[0], logits[1])
     assert not torch.allclose(logits[1], logits[2])
+
+
+def some_images(channels: int = 3) -> Pixels:
+    """Neighbours are alike, as in pictures."""
+    rough = torch.randint(0, 256, (40, channels, 4, 4), generator=torch.Generator().manual_seed(0)).float()
+    return torch.nn.functional.interpolate(rough, size=16, mode="bilinear").to(torch.uint8).numpy()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_whitening_layer_gives_uncorrelated_components_of_variance_one(channels: int) -> None:
+    images, std = some_images(channels), [0.3, 0.2, 0.1][:channels]
+    whiten = Whiten(channels)
+    whiten.fit(images, std)
+    normalized = torch.from_numpy(images) / 255 / torch.tensor(std).view(-1, 1, 1)
+    components = whiten(normalized)[:, : 4 * channels].transpose(0, 1).flatten(1)
+    covariance = torch.cov(components)
+    # Less than 1 where there is next to nothing to be scaled up: neighbours differ little.
+    assert covariance.diagonal()[-channels:].allclose(torch.ones(channels), atol=0.02)
+    assert (covariance.diagonal() < 1.02).all()
+    assert (covariance - covariance.diagonal().diag()).abs().max() < 1e-3
+    assert torch.equal(whiten.filters[4 * channels :], -whiten.filters[: 4 * channels])
+
+
+def test_a_whitening_layer_is_the_same_on_any_number_of_threads() -> None:
+    threads = torch.get_num_threads()
+    images, filters = some_images().repeat(100, axis=0), []
+    try:
+        for number in (1, 2):
+            torch.set_num_threads(number)
+            whiten = Whiten(3)
+            whiten.fit(images, [0.3, 0.2, 0.1])
+            filters.append(whiten.filters)
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(*filters)
+
+
+def test_a_whitening_layer_looks_at_images_of_the_whole_set() -> None:
+    """Which may lie class by class; of many images not all are looked at."""
+    images = np.zeros((4_000, 1, 32, 32), np.uint8)
+    images[2_000:] = 255 * np.eye(32, dtype=np.uint8)
+    whiten = Whiten(1)
+    whiten.fit(images, [0.25])
+    untouched = Whiten(1)
+    untouched.fit(images[:2_000], [0.25])
+    assert not torch.allclose(whiten.filters, untouched.filters)
 
 
 @pytest.mark.parametrize("name", ["resnet19", "googlenet", "inception_v3", "fcn_resnet50", ""])
