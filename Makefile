@@ -11,6 +11,10 @@ repro: .venv/ready  ## the environment, then the pipeline: whatever params.yaml 
 	dvc repro
 	python -m refit.summary
 
+.PHONY: help
+help:  ## this list
+	@sed -nE 's/^([a-z-]+):.*  ## (.*)/  make \1\t\2/p' Makefile | expand -t 21
+
 .PHONY: test
 test: .venv/ready  ## everything CI runs: lint, format, types, then the tests, fast ones first
 	ruff check
@@ -46,7 +50,7 @@ doctor: .venv/ready  ## what runs that were cut off left behind, and its removal
 	@python -m pipelines.doctor
 
 .PHONY: bench
-bench: .venv/ready  ## the benchmarks that need no GPU (10 minutes): benchmarks/results.json, and a table of each
+bench: .venv/ready  ## the benchmarks that need no GPU (nine minutes): benchmarks/results.json, and a table of each
 	python -m benchmarks.data_path
 	python -m benchmarks.training
 	python -m benchmarks.pipeline

@@ -108,7 +108,7 @@ def describe(folder: Path) -> str:
     states = sorted(folder.glob("step-*.ckpt"))
     size = sum(path.stat().st_size for path in states) / 1e6
     if not states:
-        return "a fit that began and saved no state"
+        return f"a fit that began and saved no state. Not wanted: rm -r {folder}"
     digest = states[-1].with_name(f"{states[-1].name}.sha256")
     is_whole = digest.is_file() and digest.read_text() == hashlib.sha256(states[-1].read_bytes()).hexdigest()
     verdict = "whole" if is_whole else "not whole, and will be passed over"

@@ -1,5 +1,6 @@
 """What a command for people does around its story: a mistake is a line, and exit code 2."""
 
+import os
 import sys
 from collections.abc import Callable
 
@@ -8,6 +9,10 @@ def run_command(main: Callable[[list[str]], None]) -> None:
     """Run a command as this process, with the arguments it was given."""
     try:
         main(sys.argv[1:])
+        sys.stdout.flush()
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError:  # whoever read the output has seen enough, such as `head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python would try again at its end
+        sys.exit(1)

@@ -483,7 +483,11 @@ def _explain(error: ValidationError) -> list[str]:
             line = f"{path}: {fault['ctx']['error']}" if path else str(fault["ctx"]["error"])
         else:
             line = lines.setdefault(path, f"{path} = {fault['input']!r}: {_expected(section, keys[-1])}")
-            faults.setdefault(line, []).append(fault["msg"].removeprefix("Input should be "))
+            rules = faults.setdefault(line, [])
+            if fault["type"] == "string_pattern_mismatch":
+                rules.append(f"of the pattern {fault['ctx']['pattern']}")
+            elif fault["type"] != "model_type":  # that it is to be a section is said already
+                rules.append(fault["msg"].removeprefix("Input should be "))
             continue
         faults[line] = []
     return [

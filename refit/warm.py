@@ -47,15 +47,30 @@ _LATER = (
 )
 _PROJECT = ("refit", "stages")
 _NUMBER = struct.Struct("i")
-_PR_SET_PDEATHSIG = 1
+_PR_SET_PDEATHSIG, _PR_GET_PDEATHSIG = 1, 2
+PARENT_ENDED = signal.SIGUSR2  # not one that others send too: `nohup` has SIGHUP ignored
 
 
 def die_with_parent() -> None:
     """A killed `dvc` must not leave a trainer behind that writes beside its successor (Linux only)."""
     if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() == 1 and "DVC_STAGE" in os.environ and not _may_run_stages(Path("/proc/1/cmdline")):
             sys.exit("error: the dvc that started this stage was killed")
+
+
+def hear_of_parents_end(hear: bool) -> None:
+    """Instead of dying with its parent, this process is sent PARENT_ENDED; or again dies, where it is not to `hear`."""
+    before, now = (signal.SIGKILL, PARENT_ENDED) if hear else (PARENT_ENDED, signal.SIGKILL)
+    if sys.platform == "linux":
+        number = ctypes.c_int()
+        _prctl(_PR_GET_PDEATHSIG, ctypes.byref(number))
+        if number.value == before:  # else it was not to die either
+            _prctl(_PR_SET_PDEATHSIG, now)
+
+
+def _prctl(option: int, value: Any) -> None:
+    ctypes.CDLL(None, use_errno=True).prctl(option, value)
 
 
 def _may_run_stages(command_line: Path) -> bool:
@@ -204,7 +219,7 @@ class _Server:
         signal.setitimer(signal.ITIMER_REAL, 0)
 
     def _owner_ended(self) -> NoReturn:
-        os._exit(0)  # its children die with it
+        os._exit(0)  # its children die with it, or hear of it
 
     def _accept(self) -> None:
         client, _ = self.listener.accept()
@@ -236,6 +251,9 @@ class _Server:
             other.close()
 
     def _client_ended(self, child: int) -> None:
+        # Did it die with its `dvc`, whose end is told a moment later? One that it fails takes longer to end.
+        if select([self.owner_fd], [], [], 0.02)[0]:
+            self._owner_ended()
         if child in self.clients:  # else it ended too, at the same moment
             self.events.unregister(self.clients[child])
             _kill_group(child, signal.SIGKILL)

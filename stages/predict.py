@@ -66,7 +66,8 @@ def main(params: Params) -> None:
         for name, values in outputs.items():
             if values.ndim > 1:  # such as embeddings: too wide for a table
                 np.save(new / f"{name}.npy", values.numpy())
-    print(f"predicted {len(rows):,} images ({summary['of']}), abstained on {summary['abstained']}")
+    images = "1 image" if len(rows) == 1 else f"{len(rows):,} images"
+    print(f"predicted {images} ({summary['of']}), abstained on {summary['abstained']}")
 
 
 def _row(name: str, probabilities: Floats, classes: list[str], top_k: int, abstain_below: float) -> dict[str, object]:

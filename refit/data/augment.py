@@ -56,6 +56,16 @@ class Draws(NamedTuple):
         return self.each(lambda choice: choice.to(device))
 
 
+def check_size(params: AugmentParams, height: int, width: int) -> None:
+    """Raises ValueError where a shift or cutout could leave nothing of images of this size, in pixels."""
+    for key, pixels in {"shift": params.shift, "cutout": params.cutout}.items():
+        if pixels >= min(height, width):
+            raise ValueError(
+                f"augment.{key} = {pixels} can leave nothing of images of {height}x{width} pixels; expected less than "
+                f"{min(height, width)}"
+            )
+
+
 def draw(params: AugmentParams, images: int, size: tuple[int, int], random: np.random.Generator) -> Draws | None:
     """Choices for `images` images of `size` (height, width): one epoch's, drawn at once and taken batch by batch.
 

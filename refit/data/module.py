@@ -13,7 +13,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from refit.data.augment import NO_AUGMENTATION, Draws, augment, draw
+from refit.data.augment import NO_AUGMENTATION, Draws, augment, check_size, draw
 from refit.data.mixing import mix
 from refit.data.prepared import PREPARED, Split, read_split
 from refit.params import AugmentParams
@@ -188,9 +188,14 @@ class PreparedData(pl.LightningDataModule):
         seed: int,
         folder: Path = PREPARED,
     ) -> None:
-        """`batch_size` is the micro-batch, which the batch scaler may change; it divides `effective_batch`."""
+        """`batch_size` is the micro-batch, which the batch scaler may change; it divides `effective_batch`.
+
+        Raises ValueError where the images are too small for the augmentation.
+        """
         super().__init__()
         self.train = read_split("train", folder)
+        height, width = self.train.images.shape[2:]
+        check_size(augmentation, height, width)
         self.val = read_split("val", folder)
         self.augmentation = augmentation
         self.batch_size = batch_size

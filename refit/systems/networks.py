@@ -37,6 +37,7 @@ def _build(model: ModelParams, shape: tuple[int, int, int], outputs: int) -> nn.
     if model.network not in OUR_NETWORKS:
         offers: Offers = {"shape": lambda: shape, "in_channels": lambda: in_channels, "outputs": lambda: outputs}
         made: nn.Module = construct(_users_network(model), offers, model.network_arguments, "model.network_arguments")
+        _check_outputs(made, shape, outputs, model.network)
         return made
     width, dropout = model.width, model.dropout
     if model.network == "mlp":
@@ -54,6 +55,21 @@ def check_network(model: ModelParams) -> None:
     elif model.network not in OUR_NETWORKS:
         offers = {"shape", "in_channels", "outputs"}
         check_arguments(_users_network(model), offers, model.network_arguments, "model.network_arguments")
+
+
+@torch.no_grad()
+def _check_outputs(network: nn.Module, shape: tuple[int, int, int], outputs: int, name: str) -> None:
+    """Of two blank images. Layers that take their size from what they see first, such as nn.LazyLinear, take it here.
+
+    Raises ValueError where they are not (2, outputs).
+    """
+    training = {module: module.training for module in network.modules()}
+    given = network.eval()(torch.zeros(2, *shape))
+    for module, mode in training.items():
+        module.training = mode
+    found = tuple(given.shape) if isinstance(given, Tensor) else type(given).__name__
+    if found != (2, outputs):
+        raise ValueError(f"model.network = {name!r} makes {found} of 2 images; expected a tensor of (2, {outputs})")
 
 
 def _users_network(model: ModelParams) -> type:

@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +32,14 @@ from torch import Tensor
 from refit.files import repository_root, write_bytes, write_json
 from refit.tracking import flatten
 from refit.training.together import Together
+from refit.warm import PARENT_ENDED, hear_of_parents_end
 
 STATES = Path("data/state")
 INPUTS = "inputs.json"
 KEPT = 2  # states; the older one is for the day that the newer cannot be read
 COST_SHARE = 0.02  # of the time of a fit, at most, for the states at the ends of its epochs
 FIRST_GUESS = 0.1  # seconds that a state takes, before one was saved
+SIGNALS = (signal.SIGTERM, signal.SIGINT, PARENT_ENDED)
 
 _PROJECT = Path(__file__).resolve().parents[2]
 _HOLDER = "pid"
@@ -176,7 +178,7 @@ class FitState(Checkpoint):
 
     A state is saved every so many seconds, and in the first step of each epoch unless that would cost too much. It is
     copied between two steps, and written on a thread. SIGTERM and SIGINT save it, and then do what they did before;
-    a second one does that at once.
+    a second one does that at once. The end of the `dvc` that runs the fit does as SIGTERM.
 
     A step after which there is a validation is passed over: Lightning would go on from there without it.
 
@@ -203,7 +205,7 @@ class FitState(Checkpoint):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # Before the Trainer puts its own in place, which would tell the other processes in its own way.
-        self._before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+        self._before = {number: signal.getsignal(number) for number in SIGNALS}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._together = Together(trainer)
@@ -223,6 +225,8 @@ class FitState(Checkpoint):
         self._saves = any(_may_save(trainer, done) for done in range(1, int(trainer.num_training_batches)))
         for number in self._before:  # the Trainer puts back what it found
             signal.signal(number, self._ask)
+        if self._together.rank == 0:
+            hear_of_parents_end(True)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._new_epoch = trainer.current_epoch > 0
@@ -248,6 +252,7 @@ class FitState(Checkpoint):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.files.finish()
         self._obey_if_asked()  # in the last step of all
+        hear_of_parents_end(False)
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -273,12 +278,17 @@ class FitState(Checkpoint):
         self._saved, self._new_epoch = time.monotonic(), False
 
     def _ask(self, number: int, _frame: object) -> None:
-        if self._asked is not None:
+        # Who ends `dvc` may well signal its stage too, before or after.
+        if number == PARENT_ENDED and self._asked is not None:
+            return
+        if self._asked not in (None, PARENT_ENDED):
             self._obey(number)
         self._asked = signal.Signals(number)
         if self._together.rank == 0:
+            why = "whoever ran this fit has ended" if number == PARENT_ENDED else self._asked.name
             when = "step, whose state is kept" if self._saves else "epoch; with one step an epoch no state can be kept"
-            print(f"{self._asked.name}: ending after this {when}", file=sys.stderr, flush=True)
+            with suppress(OSError):  # the terminal is closed
+                print(f"{why}: ending after this {when}", file=sys.stderr, flush=True)
 
     def _obey_if_asked(self) -> None:
         (asked,) = self._together.highest(self._asked or 0)
@@ -288,6 +298,8 @@ class FitState(Checkpoint):
     def _obey(self, number: int) -> None:
         if self._together.rank > 0:
             sys.exit(0)  # what became of the fit, its first process tells; an error here would have that one killed
+        if number == PARENT_ENDED:
+            number = signal.SIGTERM
         signal.signal(number, self._before[signal.Signals(number)])
         signal.raise_signal(number)
 

@@ -157,6 +157,33 @@ def test_a_signal_ends_the_fit_after_its_step_with_its_state_saved(
     assert f"going on from step {step}," in goes_on_and_ends_the_same(project, lock)
 
 
+@pytest.mark.parametrize(("warm", "also"), [("1", None), ("0", signal.SIGTERM)], ids=["dvc alone", "its stage too"])
+def test_sigterm_to_dvc_ends_the_fit_after_its_step_with_its_state_saved(
+    warm: str, also: signal.Signals | None, project: Project, lock: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DVC itself ends at once. A service manager sends the signal to both, in either order."""
+    monkeypatch.setenv("REFIT_WARM", warm)
+    project.set_param("fit.save_state_every", 1)
+    with repro(project) as dvc:
+        soon(lambda: list(project.root.glob("data/state/*/pid")), "the fit began")
+        soon(lambda: len(states(project)) == 1, "the first state is kept")
+        before = states(project)
+        trainer = fit_process(project)
+        dvc.terminate()
+        if also is not None:
+            os.kill(trainer, also)
+        text = dvc.communicate(timeout=60)[0]
+        eventually(lambda: not alive(trainer), "the trainer is gone", 10)
+    assert dvc.returncode == -signal.SIGTERM
+    assert ": ending after this step, whose state is kept" in text
+    assert states(project)[-1] != before[-1]
+    step = int(states(project)[-1].name[5:14])
+    assert not (project.root / "data/model").exists()
+    assert "fit" not in locked(project)["stages"]
+    project.set_param("fit.save_state_every", 0.05)
+    assert f"going on from step {step}," in goes_on_and_ends_the_same(project, lock)
+
+
 def test_ctrl_c_in_the_terminal_of_dvc(project: Project, lock: Any) -> None:
     """It reaches every process of the terminal's foreground."""
     with repro(project) as dvc:

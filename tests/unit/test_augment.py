@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from refit.data.augment import Draws, augment, draw
+from refit.data.augment import Draws, augment, check_size, draw
 from refit.params import AugmentParams
 
 OFF: dict[str, Any] = {
@@ -67,6 +67,13 @@ def test_a_shift_moves_each_image_down_and_right_by_its_own_draw_over_black(shif
         shifted(image, int(down), int(right)) for image, (down, right) in zip(IMAGES, drawn(draws.shift), strict=True)
     ]
     assert torch.equal(augment(IMAGES, draws, params), torch.stack(expected))
+
+
+@pytest.mark.parametrize("key", ["shift", "cutout"])
+def test_what_could_leave_nothing_of_an_image_is_refused(key: str) -> None:
+    check_size(made(**{key: 7}), 8, 28)
+    with pytest.raises(ValueError, match=rf"^augment\.{key} = 8 can .* of 8x28 pixels; expected less than 8$"):
+        check_size(made(**{key: 8}), 8, 28)
 
 
 def test_shifts_reach_as_far_as_they_may_and_no_farther() -> None:

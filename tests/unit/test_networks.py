@@ -1,5 +1,7 @@
 """Every network on offer takes uint8 images and gives logits."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -88,6 +90,48 @@ def test_channels_are_not_mixed_up_with_one_another(network: str) -> None:
     logits = built(images)
     assert not torch.allclose(logits[0], logits[1])
     assert not torch.allclose(logits[1], logits[2])
+
+
+class Lazy(nn.Sequential):
+    """Takes its size from what it sees first, and is partly not in training from the start."""
+
+    def __init__(self, outputs: int, too_many: int = 0) -> None:
+        super().__init__(nn.Flatten(), nn.Dropout(0.5).eval(), nn.BatchNorm1d(192), nn.LazyLinear(outputs + too_many))
+
+
+class Pair(nn.Module):
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return images, images
+
+
+def users_model(name: str, **arguments: object) -> ModelParams:
+    return model(f"{__name__}.{name}").model_copy(update={"network_arguments": arguments})
+
+
+def test_a_network_of_one_s_own_may_take_its_size_from_the_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("refit.systems.user_code.PROJECT", Path("/nowhere"))  # that this file is not watched is told
+    built = build(users_model("Lazy"))
+    assert isinstance(built, nn.Sequential)
+    layers = built[1]
+    assert isinstance(layers, Lazy)
+    assert layers[3].weight.shape == (7, 192)
+    assert [layer.training for layer in layers] == [True, False, True, True]
+    assert layers[2].num_batches_tracked == 0
+
+
+@pytest.mark.parametrize(
+    ("users", "line"),
+    [
+        (users_model("Lazy", too_many=1), r"\.Lazy' makes \(2, 8\) of 2 images; expected a tensor of \(2, 7\)$"),
+        (users_model("Pair"), r"\.Pair' makes tuple of 2 images; expected a tensor of \(2, 7\)$"),
+    ],
+)
+def test_a_network_of_one_s_own_with_other_outputs_is_told(
+    users: ModelParams, line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("refit.systems.user_code.PROJECT", Path("/nowhere"))
+    with pytest.raises(ValueError, match=line):
+        build(users)
 
 
 def some_images(channels: int = 3) -> Pixels:

@@ -112,6 +112,10 @@ def test_each_key_must_be_there(key: str, values: Values) -> None:
     assert fault(without).startswith(f"{key} is missing; expected: ")
 
 
+def test_a_value_in_place_of_a_section_is_told(values: Values) -> None:
+    assert fault(values({"data": None})) == "data = None: expected a section of keys."
+
+
 @pytest.mark.parametrize(
     ("key", "value", "rule"),
     [
@@ -133,7 +137,7 @@ def test_each_key_must_be_there(key: str, values: Values) -> None:
         ("augment.policy", "autoaugment", "'none', 'randaugment' or 'trivialaugment'"),
         ("loss.class_weights", "even", "'none' or 'balanced' or a valid list"),
         ("optimizer.plateau_factor", 1.0, "less than 1"),
-        ("data", None, "valid dictionary"),
+        ("fit.monitor", "loss", r"of the pattern ^val_\w+$"),
     ],
 )
 def test_a_value_out_of_bounds_names_its_key_and_the_rule(key: str, value: object, rule: str, values: Values) -> None:

@@ -1,0 +1,35 @@
+"""What a command for people does around its story."""
+
+import subprocess
+import sys
+
+import pytest
+
+COMMANDS = {
+    "mistake": "raise ValueError('the file is not there')",
+    "long": "print('seen\\n' * 100_000)",
+    "short": "print('seen')",
+}
+
+
+def start(name: str) -> "subprocess.Popen[str]":
+    code = f"from refit.command import run_command\ndef main(arguments):\n    {COMMANDS[name]}\nrun_command(main)"
+    return subprocess.Popen([sys.executable, "-c", code], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def test_a_mistake_is_a_line_and_exit_code_2() -> None:
+    command = start("mistake")
+    assert command.communicate() == ("", "error: the file is not there\n")
+    assert command.returncode == 2
+
+
+@pytest.mark.parametrize("name", ["long", "short"])
+def test_a_reader_who_has_seen_enough_is_no_error(name: str) -> None:
+    command = start(name)
+    assert command.stdout is not None
+    assert command.stderr is not None
+    if name == "long":
+        assert command.stdout.readline() == "seen\n"
+    command.stdout.close()
+    assert (command.stderr.read(), command.wait()) == ("", 1)
+    command.stderr.close()
