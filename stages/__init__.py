@@ -3,7 +3,8 @@
 import os
 import sys
 
-from refit.warm import die_with_parent, run_warm
+from refit.parent import die_with_parent
+from refit.warm import run_warm
 
 if sys.argv[0] == "-m":  # as a stage's process, which imports this before all that takes seconds
     die_with_parent()

@@ -30,9 +30,9 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
 from refit.files import repository_root, write_bytes, write_json
+from refit.parent import PARENT_ENDED, hear_of_parents_end
 from refit.tracking import flatten
 from refit.training.together import Together
-from refit.warm import PARENT_ENDED, hear_of_parents_end
 
 STATES = Path("data/state")
 INPUTS = "inputs.json"

@@ -60,7 +60,7 @@ class Toy:
             (root / folder).mkdir()
         for name in ("params.yaml", "prefect.yaml", "prefect.toml", "Makefile"):
             shutil.copy(PROJECT / name, root / name)
-        for module in ("__init__", "params", "quiet", "warm"):
+        for module in ("__init__", "params", "parent", "quiet", "warm"):
             shutil.copy(PROJECT / f"refit/{module}.py", root / f"refit/{module}.py")
         (root / "refit/summary.py").write_text(_SUMMARY)
         (root / "pipelines").symlink_to(PROJECT / "pipelines")

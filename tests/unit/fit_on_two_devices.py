@@ -17,10 +17,10 @@ import torch
 from pytorch_lightning.callbacks import Callback
 
 from refit.data.module import TrainLoader
+from refit.parent import die_with_parent
 from refit.stage import run_stage
 from refit.training import train
 from refit.training.trainer import make_trainer
-from refit.warm import die_with_parent
 from stages import fit
 from tests.processes import eventually
 
