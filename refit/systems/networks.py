@@ -44,8 +44,8 @@ def _build(model: ModelParams, shape: tuple[int, int, int], outputs: int) -> nn.
         return mlp(math.prod(shape), outputs, width or 256, 0.2 if dropout is None else dropout)
     if model.network == "cnn":
         return cnn(in_channels, outputs, width or 32, 0.1 if dropout is None else dropout)
-    residual = {"resnet9": resnet9, "airbench": airbench}[model.network]
-    return residual(in_channels, outputs, width or 64, 0.0 if dropout is None else dropout)
+    make = {"resnet9": resnet9, "airbench": airbench}[model.network]
+    return make(in_channels, outputs, width or 64, 0.0 if dropout is None else dropout)
 
 
 def check_network(model: ModelParams) -> None:
