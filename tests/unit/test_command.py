@@ -1,5 +1,6 @@
 """What a command for people does around its story."""
 
+import os
 import subprocess
 import sys
 
@@ -14,7 +15,10 @@ COMMANDS = {
 
 def start(name: str) -> "subprocess.Popen[str]":
     code = f"from refit.command import run_command\ndef main(arguments):\n    {COMMANDS[name]}\nrun_command(main)"
-    return subprocess.Popen([sys.executable, "-c", code], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    return subprocess.Popen(
+        [sys.executable, "-c", code], env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
 
 
 def test_a_mistake_is_a_line_and_exit_code_2() -> None:

@@ -54,6 +54,11 @@ def test_an_epoch_depends_on_the_seed_and_its_number_alone(split: Split) -> None
     assert not same(joined(list(loader(split, seed=4, epoch=5))), first)
 
 
+def test_images_too_small_for_their_augmentation_are_refused(digits: Path) -> None:
+    with pytest.raises(ValueError, match=r"^augment\.shift = 8 can leave nothing of images of 8x8 pixels"):
+        PreparedData(ALL.model_copy(update={"shift": 8}), 64, 128, seed=7, folder=digits)
+
+
 def test_another_epoch_has_another_order(split: Split) -> None:
     orders = [joined(list(loader(split, epoch=epoch)))[1] for epoch in range(3)]
     assert not any(torch.equal(orders[a], orders[b]) for a, b in ((0, 1), (0, 2), (1, 2)))
