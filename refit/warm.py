@@ -189,7 +189,8 @@ class _Server:
         signal.setitimer(signal.ITIMER_REAL, 0)
 
     def _owner_ended(self) -> NoReturn:
-        os._exit(0)  # its children die with it, or hear of it
+        # Its children die with it, or hear of it. It comes before the end of a client that dies with its `dvc`.
+        os._exit(0)
 
     def _accept(self) -> None:
         client, _ = self.listener.accept()
@@ -221,9 +222,6 @@ class _Server:
             other.close()
 
     def _client_ended(self, child: int) -> None:
-        # Did it die with its `dvc`, whose end is told a moment later? One that it fails takes longer to end.
-        if select([self.owner_fd], [], [], 0.02)[0]:
-            self._owner_ended()
         if child in self.clients:  # else it ended too, at the same moment
             self.events.unregister(self.clients[child])
             _kill_group(child, signal.SIGKILL)
