@@ -189,8 +189,7 @@ class _Server:
         signal.setitimer(signal.ITIMER_REAL, 0)
 
     def _owner_ended(self) -> NoReturn:
-        # Its children die with it, or hear of it. It comes before the end of a client that dies with its `dvc`.
-        os._exit(0)
+        os._exit(0)  # its children die with it, or hear of it
 
     def _accept(self) -> None:
         client, _ = self.listener.accept()
@@ -222,6 +221,10 @@ class _Server:
             other.close()
 
     def _client_ended(self, child: int) -> None:
+        # Did it die with its `dvc`? That has ended when its last thread has, which may be a moment after its client. A
+        # `dvc` whose client alone was killed takes longer to end.
+        if select([self.owner_fd], [], [], 0.05)[0]:
+            self._owner_ended()
         if child in self.clients:  # else it ended too, at the same moment
             self.events.unregister(self.clients[child])
             _kill_group(child, signal.SIGKILL)
