@@ -28,7 +28,7 @@ from pathlib import Path
 from select import select
 from typing import Any, NoReturn
 
-from refit.parent import die_with_parent
+from refit.parent import PARENT_ENDED, die_with_parent, hear_of_parents_end
 from refit.quiet import QUIET
 
 OWNER = "REFIT_WARM_OWNER"  # in the environment: the process id of a flow, whose stages all have a `dvc` of their own
@@ -125,9 +125,14 @@ def _hand_over(server: socket.socket, module: str, stage: str) -> None:
     signal.signal(signal.SIGINT, lambda *_: _kill_group(child, signal.SIGINT))  # as a terminal's Ctrl-C
     signal.signal(signal.SIGTERM, lambda *_: _kill(child, signal.SIGTERM))
     signal.signal(signal.SIGTSTP, lambda *_: _stop_with(child))
+    # Not to die with a killed `dvc`: the server, which sees this process end, would kill a fit that may save its state.
+    signal.signal(PARENT_ENDED, lambda *_: _kill(child, PARENT_ENDED))
+    hear_of_parents_end(True)
+    runs_stages = os.getppid()
     ended = server.recv(_NUMBER.size)
     if not ended:
-        print("error: the warm process of the stages was killed", file=sys.stderr, flush=True)
+        if os.getppid() == runs_stages:  # else the server ended with it
+            print("error: the warm process of the stages was killed", file=sys.stderr, flush=True)
         os._exit(1)
     (code,) = _NUMBER.unpack(ended)
     if code < 0:  # a signal ended the child: here too
@@ -221,10 +226,6 @@ class _Server:
             other.close()
 
     def _client_ended(self, child: int) -> None:
-        # Did it die with its `dvc`? That has ended when its last thread has, which may be a moment after its client. A
-        # `dvc` whose client alone was killed takes longer to end.
-        if select([self.owner_fd], [], [], 0.05)[0]:
-            self._owner_ended()
         if child in self.clients:  # else it ended too, at the same moment
             self.events.unregister(self.clients[child])
             _kill_group(child, signal.SIGKILL)

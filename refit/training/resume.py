@@ -251,8 +251,8 @@ class FitState(Checkpoint):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.files.finish()
+        hear_of_parents_end(False)  # before the last look at what was asked, so that no end goes unheard
         self._obey_if_asked()  # in the last step of all
-        hear_of_parents_end(False)
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
