@@ -133,15 +133,29 @@ def test_the_trainer_killed_while_it_writes_a_state(project: Project, lock: Any)
     goes_on_and_ends_the_same(project, lock)
 
 
+def first_state(project: Project) -> Path:
+    """The first state that the running fit keeps; unless it is asked to end, the next is a second away."""
+    soon(lambda: list(project.root.glob("data/state/*/pid")), "the fit began")
+    soon(lambda: len(states(project)) == 1, "the first state is kept")
+    return states(project)[0]
+
+
+def goes_on_from_the_state_after(first: Path, project: Project, lock: Any) -> None:
+    newest = states(project)[-1]
+    assert newest != first
+    assert not (project.root / "data/model").exists()
+    assert "fit" not in locked(project)["stages"]
+    project.set_param("fit.save_state_every", 0.05)
+    assert f"going on from step {int(newest.name[5:14])}," in goes_on_and_ends_the_same(project, lock)
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_ends_the_fit_after_its_step_with_its_state_saved(
     number: signal.Signals, code: int, project: Project, lock: Any
 ) -> None:
-    project.set_param("fit.save_state_every", 1)  # so that what is saved next is saved for the signal
+    project.set_param("fit.save_state_every", 1)
     with repro(project) as dvc:
-        soon(lambda: list(project.root.glob("data/state/*/pid")), "the fit began")
-        soon(lambda: len(states(project)) == 1, "the first state is kept")
-        before = states(project)
+        first = first_state(project)
         trainer = fit_process(project)
         os.kill(trainer, number)
         text = dvc.communicate(timeout=60)[0]
@@ -149,39 +163,32 @@ def test_a_signal_ends_the_fit_after_its_step_with_its_state_saved(
     assert f"{number.name}: ending after this step, whose state is kept" in text
     assert f"exited with {code}" in text
     assert not alive(trainer)
-    assert states(project)[-1] != before[-1]
-    step = int(states(project)[-1].name[5:14])
-    assert not (project.root / "data/model").exists()
-    assert "fit" not in locked(project)["stages"]
-    project.set_param("fit.save_state_every", 0.05)
-    assert f"going on from step {step}," in goes_on_and_ends_the_same(project, lock)
+    goes_on_from_the_state_after(first, project, lock)
 
 
-@pytest.mark.parametrize(("warm", "also"), [("1", None), ("0", signal.SIGTERM)], ids=["dvc alone", "its stage too"])
-def test_sigterm_to_dvc_ends_the_fit_after_its_step_with_its_state_saved(
-    warm: str, also: signal.Signals | None, project: Project, lock: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize(
+    ("warm", "number", "also"),
+    [("1", signal.SIGTERM, None), ("1", signal.SIGKILL, None), ("0", signal.SIGTERM, signal.SIGTERM)],
+    ids=["SIGTERM", "SIGKILL", "SIGTERM to its stage too"],
+)
+def test_the_end_of_dvc_ends_the_fit_after_its_step_with_its_state_saved(
+    warm: str, number: signal.Signals, also: signal.Signals | None, project: Project, lock: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     """DVC itself ends at once. A service manager sends the signal to both, in either order."""
     monkeypatch.setenv("REFIT_WARM", warm)
     project.set_param("fit.save_state_every", 1)
     with repro(project) as dvc:
-        soon(lambda: list(project.root.glob("data/state/*/pid")), "the fit began")
-        soon(lambda: len(states(project)) == 1, "the first state is kept")
-        before = states(project)
+        first = first_state(project)
         trainer = fit_process(project)
-        dvc.terminate()
+        dvc.send_signal(number)
         if also is not None:
             os.kill(trainer, also)
         text = dvc.communicate(timeout=60)[0]
         eventually(lambda: not alive(trainer), "the trainer is gone", 10)
-    assert dvc.returncode == -signal.SIGTERM
+    assert dvc.returncode == -number
     assert ": ending after this step, whose state is kept" in text
-    assert states(project)[-1] != before[-1]
-    step = int(states(project)[-1].name[5:14])
-    assert not (project.root / "data/model").exists()
-    assert "fit" not in locked(project)["stages"]
-    project.set_param("fit.save_state_every", 0.05)
-    assert f"going on from step {step}," in goes_on_and_ends_the_same(project, lock)
+    goes_on_from_the_state_after(first, project, lock)
 
 
 def test_ctrl_c_in_the_terminal_of_dvc(project: Project, lock: Any) -> None:
