@@ -4,22 +4,17 @@ python -m benchmarks.data_path [--rounds 5]
 """
 
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from tempfile import TemporaryDirectory
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
-from sklearn.datasets import load_sample_images
 from torch.utils.data import DataLoader
 
 from benchmarks.compare import Result, command_line, compare, interleave
+from benchmarks.photos import as_prepared, jpeg_files
 from benchmarks.raw import made_split
 from benchmarks.rivals import PerImage, Photos, photo_transforms, small_image_transforms
-from refit.data.images import decode, open_image
 from refit.data.module import TrainLoader
 from refit.data.prepared import Split
 from refit.params import AugmentParams
@@ -47,10 +42,9 @@ def small_images(rounds: int) -> list[Result]:
 
 def photos(rounds: int) -> list[Result]:
     """JPEG files of 500 x 375 pixels, random resized crops of 128 x 128 and flips."""
-    with _jpeg_files(1_024) as files:
+    with jpeg_files(1_024) as files:
         labels = np.arange(len(files)) % 10
-        # As `prepare` leaves them: each decoded and resized once.
-        prepared = Split(np.stack([decode(open_image(file), "rgb", (128, 128)) for file in files]), labels)
+        prepared = Split(as_prepared(files, 128), labels)
         measured = interleave(
             {
                 "refit": lambda: _images_a_second(_ours(prepared, CROP_AND_FLIP)),
@@ -74,19 +68,6 @@ def _images_a_second(batches: Iterable[Any]) -> float:
     began = time.perf_counter()
     images = sum(len(batch[1]) for batch in batches)
     return images / (time.perf_counter() - began)
-
-
-@contextmanager
-def _jpeg_files(count: int) -> Iterator[list[Path]]:
-    """Pieces of the two photos that scikit-learn ships."""
-    random, photos = np.random.default_rng(0), load_sample_images().images
-    with TemporaryDirectory() as folder:
-        files = [Path(folder, f"{number}.jpg") for number in range(count)]
-        for number, file in enumerate(files):
-            photo = photos[number % len(photos)]
-            top, left = random.integers(0, photo.shape[0] - 375 + 1), random.integers(0, photo.shape[1] - 500 + 1)
-            Image.fromarray(photo[top : top + 375, left : left + 500]).save(file, quality=90)
-        yield files
 
 
 if __name__ == "__main__":

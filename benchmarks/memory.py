@@ -1,8 +1,9 @@
 """Prints this process's peak memory, MiB, after an epoch of `fit` or of the raw loop.
 
-python -m benchmarks.memory refit|raw (benchmarks.training starts it)
+python -m benchmarks.memory refit|raw|raw-with-libraries (benchmarks.training starts it)
 """
 
+import importlib
 import sys
 
 import torch
@@ -28,7 +29,13 @@ def loop_once() -> None:
     )
 
 
+def loop_with_libraries() -> None:
+    for library in ("pytorch_lightning", "torchmetrics.classification", "mlflow"):
+        importlib.import_module(library)
+    loop_once()
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    {"refit": fit_once, "raw": loop_once}[sys.argv[1]]()
+    {"refit": fit_once, "raw": loop_once, "raw-with-libraries": loop_with_libraries}[sys.argv[1]]()
     print(peak_memory())

@@ -34,15 +34,16 @@ def our_network(name: str, width: int | None, shape: tuple[int, int, int]) -> nn
     return build_network(model, shape, 10, [0.5], [0.25])
 
 
-def raw_loop(
-    network: nn.Module, train: Split, val: Split, batch_size: int, epochs: int, augmented: bool = False
-) -> float:
+def raw_loop(network: nn.Module, train: Split, val: Split, batch_size: int, epochs: int, augmented: bool = False,
+             compile_mode: str | None = None) -> float:  # fmt: skip
     """Training images a second of a plain PyTorch loop with the same work: batches gathered from one tensor, AdamW
     without decay of biases, one cycle, clipped gradients, loss and accuracy, and a validation after each epoch."""
     torch.use_deterministic_algorithms(False)
     torch.backends.cudnn.benchmark = True  # no loop that cares for speed goes without
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network.to(device).to(memory_format=torch.channels_last)
+    if compile_mode:
+        network.compile(mode=compile_mode)
     images, labels = torch.from_numpy(train.images).to(device), torch.from_numpy(train.labels).to(device)
     val_images, val_labels = torch.from_numpy(val.images).to(device), torch.from_numpy(val.labels).to(device)
     decayed = [weight for weight in network.parameters() if weight.ndim > 1]

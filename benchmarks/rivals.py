@@ -101,3 +101,57 @@ def template(network: nn.Module, train: Split, batch_size: int, workers: int) ->
     )  # fmt: skip
     trainer.fit(TemplateSystem(network, 10, steps), loader)
     return steps * batch_size / clock.seconds
+
+
+def reference(
+    network: nn.Module, files: list[Path], labels: list[int], val: int, size: int, batch_size: int, workers: int
+) -> float:
+    """Training images a second in an epoch and its evaluation, as torchvision's references/classification/train.py has
+    them: loss and top-1 and top-5 accuracy are read at each step. The last `val` photos are those of the evaluation."""
+    train_transform = T.Compose(
+        [T.RandomResizedCrop(size), T.RandomHorizontalFlip(), T.PILToTensor(), *_to_normalized_floats()]
+    )
+    eval_transform = T.Compose(
+        [T.Resize(size * 256 // 224), T.CenterCrop(size), T.PILToTensor(), *_to_normalized_floats()]
+    )
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    pinned = device.type == "cuda"
+    train_loader = DataLoader(
+        Photos(files[:-val], labels[:-val], train_transform), batch_size,
+        shuffle=True, num_workers=workers, pin_memory=pinned, drop_last=True,
+    )  # fmt: skip
+    val_loader = DataLoader(
+        Photos(files[-val:], labels[-val:], eval_transform), batch_size, num_workers=workers, pin_memory=pinned
+    )
+    network.to(device)
+    criterion = nn.CrossEntropyLoss()
+    optimizer = torch.optim.SGD(network.parameters(), 0.1, momentum=0.9, weight_decay=1e-4)
+    figures: list[tuple[float, ...]] = []
+    began = time.perf_counter()
+    network.train()
+    for images, targets in train_loader:
+        images, targets = images.to(device), targets.to(device)
+        logits = network(images)
+        loss = criterion(logits, targets)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        figures.append((loss.item(), *_top_accuracies(logits, targets)))
+    network.eval()
+    with torch.inference_mode():
+        for images, targets in val_loader:
+            images, targets = images.to(device, non_blocking=True), targets.to(device, non_blocking=True)
+            logits = network(images)
+            figures.append((criterion(logits, targets).item(), *_top_accuracies(logits, targets)))
+    return len(train_loader) * batch_size / (time.perf_counter() - began)
+
+
+def _to_normalized_floats() -> list[nn.Module]:
+    return [T.ConvertImageDtype(torch.float), T.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))]
+
+
+def _top_accuracies(logits: Tensor, targets: Tensor) -> tuple[float, float]:
+    """Shares of images whose class is the first, and among the first five."""
+    with torch.inference_mode():
+        hits = logits.topk(5).indices == targets[:, None]
+        return hits[:, 0].float().mean().item(), hits.any(dim=1).float().mean().item()

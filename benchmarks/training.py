@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from benchmarks.compare import Result, command_line, compare, interleave
+from benchmarks.photos import against_reference
 from benchmarks.raw import made_split, our_network, raw_loop
 from benchmarks.rivals import template
 from benchmarks.workspace import PARAMS, fit, workspace
@@ -56,6 +57,12 @@ def tiny_against_template(rounds: int) -> list[Result]:
         compare(f"tiny network: images/s ÷ {rival}", measured["refit"], measured[rival], target, "higher")
         for rival, target in {"template, 0 workers": 6, "template, 2 workers": 5}.items()
     ]
+
+
+def photos_against_reference(rounds: int) -> list[Result]:
+    """A network of next to no work on crops of 128 x 128."""
+    name = "tiny network, photos, 128 px: images/s from the cache ÷ torchvision's reference style, 2 workers"
+    return against_reference(name, "mlp", 16, 128, 2_048, 128, workers=2, rounds=rounds, target=2)
 
 
 def step_overhead(rounds: int) -> list[Result]:
@@ -104,9 +111,17 @@ def _share_of_tracking() -> float:
 
 
 def memory(rounds: int) -> list[Result]:
-    """The peak resident memory of a process that fits and of one that runs the raw loop."""
-    measured = interleave({name: partial(_peak_memory, name) for name in ("refit", "raw")}, rounds, warm_up=0)
-    return [compare("peak memory of fit ÷ raw loop", measured["refit"], measured["raw"], 1.15, "lower")]
+    """The peak resident memory of a process that fits, and of two that run the raw loop, one of which imports what a
+    fit is to be done with: Lightning, torchmetrics and MLflow."""
+    measured = interleave(
+        {name: partial(_peak_memory, name) for name in ("refit", "raw", "raw-with-libraries")}, rounds, warm_up=0
+    )
+    ours = measured["refit"]
+    return [
+        compare("peak memory of fit ÷ raw loop", ours, measured["raw"], 1.15, "lower"),
+        compare("peak memory of fit ÷ raw loop beside Lightning and MLflow", ours, measured["raw-with-libraries"], 1.15,
+                "lower"),
+    ]  # fmt: skip
 
 
 def _against_raw(name: str, network: str, width: int, images: int, epochs: int, rounds: int, target: float,
@@ -150,5 +165,13 @@ if __name__ == "__main__":
     with _quietly():
         command_line(
             __doc__,
-            [step_overhead, cnn_against_raw, tiny_against_raw, tiny_against_template, tracking, memory],
+            [
+                step_overhead,
+                cnn_against_raw,
+                tiny_against_raw,
+                tiny_against_template,
+                photos_against_reference,
+                tracking,
+                memory,
+            ],
         )
