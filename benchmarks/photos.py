@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -12,7 +13,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from benchmarks.compare import Result, compare, interleave
-from benchmarks.raw import our_network
+from benchmarks.raw import our_network, without_normalize
 from benchmarks.rivals import reference
 from benchmarks.workspace import fit, workspace
 from refit.data.images import decode, open_image
@@ -38,10 +39,11 @@ def as_prepared(files: list[Path], size: int) -> npt.NDArray[np.uint8]:
 
 
 def against_reference(
-    name: str, network: str, width: int | None, size: int, count: int, batch_size: int, workers: int, rounds: int,
-    target: float,
+    name: str, network: str, width: int | None, size: int, count: int, batch_size: int, targets: dict[int, float],
+    rounds: int,
 ) -> list[Result]:  # fmt: skip
-    """An epoch of `count` photos and the validation of one batch: random resized crops and flips in both."""
+    """An epoch of `count` photos and the validation of one batch: random resized crops and flips in both. `targets` are
+    by the rival's number of worker processes."""
     choices: dict[str, Any] = {
         "model__network": network,
         "model__width": width,
@@ -52,15 +54,18 @@ def against_reference(
         labels = np.arange(len(files)) % 10
         images = as_prepared(files, size)
         train, val = Split(images[:count], labels[:count]), Split(images[count:], labels[count:])
+
+        def rival(workers: int) -> float:
+            theirs = without_normalize(our_network(network, width, (3, size, size)))
+            return reference(theirs, files, labels.tolist(), batch_size, size, batch_size, workers)
+
         with workspace(train, val, batch_size):
             measured = interleave(
-                {
-                    "refit": lambda: count / fit(**choices),
-                    "reference": lambda: reference(
-                        our_network(network, width, (3, size, size)), files, labels.tolist(), batch_size, size,
-                        batch_size, workers,
-                    ),
-                },
+                {"refit": lambda: count / fit(**choices)}
+                | {f"{workers} workers": partial(rival, workers) for workers in targets},
                 rounds,
-            )  # fmt: skip
-    return [compare(name, measured["refit"], measured["reference"], target, "higher")]
+            )
+    return [
+        compare(f"{name}, {workers} workers", measured["refit"], measured[f"{workers} workers"], target, "higher")
+        for workers, target in targets.items()
+    ]

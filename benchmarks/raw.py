@@ -1,4 +1,4 @@
-"""The first rival: a plain PyTorch loop. It imports torch and nothing else, so that its memory is its own."""
+"""The first rival: a plain PyTorch loop, which imports what Refit's networks are made of and no more."""
 
 import time
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from refit.data.prepared import Split
 from refit.params import ModelParams
-from refit.systems.networks import build_network
+from refit.systems.networks import Normalize, build_network
 
 
 def made_split(images: int, shape: tuple[int, int, int], classes: int = 10) -> Split:
@@ -32,6 +32,13 @@ def our_network(name: str, width: int | None, shape: tuple[int, int, int]) -> nn
         test_time_flip=False,
     )
     return build_network(model, shape, 10, [0.5], [0.25])
+
+
+def without_normalize(network: nn.Module) -> nn.Module:
+    """One of Refit's networks without its first layer, for images that are normalised before they come to it."""
+    first, *others = network.children()
+    assert isinstance(first, Normalize)
+    return nn.Sequential(*others)
 
 
 def raw_loop(network: nn.Module, train: Split, val: Split, batch_size: int, epochs: int, augmented: bool = False,

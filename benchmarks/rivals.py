@@ -50,10 +50,6 @@ def small_image_transforms(size: int) -> T.Compose:
     return T.Compose([T.RandomCrop(size, padding=2), T.RandomHorizontalFlip(), T.ToTensor(), T.Normalize(0.5, 0.25)])
 
 
-def photo_transforms(size: int) -> T.Compose:
-    return T.Compose([T.RandomResizedCrop(size), T.RandomHorizontalFlip(), T.ToTensor(), T.Normalize(0.5, 0.25)])
-
-
 class TemplateSystem(pl.LightningModule):
     """What Lightning templates show: a metric's forward and a log of each at every step."""
 
@@ -80,17 +76,17 @@ class TemplateSystem(pl.LightningModule):
 
 
 class Clock(pl.Callback):
-    """The seconds from the start of the training to its end."""
+    """The seconds from the start of the training to its end, when all that was to be written is."""
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.began = time.perf_counter()
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.seconds = time.perf_counter() - self.began
 
 
 def template(network: nn.Module, train: Split, batch_size: int, workers: int) -> float:
-    """Training images a second of a template-style Lightning fit of one epoch."""
+    """Training images a second of a template-style Lightning fit of one epoch; `network` takes normalised images."""
     steps = len(train.labels) // batch_size
     images = PerImage(train, small_image_transforms(train.images.shape[2]))
     loader = DataLoader(images, batch_size, shuffle=True, num_workers=workers, drop_last=True)
@@ -107,7 +103,8 @@ def reference(
     network: nn.Module, files: list[Path], labels: list[int], val: int, size: int, batch_size: int, workers: int
 ) -> float:
     """Training images a second in an epoch and its evaluation, as torchvision's references/classification/train.py has
-    them: loss and top-1 and top-5 accuracy are read at each step. The last `val` photos are those of the evaluation."""
+    them: loss and top-1 and top-5 accuracy are read at each step. The last `val` photos are those of the evaluation;
+    `network` takes normalised images."""
     train_transform = T.Compose(
         [T.RandomResizedCrop(size), T.RandomHorizontalFlip(), T.PILToTensor(), *_to_normalized_floats()]
     )

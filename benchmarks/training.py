@@ -20,7 +20,7 @@ from torch import nn
 
 from benchmarks.compare import Result, command_line, compare, interleave
 from benchmarks.photos import against_reference
-from benchmarks.raw import made_split, our_network, raw_loop
+from benchmarks.raw import made_split, our_network, raw_loop, without_normalize
 from benchmarks.rivals import template
 from benchmarks.workspace import PARAMS, fit, workspace
 from refit.data.prepared import Split
@@ -32,24 +32,23 @@ AUGMENTED: dict[str, Any] = {"augment__shift": 2, "augment__flip": True}
 
 def cnn_against_raw(rounds: int) -> list[Result]:
     """A convolutional network of 102,000 parameters, where the arithmetic is the work."""
-    return [_against_raw("100k-parameter CNN: images/s ÷ raw loop", "cnn", 19, 5_120, 1, rounds, 0.97)]
+    return _against_raw("100k-parameter CNN: images/s ÷ raw loop", "cnn", 19, 5_120, 1, rounds, 0.97)
 
 
 def tiny_against_raw(rounds: int) -> list[Result]:
     """A network so small that the data path is the work: random crops and flips in both."""
-    return [_against_raw("tiny network: images/s ÷ raw loop", "mlp", 16, 61_440, 3, rounds, 0.95, augmented=True)]
+    return _against_raw("tiny network: images/s ÷ raw loop", "mlp", 16, 61_440, 3, rounds, 0.95, augmented=True)
 
 
 def tiny_against_template(rounds: int) -> list[Result]:
     """Both with random crops and flips."""
     train, val = made_split(61_440, GREY), made_split(1_024, GREY)
-    some = Split(train.images[:10_240], train.labels[:10_240])  # a template's rate does not depend on how many
     with workspace(train, val, 512):
         measured = interleave(
             {
                 "refit": lambda: 3 * 61_440 / fit(epochs=3, model__network="mlp", model__width=16, **AUGMENTED),
-                "template, 0 workers": lambda: template(our_network("mlp", 16, GREY), some, 512, workers=0),
-                "template, 2 workers": lambda: template(our_network("mlp", 16, GREY), some, 512, workers=2),
+                "template, 0 workers": partial(_template, train, workers=0),
+                "template, 2 workers": partial(_template, train, workers=2),
             },
             rounds,
         )
@@ -59,10 +58,14 @@ def tiny_against_template(rounds: int) -> list[Result]:
     ]
 
 
+def _template(train: Split, workers: int) -> float:
+    return template(without_normalize(our_network("mlp", 16, GREY)), train, 512, workers)
+
+
 def photos_against_reference(rounds: int) -> list[Result]:
     """A network of next to no work on crops of 128 x 128."""
-    name = "tiny network, photos, 128 px: images/s from the cache ÷ torchvision's reference style, 2 workers"
-    return against_reference(name, "mlp", 16, 128, 2_048, 128, workers=2, rounds=rounds, target=2)
+    name = "tiny network, photos, 128 px: images/s from the cache ÷ torchvision's reference style"
+    return against_reference(name, "mlp", 16, 128, 2_048, 128, {0: 5, 2: 2}, rounds)
 
 
 def step_overhead(rounds: int) -> list[Result]:
@@ -125,19 +128,30 @@ def memory(rounds: int) -> list[Result]:
 
 
 def _against_raw(name: str, network: str, width: int, images: int, epochs: int, rounds: int, target: float,
-                 augmented: bool = False) -> Result:  # fmt: skip
+                 augmented: bool = False) -> list[Result]:  # fmt: skip
+    """Both with one thread of PyTorch's, and both with one a core. A thread of Refit's own augments beside them."""
     batch_size = 512
     changes: dict[str, Any] = {"model__network": network, "model__width": width, **(AUGMENTED if augmented else {})}
     train, val = made_split(images, GREY), made_split(2_048, GREY)
+
+    def ours(threads: int) -> float:
+        return epochs * images / fit(epochs, **changes, trainer__threads=threads)
+
+    def raw(threads: int) -> float:
+        torch.set_num_threads(threads)
+        return raw_loop(our_network(network, width, GREY), train, val, batch_size, epochs, augmented)
+
+    each = {"one thread": 1, "a thread a core": os.cpu_count() or 1}
     with workspace(train, val, batch_size):
         measured = interleave(
-            {
-                "refit": lambda: epochs * images / fit(epochs, **changes),
-                "raw": lambda: raw_loop(our_network(network, width, GREY), train, val, batch_size, epochs, augmented),
-            },
+            {f"{who}, {how}": partial(measure, threads) for how, threads in each.items()
+             for who, measure in {"refit": ours, "raw": raw}.items()},
             rounds,
-        )
-    return compare(name, measured["refit"], measured["raw"], target, "higher")
+        )  # fmt: skip
+    torch.set_num_threads(PARAMS["trainer"]["threads"])
+    return [
+        compare(f"{name}, {how}", measured[f"refit, {how}"], measured[f"raw, {how}"], target, "higher") for how in each
+    ]
 
 
 def _linear(pixels: int, classes: int, width: int, dropout: float) -> nn.Module:

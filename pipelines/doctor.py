@@ -98,7 +98,7 @@ def half_written(root: Path) -> Iterator[tuple[Path, str]]:
     stages = yaml.safe_load((root / "dvc.yaml").read_text(encoding="utf-8"))["stages"].values()
     outs = [out for stage in stages for kind in ("outs", "metrics") for out in stage.get(kind, [])]
     folders = {(root / (next(iter(out)) if isinstance(out, dict) else out)).parent for out in outs}
-    for folder in sorted(folders | set((root / STATES).glob("*/"))):
+    for folder in sorted(folders | set((root / STATES).glob("*/")) | set((root / STATES / "mlflow").glob("*/"))):
         yield from ((path, "half-written") for path in sorted(folder.glob(".*.partial")))
     yield from ((path.parent, "a half-made MLflow store") for path in sorted((root / "mlruns").glob("tmp*/mlflow.db")))
 

@@ -35,7 +35,11 @@ def main() -> None:
             began = time.monotonic()
             arguments = own_arguments if system == own else {}
             params["model"] |= {"system": system, "system_arguments": arguments}
-            params["fit"]["monitor"] = "val_loss"
+            if system != own:  # which may not take what is chosen for another
+                params["fit"]["monitor"] = "val_loss"
+                params["augment"] |= {"mixup": 0.0, "cutmix": 0.0}
+                params["loss"]["class_weights"] = "none"
+                params["trainer"]["strategy"] = "auto"
             params["debug"]["fast_dev_run"] = BATCHES
             (copy / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
             done = subprocess.run(["dvc", "repro", "--no-commit"], cwd=copy, env=environment, check=False)

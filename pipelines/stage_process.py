@@ -128,7 +128,8 @@ def _as_shown(line: str) -> str:
 
 async def _end_group(process: asyncio.subprocess.Process) -> None:
     if process.returncode is None:
-        os.killpg(process.pid, signal.SIGINT)
+        with suppress(ProcessLookupError):  # it has ended meanwhile
+            os.killpg(process.pid, signal.SIGINT)
         with suppress(TimeoutError):
             await asyncio.wait_for(process.wait(), GRACE)
     with suppress(ProcessLookupError):  # the group is empty

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytorch_lightning as pl
+import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
@@ -50,7 +51,9 @@ def write_model(
     folder: Path = MODEL, *, debug: bool = False,
 ) -> ModelDescription:  # fmt: skip
     """Write the artifact whole; returns its description."""
-    weights = save({name: weight.contiguous() for name, weight in system.state_dict().items()})
+    # A copy each: layers may share a weight, which safetensors refuses.
+    state = {name: weight.clone(memory_format=torch.contiguous_format) for name, weight in system.state_dict().items()}
+    weights = save(state)
     description = ModelDescription(
         model=model,
         classes=info.classes,

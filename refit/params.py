@@ -139,7 +139,7 @@ class ModelParams(Section):
 
 
 class BatchParams(Section):
-    size: Literal["auto"] | Count
+    size: Literal["auto"] | Annotated[int, Field(ge=2)]
     """Effective batch, images: what the optimizer sees. auto: as large as max_size with 16 steps an epoch or more."""
     max_size: Annotated[int, Field(ge=2)]
     """Largest effective batch that auto may choose, images."""

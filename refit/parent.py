@@ -15,7 +15,7 @@ def die_with_parent() -> None:
     """A killed `dvc` must not leave a trainer behind that writes beside its successor (Linux only)."""
     if sys.platform == "linux":
         _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() == 1 and "DVC_STAGE" in os.environ and not _may_run_stages(Path("/proc/1/cmdline")):
+        if "DVC_STAGE" in os.environ and _is_orphan(os.getppid()):
             sys.exit("error: the dvc that started this stage was killed")
 
 
@@ -33,7 +33,11 @@ def _prctl(option: int, value: Any) -> None:
     ctypes.CDLL(None, use_errno=True).prctl(option, value)
 
 
-def _may_run_stages(command_line: Path) -> bool:
-    """Whether this is `dvc`, as a container's first process, and no init that was handed a dead one's children."""
-    arguments = command_line.read_bytes().split(b"\0")[:2]
-    return any(name in Path(os.fsdecode(argument)).name for argument in arguments for name in ("dvc", "python"))
+def _is_orphan(parent: int) -> bool:
+    """Whether `parent` is who is handed the children of the dead: process 1, unless it is itself `dvc`, as in a
+    container; or the user's systemd."""
+    arguments = Path(f"/proc/{parent}/cmdline").read_bytes().split(b"\0")[:2]
+    names = [Path(os.fsdecode(argument)).name for argument in arguments]
+    if parent == 1:
+        return not any(known in name for name in names for known in ("dvc", "python"))
+    return names[0] == "systemd"

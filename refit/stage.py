@@ -1,5 +1,6 @@
 """What every stage's process does around its story: checked parameters, clear errors, honest exit codes."""
 
+import errno
 import signal
 import sys
 import traceback
@@ -9,6 +10,7 @@ from pathlib import Path
 from refit.params import Params, load_params
 
 _PROJECT = Path(__file__).resolve().parents[1]
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)  # full, or not ours to write to
 
 
 def run_stage(main: Callable[[Params], None], *, reads: tuple[str, ...]) -> None:
@@ -33,6 +35,12 @@ def run_stage(main: Callable[[Params], None], *, reads: tuple[str, ...]) -> None
             raise
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in _OF_THE_DISK:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"error: {where}{error.strerror}; mend that and run it again", file=sys.stderr)
         sys.exit(2)
     except RuntimeError as error:
         operation, refused, _ = str(error).partition(" does not have a deterministic implementation")

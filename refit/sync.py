@@ -18,18 +18,27 @@ from refit.unsent import IMAGES, MODEL, UNSENT, kept_files, kept_metrics, unsent
 
 
 def main(arguments: list[str]) -> None:
-    """Exits 1, after a line that says why, where MLflow still cannot be reached: what it misses goes on waiting."""
+    """Exits 1, after a line that says why, where MLflow still cannot be reached, or a kept model cannot be read: what
+    is not sent goes on waiting."""
     if arguments != ["sync"]:
         raise ValueError("usage: python -m refit.tracking sync")
     if not unsent():
         print("MLflow misses nothing")
         return
     with _alone():
+        unreadable = 0
         for sha256 in unsent():
-            if not (_send_fit(sha256) and _send_test(sha256)):
-                sys.exit(1)
+            try:
+                if not (_send_fit(sha256) and _send_test(sha256)):
+                    sys.exit(1)
+            except ValueError as error:  # its system may be gone, which is no reason for the others to wait
+                print(f"error: model {sha256[:8]} still waits: {error}", file=sys.stderr)
+                unreadable += 1
+                continue
             shutil.rmtree(unsent_part(sha256, "fit").parent)
             print(f"MLflow has the run of model {sha256[:8]}")
+        if unreadable:
+            sys.exit(1)
 
 
 def _send_fit(sha256: str) -> bool:

@@ -284,7 +284,7 @@ class TrackedRun:
             return
         try:
             call(*args)
-        except _failures() as error:
+        except Exception as error:  # noqa: BLE001, each kind of store has errors of its own
             self._lost = True
             _warn(self._uri, error, self._if_lost)
 
@@ -323,7 +323,7 @@ def log_to_model_run(model_sha256: str, metrics: Mapping[str, float], files: Seq
                   "results are not kept there", file=sys.stderr)  # fmt: skip
             return
         print(f"MLflow misses the run of model {model_sha256[:8]}, and so its test results: {SYNC}")
-    except _failures() as error:
+    except Exception as error:  # noqa: BLE001, as above
         _warn(uri, error, f"the test results are not there yet; once it is back, {SYNC} sends them")
     keep_test(model_sha256, metrics, files)
 
@@ -351,7 +351,7 @@ def send_kept_test(model_sha256: str, metrics: Mapping[str, float], files: Seque
         if not send_to_model_run(model_sha256, metrics, files):
             print(f"warning: MLflow at {_hide_password(tracking_uri())} holds no run of model {model_sha256[:8]}: the "
                   "test results are not kept there", file=sys.stderr)  # fmt: skip
-    except _failures() as error:
+    except Exception as error:  # noqa: BLE001, as above
         _warn(tracking_uri(), error, "what it misses still waits here")
         return False
     return True

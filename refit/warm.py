@@ -47,6 +47,7 @@ _LATER = (
 )
 _PROJECT = ("refit", "stages")
 _NUMBER = struct.Struct("i")
+_PATIENCE = 5.0  # seconds between a client's call and its request
 
 
 def run_warm() -> None:
@@ -198,8 +199,18 @@ class _Server:
 
     def _accept(self) -> None:
         client, _ = self.listener.accept()
-        request, streams, *_ = socket.recv_fds(client, 4096, 3)
-        if not (request and len(streams) == 3 and _is_ours(client)):
+        if not _is_ours(client):
+            client.close()
+            return
+        client.settimeout(_PATIENCE)  # one that says nothing must not keep the others waiting
+        try:
+            request, streams, *_ = socket.recv_fds(client, 4096, 3)
+        except OSError:
+            request, streams = b"", []
+        client.settimeout(None)
+        if not (request and len(streams) == 3):
+            for stream in streams:
+                os.close(stream)
             client.close()
             return
         module, stage = json.loads(request)

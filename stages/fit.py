@@ -14,7 +14,7 @@ from refit.loggers import FitLoggers, chosen_loggers
 from refit.model_file import MODEL, write_model
 from refit.params import Params, load_params
 from refit.stage import run_stage
-from refit.systems.build import build_system
+from refit.systems.build import build_system, check_model
 from refit.systems.weights import identity
 from refit.tracking import DEBUG_TAG
 from refit.training.choices import BATCH, LEARNING_RATE, read_batch, read_learning_rate, resolved_params
@@ -39,6 +39,7 @@ def main(params: Params) -> None:
     if leads:
         print(f"learning rate {rate.learning_rate:.3g} from {rate.chosen_by}, effective batch {batch.effective_batch}")
 
+    check_model(params.model)  # with which the user's own code, where there is any, is loaded and so counts
     inputs = {
         "params": params.model_dump(include=set(READS), exclude={"fit": {"save_state_every"}}),
         "data": {"sha256": info.sha256, "batch": asdict(batch), "learning_rate": asdict(rate)},

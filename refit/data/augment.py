@@ -107,7 +107,10 @@ def augment(images: Tensor, draws: Draws, params: AugmentParams) -> Tensor:
     """Crop, shift, flip, jitter, follow the policy and cut out: uint8 (N, C, H, W) to the same shape. Outside an image
     all is zero. Mixing is not done here."""
     count, channels, height, width = images.shape
-    if draws.crop is not None:
+    flip = draws.flip
+    if draws.crop is not None and flip is not None and draws.shift is None:  # else the shift comes in between
+        images, flip = a_few_at_once(_resized_crop, images, draws.crop, flip), None
+    elif draws.crop is not None:
         images = a_few_at_once(_resized_crop, images, draws.crop)
     rows = torch.arange(height, device=images.device).expand(count, -1)
     columns = torch.arange(width, device=images.device).expand(count, -1)
@@ -116,13 +119,13 @@ def augment(images: Tensor, draws: Draws, params: AugmentParams) -> Tensor:
         centre_row, centre_column = draws.cutout[:, :1], draws.cutout[:, 1:]
         down, right = rows - centre_row + params.cutout // 2, columns - centre_column + params.cutout // 2
         cut = ((down >= 0) & (down < params.cutout))[:, :, None] & ((right >= 0) & (right < params.cutout))[:, None, :]
-    if draws.flip is not None:
-        columns = torch.where(draws.flip[:, None], width - 1 - columns, columns)
+    if flip is not None:
+        columns = torch.where(flip[:, None], width - 1 - columns, columns)
     if draws.shift is not None:
         images = F.pad(images, [params.shift] * 4)
         rows = rows - draws.shift[:, :1] + params.shift
         columns = columns - draws.shift[:, 1:] + params.shift
-    if draws.flip is not None or draws.shift is not None:
+    if flip is not None or draws.shift is not None:
         pixels = (rows[:, :, None] * images.shape[3] + columns[:, None, :]).view(count, 1, -1)
         images = images.flatten(2).gather(2, pixels.expand(-1, channels, -1)).view(count, channels, height, width)
     if draws.jitter is not None:
@@ -135,14 +138,16 @@ def augment(images: Tensor, draws: Draws, params: AugmentParams) -> Tensor:
     return images
 
 
-def _resized_crop(images: Tensor, crop: Tensor) -> Tensor:
-    """Each image's crop at the size of the whole, by bilinear interpolation."""
+def _resized_crop(images: Tensor, crop: Tensor, flip: Tensor | None = None) -> Tensor:
+    """Each image's crop at the size of the whole, by bilinear interpolation; mirrored where `flip`."""
     _, _, height, width = images.shape
     # grid_sample counts from -1 to 1, from one border of the image to the other.
     rows, columns = (
         2 * crop[:, axis, None] - 1 + crop[:, 2 + axis, None] * _pixel_centres(pixels, crop.device)
         for axis, pixels in enumerate((height, width))
     )
+    if flip is not None:
+        columns = torch.where(flip[:, None], columns.flip(1), columns)
     grid = torch.stack((columns[:, None, :].expand(-1, height, -1), rows[:, :, None].expand(-1, -1, width)), dim=3)
     cropped = F.grid_sample(images.float(), grid, mode="bilinear", padding_mode="border", align_corners=False)
     return cropped.round_().to(torch.uint8)

@@ -6,8 +6,8 @@ wanted size, then cropped at the centre.
 """
 
 import os
-import struct
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +19,17 @@ from refit.data.prepared import Color, Pixels
 MAX_PIXELS = 128 * 2**20  # decoded, this is half a GiB of RGBA: no photo, but a decompression bomb
 _SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 _GREY_MODES = frozenset({"1", "L", "LA", "I", "I;16", "I;16B", "I;16L"})
-_DECODER_ERRORS = (OSError, SyntaxError, EOFError, ValueError, struct.error, Image.DecompressionBombError)
+# Not all of Pillow's: one of its parsers starts Ghostscript.
+_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+_TURNS = {  # by EXIF orientation
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 class BadImageError(ValueError):
@@ -46,10 +56,8 @@ def find_images(folder: Path) -> Iterator[Path]:
 
 def open_image(path: Path) -> Image.Image:
     """Open an image file without decoding its pixels. Raises BadImageError."""
-    try:
-        return Image.open(path)
-    except _DECODER_ERRORS as error:
-        raise BadImageError(_reason(error)) from None
+    with _refusals():
+        return Image.open(path, formats=_FORMATS)
 
 
 def read_header(image: Image.Image) -> Header:
@@ -57,10 +65,8 @@ def read_header(image: Image.Image) -> Header:
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise BadImageError(f"{width} x {height} pixels are more than the {MAX_PIXELS} allowed")
-    try:
+    with _refusals():
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-    except _DECODER_ERRORS as error:
-        raise BadImageError(_reason(error)) from None
     if orientation in (5, 6, 7, 8) and image.format != "TIFF":  # on its side; Pillow turns a TIFF's size itself
         width, height = height, width
     return Header(width, height, "grey" if image.mode in _GREY_MODES else "rgb")
@@ -72,11 +78,12 @@ def decode(image: Image.Image, color: Color, size: tuple[int, int] | None) -> Pi
     Raises BadImageError where the pixels cannot be read.
     """
     read_header(image)
-    try:
+    with _refusals():
         image.load()
-        image = ImageOps.exif_transpose(image)
-    except _DECODER_ERRORS as error:
-        raise BadImageError(_reason(error)) from None
+        # Not ImageOps.exif_transpose, which also writes the EXIF data anew and fails at what it cannot write.
+        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    if turn is not None:
+        image = image.transpose(turn)
     image = _to_eight_bits(image, color)
     if size is not None:
         image = ImageOps.fit(image, (size[1], size[0]), Image.Resampling.BICUBIC)
@@ -101,6 +108,17 @@ def _to_eight_bits(image: Image.Image, color: Color) -> Image.Image:
     return image if image.mode == mode else image.convert(mode)
 
 
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """Raises BadImageError for whatever Pillow's parsers make of a file that is not as it should be."""
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001, they raise TypeError, struct.error and more
+        raise BadImageError(_reason(error)) from None
+
+
 def _reason(error: Exception) -> str:
     """Pillow's messages without the object addresses and absolute paths some of them hold."""
-    return "not an image that can be identified" if isinstance(error, UnidentifiedImageError) else str(error)
+    if isinstance(error, UnidentifiedImageError):
+        return "not an image that can be identified"
+    return (isinstance(error, OSError) and error.strerror) or str(error)

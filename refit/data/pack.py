@@ -87,8 +87,8 @@ def pack(source: Source, data: DataParams, seed: int, folder: Path) -> tuple[Dat
 def _fault(name: str, reason: object, data: DataParams) -> None:
     """An image that cannot be used: an error or a line, as `data.bad_images` says."""
     if data.bad_images == "fail":
-        raise ValueError(f"{name}: {reason}; mend or remove it, or set data.bad_images to skip")
-    print(f"skipped {name}: {reason}", flush=True)
+        raise ValueError(f"{as_text(name)}: {reason}; mend or remove it, or set data.bad_images to skip")
+    print(f"skipped {as_text(name)}: {reason}", flush=True)
 
 
 def _in_threads(

@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from refit.data.images import find_images, open_image
+from refit.files import as_text
 from refit.params import DataParams, nearest
 
 SplitName = Literal["train", "val", "test"]
@@ -101,7 +102,8 @@ def _load_or_download(name: str, split: Literal["train", "test"], root: Path) ->
 
     which = {"split": split} if name in _TORCHVISION_BY_NAME else {"train": split == "train"}
     load = partial(getattr(datasets, name), **which)
-    with contextlib.suppress(RuntimeError, FileNotFoundError):  # torchvision's ways to say that the set is not there
+    # torchvision's ways to say that the set is not there, or not all of a file of it.
+    with contextlib.suppress(RuntimeError, FileNotFoundError, ValueError, EOFError):
         return load(str(root))
     download = root / f".{name}.partial"  # so that a failed download leaves nothing where the set belongs
     print(f"downloading torchvision:{name} to {root}", flush=True)
@@ -139,6 +141,9 @@ def _folder(data: DataParams) -> Source:
     class_folders = [(folder, split) for parent, split in parents for folder in _subfolders(parent)]
     # One list of classes over all splits: a class missing from one must not shift the labels of the others.
     classes = tuple(sorted({folder.name for folder, _ in class_folders}))
+    for name in classes:
+        if as_text(name) != name:
+            raise ValueError(f"data.root = {data.root!r}: class folder {as_text(name)}: its name is no UTF-8")
     if len(classes) < 2:
         raise ValueError(f"data.root = {data.root!r} has {len(classes)} class folders; expected two or more, "
                          "one for each class, at the top or in each of train/ val/ test/")  # fmt: skip
@@ -149,8 +154,9 @@ def _folder(data: DataParams) -> Source:
             for folder, split in class_folders
             for path in find_images(folder)
         ]
+        labels = {item.label for item in items}
         for label, name in enumerate(classes):
-            if not any(item.label == label for item in items):
+            if label not in labels:
                 raise ValueError(f"data.root = {data.root!r}: class folder {name!r} has no image; fill it or remove it")
         return items
 

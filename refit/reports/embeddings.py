@@ -24,7 +24,7 @@ def embedding_pictures(
     """PNG files by name: a map of the outputs called `embedding`, (N, D), where there are any; and some images of
     `split` made again, where the system has `reconstruct`, uint8 images (N, C, H, W) to such images."""
     pictures = {}
-    if "embedding" in outputs:
+    if "embedding" in outputs and len(split.labels) > 2:  # two lie on one line
         labels = [classes[label] for label in split.labels]
         pictures["embedding_map"] = embedding_map(outputs["embedding"].numpy(), labels)
     if reconstruct := getattr(system.eval(), "reconstruct", None):

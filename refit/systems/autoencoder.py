@@ -69,11 +69,11 @@ class Autoencoder(System):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Of each image: the neighbours' votes, the mean squared error of its pixels, and its embedding."""
-        embedding = self(batch.images).float()
+        embedding = self(batch.images)
         return {
-            "probabilities": self.neighbours(embedding),
+            "probabilities": self.neighbours(embedding).float(),
             "reconstruction_error": self._errors(batch.images, self.decoder(embedding)).float(),
-            "embedding": embedding,
+            "embedding": embedding.float(),
         }
 
     def reconstruct(self, images: Tensor) -> Tensor:
@@ -105,8 +105,10 @@ class Neighbours(nn.Module):
         self.embeddings, self.labels = F.normalize(embeddings), labels.to(embeddings.device)
 
     def forward(self, embeddings: Tensor) -> Tensor:
-        """Shares of the votes, float32 (N, classes), for embeddings (N, D)."""
-        similarity, nearest = (F.normalize(embeddings) @ self.embeddings.T).topk(min(NEIGHBOURS, len(self.labels)))
+        """Shares of the votes, (N, classes), for embeddings (N, D); in full precision, whatever the network's is."""
+        with torch.autocast(embeddings.device.type, enabled=False):
+            embeddings = F.normalize(embeddings.to(self.embeddings.dtype))
+            similarity, nearest = (embeddings @ self.embeddings.T).topk(min(NEIGHBOURS, len(self.labels)))
         weights = (similarity / TEMPERATURE).softmax(dim=1)
         voted = F.one_hot(self.labels[nearest], self.classes)
         votes: Tensor = (weights[:, :, None] * voted).sum(dim=1)

@@ -33,7 +33,16 @@ def _build(model: ModelParams, shape: tuple[int, int, int], outputs: int) -> nn.
         network: nn.Module = torchvision.models.get_model(
             model.network.partition(":")[2], weights=None, num_classes=outputs
         )
-        return nn.Sequential(GreyToRgb(), network) if in_channels == 1 else network
+        network = nn.Sequential(GreyToRgb(), network) if in_channels == 1 else network
+        try:
+            _check_outputs(network, shape, outputs, model.network)
+        except (AssertionError, RuntimeError) as error:  # as torchvision refuses a size
+            reason = " ".join(str(error).split())
+            raise ValueError(
+                f"model.network = {model.network!r} takes no images of {shape[1]}x{shape[2]} pixels: {reason}; "
+                "data.image_size sets another size"
+            ) from None
+        return network
     if model.network not in OUR_NETWORKS:
         offers: Offers = {"shape": lambda: shape, "in_channels": lambda: in_channels, "outputs": lambda: outputs}
         made: nn.Module = construct(_users_network(model), offers, model.network_arguments, "model.network_arguments")
@@ -268,7 +277,8 @@ class Normalize(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
-        return (images.to(self.mean.dtype) / 255 - self.mean) / self.std
+        # In place after the first: of a batch of photos each copy more costs as much as all the arithmetic.
+        return torch.div(images.to(self.mean.dtype), 255).sub_(self.mean).div_(self.std)
 
 
 class GreyToRgb(nn.Module):

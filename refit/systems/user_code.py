@@ -35,7 +35,10 @@ def user_class(path: str, key: str) -> type:
     if not isinstance(found, type):
         close = nearest(name, [other for other, value in vars(module).items() if isinstance(value, type)])
         raise ValueError(f"{key} = {path!r}: {module_name} holds no class {name!r}{close}")  # noqa: TRY004, the user's
-    file = Path(inspect.getfile(found)).resolve()
+    try:
+        file = Path(inspect.getfile(found)).resolve()
+    except TypeError:  # Python's own have none
+        return found
     if file.is_relative_to(PROJECT) and not file.is_relative_to(FOLDER) and "site-packages" not in file.parts:
         raise ValueError(
             f"{key} = {path!r} lies in {file.relative_to(PROJECT)}, whose edits dvc.yaml would miss; "

@@ -97,6 +97,13 @@ class History(Callback):
         self.validated = state_dict["validated"]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        steps, between = int(trainer.num_training_batches), int(trainer.val_check_batch or 1)
+        if trainer.enable_validation and steps % between:
+            fitting = [number for number in range(2, steps) if steps % number == 0] or [steps]
+            raise ValueError(
+                f"debug.val_check_interval validates after every {between} of an epoch's {steps} batches, and not the "
+                f"weights at its end, which are what is kept; expected 1.0, or a number of batches of {fitting}"
+            )
         trainer.callback_metrics.update(self.validated)  # which Lightning forgets, where no validation is to come
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

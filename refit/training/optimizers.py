@@ -37,11 +37,14 @@ def configure_optimizers(
 
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, share_of_the_peak)
     else:
+        warm_up = params.warm_up
+        if warm_up * steps == 1:  # of a climb that ends with its first step OneCycleLR makes 0 / 0
+            warm_up = math.nextafter(warm_up, 1)
         scheduler = torch.optim.lr_scheduler.OneCycleLR(
             optimizer,
             [group["lr"] for group in optimizer.param_groups],
             total_steps=steps,
-            pct_start=params.warm_up,
+            pct_start=warm_up,
             anneal_strategy="linear" if params.schedule == "triangular" else "cos",
             cycle_momentum=False,
         )

@@ -163,6 +163,11 @@ def _read_text(path: Path) -> str | None:
 
 
 def _tell_of_others(states: Path, own: Path, inputs: Mapping[str, Any]) -> None:
+    with suppress(OSError, ValueError):  # another process may end that fit meanwhile, or have left half a file
+        _tell_of_newest(states, own, inputs)
+
+
+def _tell_of_newest(states: Path, own: Path, inputs: Mapping[str, Any]) -> None:
     others = [file for file in states.glob(f"*/{INPUTS}") if file.parent != own and any(file.parent.glob("*.ckpt"))]
     if not others:
         return
@@ -252,7 +257,7 @@ class FitState(Checkpoint):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.files.finish()
         hear_of_parents_end(False)  # before the last look at what was asked, so that no end goes unheard
-        self._obey_if_asked()  # in the last step of all
+        self._obey_if_asked(at_end=True)
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -290,10 +295,18 @@ class FitState(Checkpoint):
             with suppress(OSError):  # the terminal is closed
                 print(f"{why}: ending after this {when}", file=sys.stderr, flush=True)
 
-    def _obey_if_asked(self) -> None:
+    def _obey_if_asked(self, at_end: bool = False) -> None:
         (asked,) = self._together.highest(self._asked or 0)
+        if asked and at_end and self._together.rank == 0:
+            with suppress(OSError):
+                print(f"asked in the fit's last steps, of which no state can be kept: it will {self._from_where()}",
+                      file=sys.stderr, flush=True)  # fmt: skip
         if asked:
             self._obey(asked)
+
+    def _from_where(self) -> str:
+        newest = _newest_sound(self.folder, tell=False)
+        return f"go on from {newest.stem}" if newest else "begin anew"
 
     def _obey(self, number: int) -> None:
         if self._together.rank > 0:
@@ -358,9 +371,12 @@ class StateFiles(TorchCheckpointIO):
         buffer = io.BytesIO()
         torch.save(checkpoint, buffer)
         content = buffer.getbuffer()
+        digest = hashlib.sha256(content).hexdigest().encode()
         write_bytes(path, content)
-        write_bytes(_digest_file(path), hashlib.sha256(content).hexdigest().encode())  # it counts from here on
-        for old in sorted(path.parent.glob("step-*.ckpt"))[:-KEPT]:
+        write_bytes(_digest_file(path), digest)  # it counts from here on
+        states = sorted(path.parent.glob("step-*.ckpt"))
+        later = [state for state in states if state > path]  # which were passed over: this fit began before them
+        for old in [*states[: states.index(path) + 1][:-KEPT], *later]:
             old.unlink()
             _digest_file(old).unlink(missing_ok=True)
         self.seconds = seconds + time.perf_counter() - began

@@ -58,12 +58,13 @@ def make_trainer(
 
 @contextmanager
 def refusals(debug: DebugParams) -> Iterator[None]:
-    """Raises ValueError of one line where Lightning finds that a limit of the debug section leaves nothing, or asks for
-    more than there is."""
+    """Raises ValueError of one line for what Lightning itself refuses, such as a limit of the debug section that leaves
+    nothing, or a schedule that goes by a metric that the system does not log."""
     try:
         yield
     except MisconfigurationException as error:
-        raise ValueError(f"the debug section does not fit this data: {' '.join(str(error).split())}") from None
+        whose = "the debug section does not fit this data: " if debug.shortens or debug.val_check_interval != 1 else ""
+        raise ValueError(f"{whose}{' '.join(str(error).split())}") from None
     except ValueError as error:
         if "`val_check_interval`" not in str(error):
             raise
@@ -99,9 +100,12 @@ def hardware_class(params: TrainerParams) -> str:
     return params.accelerator if params.accelerator == "tpu" else "cpu"
 
 
+_LIBRARIES = ("torch", "torchvision", "pytorch-lightning", "torchmetrics", "numpy", "timm")  # timm: Muon
+
+
 def environment(params: TrainerParams) -> dict[str, str]:
     """What, beside the parameters, the code and the data, decides the bits that a training comes to."""
-    packages = {name: version(name) for name in ("torch", "pytorch-lightning", "numpy")}
+    packages = {name: version(name) for name in _LIBRARIES}
     return {"hardware": hardware_class(params), "cpu": torch.backends.cpu.get_cpu_capability(), **packages}
 
 

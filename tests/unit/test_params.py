@@ -127,7 +127,7 @@ def test_a_value_in_place_of_a_section_is_told(values: Values) -> None:
         ("data.val", 1.2, "less than 1"),
         ("data.bad_images", "ignore", "'fail' or 'skip'"),
         ("data.image_size", 0, "greater than or equal to 4"),
-        ("batch.size", 0, "greater than or equal to 1"),
+        ("batch.size", 0, "greater than or equal to 2"),
         ("batch.size", "64", "'auto' or a valid integer"),
         ("fit.max_epochs", 2.5, "valid integer"),
         ("seed", -1, "greater than or equal to 0"),

@@ -111,7 +111,7 @@ KINDS: dict[str, dict[str, object]] = {
     "early stopping": {"fit.patience": 1, "fit.max_epochs": 4},
     "sgd": {"optimizer.name": "sgd", "optimizer.schedule": "cosine"},
     "constant": {"optimizer.schedule": "constant"},
-    "validations within an epoch": {"debug.val_check_interval": 5},
+    "validations within an epoch": {"debug.val_check_interval": 6},
     "bfloat16": {"trainer.precision": "bf16-mixed"},
     "muon": {"optimizer.name": "muon", "optimizer.schedule": "cosine_warm_up"},
     "plateau": {"optimizer.schedule": "plateau", "optimizer.plateau_patience": 0, "fit.max_epochs": 4},

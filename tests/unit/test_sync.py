@@ -99,7 +99,7 @@ class KillsIn(Callback):
             self.server.kill()
 
 
-class PowerCutError(Exception):
+class PowerCutError(BaseException):
     pass
 
 

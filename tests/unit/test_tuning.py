@@ -51,7 +51,7 @@ class TestEffectiveBatch:
     def test_auto_is_never_more_than_max_size(self, max_size: int) -> None:
         assert choose_effective_batch(batch_params(max_size=max_size), 60_000) <= max_size
 
-    @pytest.mark.parametrize("size", [1, 37, 100])
+    @pytest.mark.parametrize("size", [2, 37, 100])
     def test_a_size_that_is_given_is_taken_as_it_is(self, size: int) -> None:
         assert choose_effective_batch(batch_params(size, max_size=8), 100) == size
 
