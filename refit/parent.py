@@ -36,7 +36,10 @@ def _prctl(option: int, value: Any) -> None:
 def _is_orphan(parent: int) -> bool:
     """Whether `parent` is who is handed the children of the dead: process 1, unless it is itself `dvc`, as in a
     container; or the user's systemd."""
-    arguments = Path(f"/proc/{parent}/cmdline").read_bytes().split(b"\0")[:2]
+    try:
+        arguments = Path(f"/proc/{parent}/cmdline").read_bytes().split(b"\0")[:2]
+    except FileNotFoundError:  # it ended at this moment
+        return True
     names = [Path(os.fsdecode(argument)).name for argument in arguments]
     if parent == 1:
         return not any(known in name for name in names for known in ("dvc", "python"))

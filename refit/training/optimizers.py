@@ -39,7 +39,7 @@ def configure_optimizers(
     else:
         warm_up = params.warm_up
         if warm_up * steps == 1:  # of a climb that ends with its first step OneCycleLR makes 0 / 0
-            warm_up = math.nextafter(warm_up, 1)
+            warm_up *= 1 + 1e-9
         scheduler = torch.optim.lr_scheduler.OneCycleLR(
             optimizer,
             [group["lr"] for group in optimizer.param_groups],

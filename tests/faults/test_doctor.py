@@ -82,12 +82,16 @@ def test_while_dvc_runs_nothing_is_removed_and_after_its_death_its_locks_are(pro
 
 def test_half_written_files_go_and_states_stay(project: Project, doctor: Doctor) -> None:
     state, store = project.root / "data/state/0123", project.root / "mlruns/tmp_1/mlflow.db"
-    for file in (state / "inputs.json", state / "step-000000007.ckpt", state / ".step-000000008.ckpt.partial", store):
+    kept = project.root / "data/state/mlflow/4567/.fit.partial/opening.json"
+    for file in (
+        state / "inputs.json", state / "step-000000007.ckpt", state / ".step-000000008.ckpt.partial", store, kept
+    ):  # fmt: skip
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(b"{}")
     code, text = doctor()
     assert code == 0
     assert "removed  data/state/0123/.step-000000008.ckpt.partial: half-written" in text
+    assert "removed  data/state/mlflow/4567/.fit.partial: half-written" in text
     assert "removed  mlruns/tmp_1: a half-made MLflow store" in text
     assert "state    data/state/0123: 1 states, 0.0 MB; step-000000007.ckpt is not whole" in text
     assert sorted(path.name for path in state.iterdir()) == ["inputs.json", "step-000000007.ckpt"]

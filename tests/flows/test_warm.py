@@ -7,14 +7,17 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import yaml
 
 from refit import warm
+from refit.parent import _is_orphan
 from refit.quiet import QUIET
 from tests.flows.toy import PROJECT, Toy, gone
 from tests.processes import alive, eventually
@@ -210,6 +213,7 @@ def test_real_libraries_start_no_thread_touch_no_gpu_and_leave_the_stages_nothin
     code = """
 import importlib, sys, threading
 from refit import warm
+from refit.parent import _is_orphan
 import torch
 
 def refuse(*_):
@@ -252,3 +256,35 @@ def test_a_flow_that_runs_out_of_time_ends_the_stage(toy: WarmToy) -> None:
     done = toy.flow()
     assert "longer than pipelines.stage_time_limit" in done.stdout
     assert gone(f"{toy.note('held')} {toy.note('child')} {toy.about('one')['parent']}", seconds=6)
+
+
+def test_a_client_that_says_nothing_does_not_keep_the_others_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(warm, "_PATIENCE", 0.1)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    listener.bind(b"\0refit-test-" + os.urandom(8).hex().encode())
+    listener.listen()
+    with listener, socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as silent:
+        silent.connect(listener.getsockname())
+        began = time.monotonic()
+        warm._Server(listener, owner_fd=-1)._accept()
+        assert time.monotonic() - began < 5
+        assert silent.recv(1) == b""  # it was hung up on
+
+
+@pytest.mark.parametrize(
+    ("name", "is_orphan"), [("/usr/lib/systemd/systemd", True), ("sleep", False), ("dvc", False), (None, True)]
+)
+def test_who_is_handed_the_children_of_the_dead_is_no_dvc(name: str | None, is_orphan: bool) -> None:
+    """None: the parent is gone."""
+    parent = subprocess.Popen(["bash", "-c", 'exec -a "$0" sleep 60', name or "gone"])
+    try:
+        if name is None:
+            parent.kill()
+            parent.wait()
+        else:
+            command_line = Path(f"/proc/{parent.pid}/cmdline")
+            eventually(lambda: command_line.read_bytes().startswith(name.encode()), "it goes by its name")
+        assert _is_orphan(parent.pid) is is_orphan
+    finally:
+        parent.kill()
+        parent.wait()

@@ -242,7 +242,10 @@ def test_verify_runs_all_of_the_last_commit_again_and_names_the_file_that_differ
     entry["md5"] = "0" * 32
     (project.root / "dvc.lock").write_text(yaml.safe_dump(lock))
     project.commit()
+    cache = project.root / ".dvc/cache"
+    cache.rename(cache.with_name("elsewhere"))  # as in a new clone
     done = project.run(sys.executable, "-m", "pipelines.verify", ok=False)
+    cache.with_name("elsewhere").rename(cache)
     project.run("git", "reset", "--quiet", "--hard", "HEAD~1")
     lines = done.stdout.splitlines()
     assert [line for line in lines if line.startswith("DIFFERS")] == ["DIFFERS  data/evaluation/test.json"]

@@ -153,6 +153,10 @@ def test_a_debug_run_says_so_wherever_one_looks_and_is_never_registered(
             {"debug__limit_val_batches": 0.1},
             "the debug section does not fit this data: You requested to check 0.1 of",
         ),
+        (
+            {"debug__val_check_interval": 0.3},
+            "debug.val_check_interval validates after every 5 of an epoch's 18 batches, and not the weights at its end",
+        ),
         ({"debug__val_check_interval": 1000}, "debug.val_check_interval = 1000 is more than the batches of an epoch"),
     ],
 )

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, ImageOps
 
 from refit.data.images import BadImageError, decode, find_images, open_image, read_header
 from refit.data.prepared import Color, Pixels
@@ -191,7 +191,19 @@ def test_half_a_jpeg_is_bad_though_pillow_verifies_it(tmp_path: Path) -> None:
         decoded(path)
 
 
+def test_a_photo_whose_other_exif_data_cannot_be_written_anew_stands_upright(tmp_path: Path) -> None:
+    """Its description is a fraction: ImageOps.exif_transpose, which writes it, raises AttributeError."""
+    entries = struct.pack("<HHII", 0x010E, 5, 1, 38) + struct.pack("<HHIHH", 0x0112, 3, 1, 6, 0)
+    content = struct.pack("<H", 2) + entries + struct.pack("<I", 0) + struct.pack("<II", 1, 1)
+    exif = b"Exif\0\0II*\0" + struct.pack("<I", 8) + content
+    path = save(tmp_path / "photo.jpg", Image.new("RGB", (16, 8)), exif=exif)
+    with open_image(path) as image, pytest.raises(AttributeError):
+        ImageOps.exif_transpose(image)
+    assert decoded(path).shape == (3, 16, 8)
+
+
 NO_IMAGES = {
+    "postscript.png": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n",
     "text.png": b"This is not an image.\n",
     "empty.jpg": b"",
     "header.png": b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", bytes(8)),
@@ -210,8 +222,9 @@ def test_what_is_no_image_is_a_bad_image_whatever_its_name(name: str, tmp_path: 
 
 
 def test_a_file_that_is_gone_is_a_bad_image(tmp_path: Path) -> None:
-    with pytest.raises(BadImageError):
+    with pytest.raises(BadImageError) as raised:
         open_image(tmp_path / "gone.png")
+    assert str(raised.value) == "No such file or directory"
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")  # Pillow only warns of the smaller one

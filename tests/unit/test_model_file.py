@@ -10,7 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import pytorch_lightning as pl
 import torch
+from safetensors.torch import load_file
+from torch import nn
 
 from refit.data.prepared import DatasetInfo
 from refit.model_file import read_model, write_model
@@ -74,6 +77,21 @@ def test_a_model_of_double_precision_is_read_back_to_the_bit(write: Write, folde
     again = read_model(folder)[0].eval()
     with torch.inference_mode():
         assert torch.equal(again(IMAGES), system(IMAGES))
+
+
+class Tied(pl.LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.other.weight = self.one.weight
+
+
+def test_layers_that_share_a_weight_are_written_each(folder: Path) -> None:
+    system = Tied()
+    write_model(system, model_params(), INFO, 16, {}, folder)
+    weights = load_file(folder / "model.safetensors")
+    assert weights.keys() == system.state_dict().keys()
+    assert torch.equal(weights["one.weight"], weights["other.weight"])
 
 
 def test_the_description_holds_all_that_is_needed_to_use_the_model(write: Write, folder: Path) -> None:

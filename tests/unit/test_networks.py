@@ -183,6 +183,12 @@ def test_an_unknown_torchvision_name_is_an_error_that_says_what_is_expected(name
         build(model(f"torchvision:{name}"))
 
 
+@pytest.mark.parametrize("name", ["torchvision:alexnet", "torchvision:vit_b_32"])
+def test_a_size_that_a_torchvision_network_does_not_take_is_an_error_that_says_what_sets_it(name: str) -> None:
+    with pytest.raises(ValueError, match=rf"model\.network = '{name}' takes no images of 8x8 pixels: .*image_size"):
+        build(model(name))
+
+
 @pytest.mark.parametrize("name", ["mobilenet_v3_small", "shufflenet_v2_x0_5"])
 def test_other_torchvision_classifiers_take_grey_images_too(name: str) -> None:
     images = torch.randint(0, 256, (2, 1, 32, 32), dtype=torch.uint8)

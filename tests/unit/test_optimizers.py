@@ -228,3 +228,12 @@ def test_a_network_without_hidden_layers_is_refused_to_muon_in_a_line(changed: C
     params = changed({"optimizer.name": "muon", "optimizer.schedule": "constant"})
     with pytest.raises(ValueError, match=r"optimizer\.name = 'muon' is for the layers between .*; choose adamw"):
         configure_optimizers(Shallow(), params.optimizer, 0.01)
+
+
+@pytest.mark.parametrize("schedule", ["one_cycle", "triangular"])
+def test_a_climb_of_one_step_begins_low_and_is_at_its_peak_next(schedule: str, seen: Callable[..., Seen]) -> None:
+    rates = seen(optimizer__schedule=schedule, optimizer__warm_up=1 / 36).rates  # of two epochs
+    assert len(rates) == 36
+    assert rates[0] == pytest.approx(0.01 / 25)
+    assert rates[1:] == sorted(rates[1:], reverse=True)
+    assert rates[1] == pytest.approx(0.01, rel=0.05)

@@ -352,6 +352,89 @@ def test_the_state_of_a_fit_that_began_with_other_weights_is_left(
     assert min(resumed.drawn) > 0
 
 
+def test_what_another_fit_left_that_cannot_be_read_stops_no_fit(two_states: Any) -> None:
+    other = state_files()[0].parent.with_name("0" * 16)
+    shutil.copytree(state_files()[0].parent, other)
+    (other / "inputs.json").write_bytes(b"")
+    changed, _ = two_states(optimizer__weight_decay=0.1)
+    assert min(changed.drawn) == 0
+
+
+def test_new_states_are_kept_though_later_ones_that_are_not_sound_lie_there(tmp_path: Path) -> None:
+    files = resume.StateFiles()
+    for step in (600, 800, 900):
+        files.save_checkpoint({"step": step}, tmp_path / f"step-{step:09}.ckpt")
+        files.finish()
+        if step > 600:
+            (tmp_path / f"step-{step:09}.ckpt.sha256").unlink()
+    for step in (650, 700):
+        files.save_checkpoint({"step": step}, tmp_path / f"step-{step:09}.ckpt")
+        files.finish()
+    files.close()
+    assert sorted(step_of(path) for path in tmp_path.glob("*.ckpt")) == [650, 700]
+    assert sorted(path.name for path in tmp_path.glob("*.sha256")) == [
+        f"step-{step:09}.ckpt.sha256" for step in (650, 700)
+    ]
+
+
+_OWN_NETWORK = """
+import os
+import torch
+
+class Mine(torch.nn.Module):
+    steps = 0
+
+    def __init__(self, shape, outputs):
+        super().__init__()
+        self.layer = torch.nn.Linear(shape[0] * shape[1] * shape[2], outputs)
+
+    def forward(self, images):
+        Mine.steps += 1
+        if Mine.steps == 30:
+            CUT
+        return SCALE * self.layer(images.flatten(1))
+"""
+
+
+def test_a_fit_does_not_go_on_with_a_network_of_the_users_that_was_edited_meanwhile(
+    prepared_workspace: Path, values: Any, fitted: Fit
+) -> None:
+    fitted(fit__max_epochs=1)  # for the choices of the stages before
+    code = prepared_workspace / "code"
+    for package in ("refit", "stages"):
+        shutil.copytree(resume._PROJECT / package, code / package, ignore=shutil.ignore_patterns("__pycache__"))
+    own = {"model.network": "refit.systems.mine.Mine", "model.width": None, "model.dropout": None}
+    Path("params.yaml").write_text(json.dumps(values(own | {"fit.save_state_every": 1e-6})))  # JSON is YAML
+
+    def fit_with(cut: str, scale: float) -> "subprocess.CompletedProcess[str]":
+        source = _OWN_NETWORK.replace("CUT", cut).replace("SCALE", str(scale))
+        (code / "refit/systems/mine.py").write_text(source)
+        command = [sys.executable, "-m", "stages.fit"]
+        environment = {**os.environ, "PYTHONPATH": str(code)}
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+    cut_off = fit_with("os._exit(9)", 1.0)
+    assert cut_off.returncode == 9, cut_off.stderr
+    edited = fit_with("pass", 2.0)
+    assert edited.returncode == 0, edited.stderr
+    assert "is of another fit, and left there: code.refit/systems/mine.py" in edited.stdout
+    assert "going on from step" not in edited.stdout
+
+
+def test_a_signal_in_the_last_validation_says_that_no_state_of_it_is_kept(
+    fitted: Fit, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Interrupts(Callback):
+        def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+            signal.raise_signal(signal.SIGINT)
+
+    with watched_by(Interrupts()), pytest.raises(SystemExit):
+        fitted(fit__max_epochs=1, fit__save_state_every=1000.0)
+    assert "asked in the fit's last steps, of which no state can be kept: it will begin anew" in capsys.readouterr().err
+    assert not state_files()
+    assert not Path("data/model").exists()
+
+
 def test_a_full_disk_fails_the_fit_in_a_line_and_leaves_the_state_before(witnessed: Any) -> None:
     """Each state after those that are there meets a device without space."""
     with pytest.raises(PowerCutError):

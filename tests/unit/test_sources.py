@@ -1,5 +1,6 @@
 """Sources of images: what each lists, and what it says when it cannot."""
 
+import os
 import socket
 import struct
 import urllib.request
@@ -101,6 +102,11 @@ class TestFolder:
     def test_fewer_than_two_classes_are_an_error(self, names: Iterable[str], root: Path) -> None:
         fill(root, *names)
         with pytest.raises(ValueError, match=r"class folders; expected two or more"):
+            open_source(self.data)
+
+    def test_a_class_whose_name_is_no_text_is_an_error(self, root: Path) -> None:
+        fill(root, "cat/1.png", os.fsdecode(b"caf\xe9/2.png"))
+        with pytest.raises(ValueError, match=r"class folder caf\\udce9: its name is no UTF-8"):
             open_source(self.data)
 
     def test_a_class_without_an_image_is_an_error_that_names_it(self, root: Path) -> None:

@@ -52,6 +52,11 @@ def builtin_fault(params):
     int("not a number")
 
 
+def full_disk(params):
+    with Path("/dev/full").open("w") as file:
+        file.write("no room for this")
+
+
 def sleep(params):
     Path("began").touch()
     time.sleep(60)
@@ -101,6 +106,7 @@ CASES = {
     "library fault": library_fault,
     "builtin fault": builtin_fault,
     "no deterministic way": no_deterministic_way,
+    "full disk": full_disk,
     "invariant": lambda params: (_ for _ in ()).throw(AssertionError("broken")),
     "another section": lambda params: params.data,
     "own code": lambda params: sys.exit(7),
@@ -171,6 +177,11 @@ def test_an_operation_that_cannot_be_deterministic_is_the_user_s_to_choose_in_a_
     assert err.startswith("error: trainer.deterministic = true, and the network's max_unpool")
     assert err.count("\n") == 1
     assert code == 2
+
+
+def test_a_full_disk_is_told_in_a_line(start: Start) -> None:
+    line = "error: No space left on device; mend that and run it again\n"
+    assert ended(start("full disk")) == (2, "", line)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from pytorch_lightning.callbacks import Callback
 from refit import sync
 from refit.summary import mlflow_facts
 from refit.tracking import TrackedRun
-from refit.unsent import unsent
+from refit.unsent import UNSENT, unsent
 from tests.processes import eventually
 from tests.unit.conftest import Fit, run_test, watched_by
 from tests.unit.test_tracking import empty_store  # noqa: F401, a fixture
@@ -277,6 +277,23 @@ def test_a_sync_that_is_cut_off_is_done_again_without_a_second_run(
     held = only_run(uri)
     assert [step for step, _ in held["metrics"]["val_loss"]] == [17, 35, 53, 71]
     assert unsent() == []
+
+
+def test_a_kept_model_that_cannot_be_read_lets_the_others_be_sent(
+    away_and_back: Callable[[bool], str], fitted: Fit, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for decay in (0.05, 0.1):
+        fitted(**KEYS, optimizer__weight_decay=decay)
+    first, second = unsent()
+    (UNSENT / first / "fit/model/model.json").write_text("{}")
+    client = MlflowClient(away_and_back(True))
+    with pytest.raises(SystemExit) as ended:
+        sync.main(["sync"])
+    assert ended.value.code == 1
+    assert f"error: model {first[:8]} still waits: " in capsys.readouterr().err
+    assert unsent() == [first]
+    (run,) = client.search_runs(["1"])
+    assert run.data.tags["model_sha256"] == second
 
 
 def test_a_second_sync_beside_the_first_is_refused(away_and_back: object, fitted: Fit) -> None:

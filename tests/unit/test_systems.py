@@ -1,5 +1,7 @@
 """The autoencoder, and what a user's own class is given."""
 
+import csv
+import json
 from pathlib import Path
 
 import pytest
@@ -10,13 +12,14 @@ from torch import nn
 
 from refit.data.module import Batch, PreparedData
 from refit.data.prepared import read_info, read_split
-from refit.params import Params
+from refit.params import Params, load_params
 from refit.systems.autoencoder import Autoencoder, Neighbours
-from refit.systems.build import build_system
+from refit.systems.build import build_system, check_model
 from refit.systems.user_code import check_arguments, construct, user_class
 from refit.training.callbacks import Best, History
 from refit.training.trainer import make_trainer
-from tests.unit.conftest import Changed
+from stages import predict
+from tests.unit.conftest import Changed, Fit, run_test
 
 
 def build(params: Params, digits: Path, learning_rate: float = 0.0) -> Autoencoder:
@@ -126,6 +129,23 @@ def test_only_a_class_is_suggested_for_what_is_none() -> None:
         user_class("torch.nn.Linea", "model.network")
     with pytest.raises(ValueError, match=r"os holds no class 'system'$"):
         user_class("os.system", "model.network")
+
+
+def test_a_class_of_python_s_own_is_no_system(changed: Changed) -> None:
+    with pytest.raises(ValueError, match=r"model\.system = 'builtins\.dict' is not a LightningModule"):
+        check_model(changed({"model.system": "builtins.dict"}).model)
+
+
+@pytest.mark.filterwarnings("ignore:.*LeafSpec")
+@pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType")
+@pytest.mark.parametrize("precision", ["64-true", "bf16-mixed"])
+def test_an_autoencoder_of_another_precision_is_tested_and_predicted_with(precision: str, fitted: Fit) -> None:
+    fitted(model__system="autoencoder", fit__max_epochs=2, trainer__precision=precision)
+    run_test()
+    predict.main(load_params().only(*predict.READS))
+    assert json.loads(Path("data/evaluation/test.json").read_text())["accuracy"] > 0.6
+    with Path("data/predictions/predictions.csv").open(encoding="utf-8", newline="") as file:
+        assert len(list(csv.DictReader(file))) == 359
 
 
 def test_a_system_that_validates_nothing_is_told_what_it_lacks(params: Params) -> None:

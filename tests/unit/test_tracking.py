@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import shutil
 import signal
 import socket
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from refit import register as register_command
-from refit.tracking import TrackedRun, find_run, log_to_model_run, model_sha256, register, tracking_uri
+from refit.tracking import EXPERIMENT, TrackedRun, find_run, log_to_model_run, model_sha256, register, tracking_uri
 from refit.training.run_logger import RunLogger
 
 pytestmark = [
@@ -339,6 +340,21 @@ def test_an_unreachable_store_costs_seconds_once_and_one_line(
     assert "training goes on" in line
     assert "secret" not in line
     assert logger.run_id is None
+
+
+def test_a_store_whose_files_cannot_be_written_costs_one_line_whatever_its_client_raises(
+    repository: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """S3's client is not installed here, and its errors are of no common kind."""
+    uri = f"sqlite:///{repository}/other.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    MlflowClient(uri).create_experiment(EXPERIMENT, artifact_location="s3://nobody/here")
+    logger = RunLogger(PARAMS, {})
+    system = fit(logger)
+    logger.log_files(repository / "mlflow.db")
+    logger.finish(write_model(repository / "data/model"), system, IMAGES)
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning:")]
+    assert re.search(r"ModuleNotFoundError: No module named 'boto.*training goes on", line)
 
 
 def start_server(folder: Path) -> tuple[subprocess.Popen[bytes], str]:

@@ -168,6 +168,17 @@ def test_a_file_that_holds_no_weights_is_an_error_and_nothing_in_it_is_run(conte
     assert not Path("exploded").exists()
 
 
+def test_an_old_file_cut_short_anywhere_is_an_error_of_one_line() -> None:
+    path, buffer = FOLDER / "old.pt", io.BytesIO()
+    torch.save({"fc.weight": torch.zeros(3, 3)}, buffer, _use_new_zipfile_serialization=False)
+    whole = buffer.getvalue()
+    for kept in range(0, len(whole), 7):
+        path.write_bytes(whole[:kept])
+        with pytest.raises(ValueError, match=r"^model\.weights = 'data/weights/old\.pt' ") as raised:
+            load_weights(build(model(str(path))), model(str(path)))
+        assert "\n" not in str(raised.value)
+
+
 def test_what_is_no_state_dict_is_an_error() -> None:
     torch.save({"state_dict": {"fc.weight": torch.zeros(2)}}, FOLDER / "nested.pth")
     with pytest.raises(ValueError, match="is no state_dict; expected names and tensors"):
