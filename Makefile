@@ -50,7 +50,7 @@ doctor: .venv/ready  ## what runs that were cut off left behind, and its removal
 	@python -m pipelines.doctor
 
 .PHONY: bench
-bench: .venv/ready  ## the benchmarks that need no GPU (under ten minutes): benchmarks/results.json, and a table of each
+bench: .venv/ready  ## the speed of data path, training and pipeline (under ten minutes): benchmarks/results.json, and a table of each
 	python -m benchmarks.data_path
 	python -m benchmarks.training
 	python -m benchmarks.pipeline

@@ -129,8 +129,9 @@ def memory(rounds: int) -> list[Result]:
 
 def _against_raw(name: str, network: str, width: int, images: int, epochs: int, rounds: int, target: float,
                  augmented: bool = False) -> list[Result]:  # fmt: skip
-    """Both with one thread of PyTorch's, and both with one a core. A thread of Refit's own augments beside them."""
-    batch_size = 512
+    """Both with one thread of PyTorch's; then the raw loop with one a core, and Refit too unless it augments, which a
+    thread of its own does beside the other."""
+    batch_size, cores = 512, os.cpu_count() or 1
     changes: dict[str, Any] = {"model__network": network, "model__width": width, **(AUGMENTED if augmented else {})}
     train, val = made_split(images, GREY), made_split(2_048, GREY)
 
@@ -139,18 +140,23 @@ def _against_raw(name: str, network: str, width: int, images: int, epochs: int, 
 
     def raw(threads: int) -> float:
         torch.set_num_threads(threads)
-        return raw_loop(our_network(network, width, GREY), train, val, batch_size, epochs, augmented)
+        speed = raw_loop(our_network(network, width, GREY), train, val, batch_size, epochs, augmented)
+        torch.set_num_threads(PARAMS["trainer"]["threads"])
+        return speed
 
-    each = {"one thread": 1, "a thread a core": os.cpu_count() or 1}
     with workspace(train, val, batch_size):
         measured = interleave(
-            {f"{who}, {how}": partial(measure, threads) for how, threads in each.items()
-             for who, measure in {"refit": ours, "raw": raw}.items()},
+            {
+                "refit, one thread": lambda: ours(1),
+                "raw, one thread": lambda: raw(1),
+                "refit, all cores": lambda: ours(1 if augmented else cores),
+                "raw, all cores": lambda: raw(cores),
+            },
             rounds,
-        )  # fmt: skip
-    torch.set_num_threads(PARAMS["trainer"]["threads"])
+        )
     return [
-        compare(f"{name}, {how}", measured[f"refit, {how}"], measured[f"raw, {how}"], target, "higher") for how in each
+        compare(f"{name}, {how}", measured[f"refit, {how}"], measured[f"raw, {how}"], target, "higher")
+        for how in ("one thread", "all cores")
     ]
 
 

@@ -74,7 +74,8 @@ def write_model(
 
 
 def read_model(folder: Path = MODEL) -> tuple[pl.LightningModule, ModelDescription]:
-    """The trained system and its description. Raises ValueError that says what is missing or wrong."""
+    """The trained system, as it is to be used (no dropout), and its description. Raises ValueError that says what is
+    missing or wrong."""
     description_file, weights_file = folder / "model.json", folder / "model.safetensors"
     for file in (description_file, weights_file):
         if not file.is_file():
@@ -96,4 +97,4 @@ def read_model(folder: Path = MODEL) -> tuple[pl.LightningModule, ModelDescripti
         raise ValueError(f"{weights_file} does not fit the system in model.json: {error}") from None
     except StopIteration:
         raise ValueError(f"{weights_file} does not fit the system in model.json: it holds no weight") from None
-    return system, description
+    return system.eval(), description

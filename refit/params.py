@@ -262,7 +262,7 @@ class TrainerParams(Section):
     """Use deterministic algorithms only."""
     compile: Literal["default", "reduce-overhead"] | None
     """torch.compile's mode for the network in fit; reduce-overhead records CUDA graphs, for small networks. It takes
-    some half a minute before the first step, and a C++ compiler. null: not compiled."""
+    half a minute to more than one before the first step, and a C++ compiler. null: not compiled."""
 
     @property
     def world_size(self) -> int:
@@ -314,7 +314,7 @@ class DebugParams(Section):
     """How much test and predict look at: a share, or a number of batches; 1.0: all."""
     val_check_interval: Share
     """How often fit validates: after this share of an epoch, or after so many micro-batches; 1.0: after each epoch.
-    The best epoch is chosen by its last validation."""
+    The last validation must be at the epoch's end: its weights are those that are kept."""
     profiler: Literal["simple", "advanced", "pytorch"] | None
     """Lightning's profiler of fit: its report is shown, and kept in data/logs/profile/. null: none."""
     detect_anomaly: bool
@@ -406,6 +406,14 @@ class Params(Section):
         if self.model.weights is None and self.fit.freeze_epochs >= self.fit.max_epochs:
             raise ValueError(f"fit.freeze_epochs = {self.fit.freeze_epochs} of {self.fit.max_epochs} epochs leaves all "
                              "layers but the last as random as they begin; lower it, or set model.weights")  # fmt: skip
+        return self
+
+    @model_validator(mode="after")
+    def _what_is_monitored_is_logged(self) -> Self:
+        logged = {"classifier": ["val_loss", "val_accuracy"], "autoencoder": ["val_loss"]}.get(self.model.system)
+        if logged and self.fit.monitor not in logged:
+            raise ValueError(f"fit.monitor = {self.fit.monitor!r} is not what model.system = {self.model.system!r} logs"
+                             f"{nearest(self.fit.monitor, logged)}; expected one of {', '.join(logged)}")  # fmt: skip
         return self
 
     @model_validator(mode="after")

@@ -290,7 +290,7 @@ class TrackedRun:
 
     def _drain(self) -> None:
         for job in self._jobs:
-            job.result()  # a fault of ours on the thread comes out here
+            job.result()
         self._jobs.clear()
 
 

@@ -81,7 +81,7 @@ def _reach_server(owner: int, wanted: bool) -> socket.socket | None:
 
 
 def _address(owner: int) -> bytes:
-    """An abstract socket, which leaves no file. Stages that differ in anything they inherit share no server."""
+    """An abstract socket, which leaves no file. Stages that differ in their environment share no server."""
     inherited = {
         "owner": [owner, Path(f"/proc/{owner}/stat").read_text().rpartition(")")[2].split()[19]],  # when it began
         "processes": str(Path("/proc/self/ns/pid").readlink()),

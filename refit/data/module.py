@@ -93,6 +93,7 @@ class TrainLoader:
         assert effective_batch % (batch_size * world_size) == 0, (effective_batch, batch_size, world_size)
         self.device = device
         self.images, self.labels = _tensors(split, device)
+        self.is_mapped = isinstance(split.images, np.memmap)  # to gather is then to read a disk
         self.batch_size = batch_size
         self.used = len(self.labels) // effective_batch * effective_batch
         self.augmentation = augmentation
@@ -132,7 +133,7 @@ class TrainLoader:
         batches = self._gather(order.to(home), draws.to(home) if draws else None, self.position)
         if self.images.device.type == "cpu" and self.device.type == "cuda":
             batches = _ahead(_pinned(batch) for batch in batches)
-        elif self.images.device.type == "cpu" and draws:
+        elif self.images.device.type == "cpu" and (draws or self.is_mapped):
             batches = _ahead(augmented(batch, self.augmentation) for batch in batches)
         for batch in batches:
             self.position += 1

@@ -137,13 +137,19 @@ def _fit(network: nn.Module, state: State, weights: str) -> str:
     wrong = [name for name in own if name not in counters | state.keys() or _differ(own[name], state.get(name))]
     wrong += [name for name in state if name not in own]
     if wrong:
-        shown = ", ".join(wrong[:4]) + (f" and {len(wrong) - 4} more" if len(wrong) > 4 else "")
+        shown = ", ".join(_with_shapes(name, state, own) for name in wrong[:4])
+        shown += f" and {len(wrong) - 4} more" if len(wrong) > 4 else ""
         raise ValueError(
             f"model.weights = {weights!r} does not fit: {shown} missing there, of another shape, or not the network's; "
-            "choose the model.network, and width, that it was trained with"
+            "choose the model.network, width and data.color that it was trained with"
         )
     network.load_state_dict(state)
     return head_name if is_new else ""
+
+
+def _with_shapes(name: str, state: State, own: State) -> str:
+    both = name in state and name in own
+    return f"{name} ({list(state[name].shape)} there, {list(own[name].shape)} here)" if both else name
 
 
 def _differ(own: Tensor, other: Tensor | None) -> bool:

@@ -173,7 +173,8 @@ def _tell_of_newest(states: Path, own: Path, inputs: Mapping[str, Any]) -> None:
         return
     newest = max(others, key=lambda file: file.stat().st_mtime)
     theirs, ours = flatten(json.loads(newest.read_bytes())), flatten(inputs)
-    differs = sorted(key for key in ours | theirs if ours.get(key) != theirs.get(key))
+    differs = [key for key in ours | theirs if ours.get(key) != theirs.get(key)]
+    differs.sort(key=lambda key: (not key.startswith("params."), key))  # what was chosen, before what follows from it
     shown = ", ".join(differs[:4]) + (f" and {len(differs) - 4} more" if len(differs) > 4 else "")
     print(f"the state in {newest.parent.relative_to(repository_root())} is of another fit, and left there: {shown}")
 

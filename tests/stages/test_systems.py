@@ -89,4 +89,5 @@ def test_a_monitor_that_the_system_does_not_log_is_named_with_those_that_it_does
     project.set_param("fit.monitor", "val_accuracy")
     failed = project.run("dvc", "repro", ok=False)
     assert failed.returncode != 0
-    assert "fit.monitor = 'val_accuracy' is not what Autoencoder logs; expected one of val_loss" in failed.stderr
+    line = "fit.monitor = 'val_accuracy' is not what model.system = 'autoencoder' logs; expected one of val_loss"
+    assert line in failed.stderr

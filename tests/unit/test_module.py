@@ -95,6 +95,15 @@ def test_a_loader_that_is_left_in_mid_epoch_leaves_no_thread(split: Split) -> No
     assert threading.active_count() == before
 
 
+def test_a_mapped_split_is_read_by_a_thread_ahead_of_its_use(split: Split, tmp_path: Path) -> None:
+    np.save(tmp_path / "images.npy", split.images)
+    mapped = Split(np.load(tmp_path / "images.npy", mmap_mode="c"), split.labels)
+    plain, ahead = (iter(loader(of, augmentation=NOTHING)) for of in (split, mapped))
+    assert torch.equal(next(plain).images, next(ahead).images)
+    assert [thread.name for thread in threading.enumerate() if thread.name.startswith("batches")] == ["batches_0"]
+    assert all(torch.equal(one.images, other.images) for one, other in zip(plain, ahead, strict=True))
+
+
 def test_an_error_in_the_loader_s_thread_reaches_the_trainer(split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> Batch:
         raise RuntimeError("broken on purpose")

@@ -146,6 +146,15 @@ def test_a_value_out_of_bounds_names_its_key_and_the_rule(key: str, value: objec
     assert rule in line
 
 
+def test_what_our_own_systems_do_not_log_cannot_be_monitored(values: Values) -> None:
+    text = fault(values({"fit.monitor": "val_acc"}))
+    assert text == (
+        "fit.monitor = 'val_acc' is not what model.system = 'classifier' logs; did you mean val_accuracy?; "
+        "expected one of val_loss, val_accuracy"
+    )
+    check_params(values({"fit.monitor": "val_acc", "model.system": "mine.Own", "model.network": "mlp"}))
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [

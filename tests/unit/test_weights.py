@@ -131,7 +131,10 @@ def test_old_densenet_files_and_files_without_counters_are_read() -> None:
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"conv1.weight": torch.zeros(64, 1, 7, 7)}, "conv1.weight missing"),
+        (
+            {"conv1.weight": torch.zeros(64, 1, 7, 7)},
+            r"conv1.weight \(\[64, 1, 7, 7\] there, \[64, 3, 7, 7\] here\) missing",
+        ),
         ({"extra.weight": torch.zeros(2)}, "extra.weight missing"),
     ],
 )
