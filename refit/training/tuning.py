@@ -128,17 +128,23 @@ def suggest_learning_rate(rates: FloatArray, losses: FloatArray) -> float | None
     """Where the smoothed loss falls fastest per decade of learning rate, on its way to its lowest; None where it falls
     nowhere. What comes after the lowest is divergence, and a fall in it noise.
 
+    At most a tenth of the rate at which the loss is back where it began: a curve that falls only just before that
+    names a rate that ruins a fit.
+
     Lightning's own suggestion takes the slope over the learning rate itself, which is steepest where the rates lie
     closest: on an exponential range it names one some fifty times too low.
     """
     rates, losses = rates[_WARM_UP:-1], losses[_WARM_UP:-1]
-    to_lowest = slice(int(np.argmin(losses)) + 1) if len(losses) else slice(0)
-    rates, losses = rates[to_lowest], losses[to_lowest]
+    lowest = int(np.argmin(losses)) if len(losses) else 0
+    back = rates[lowest:][losses[lowest:] > losses[0]] if lowest else []
+    rates, losses = rates[: lowest + 1], losses[: lowest + 1]
     if len(losses) < 2:
         return None
     slope = np.gradient(losses, np.log10(rates))
     steepest = int(np.argmin(slope))
-    return float(rates[steepest]) if slope[steepest] < -_FLAT else None
+    if slope[steepest] >= -_FLAT:
+        return None
+    return float(min(rates[steepest], back[0] / 10) if len(back) else rates[steepest])
 
 
 def _unbiased(smoothed: FloatArray) -> FloatArray:

@@ -301,6 +301,13 @@ class TestSuggestion:
         assert suggestion is not None
         assert -4.1 < np.log10(suggestion) < -2.9
 
+    def test_it_keeps_away_from_a_rate_at_which_training_diverges(self) -> None:
+        """A curve that a fit was ruined by: flat, and then a dip just before the end."""
+        losses = np.interp(np.log10(RATES), [-6, -2, -1.2, -0.85, -0.6, 0], [0.69, 0.688, 0.68, 0.6, 0.7, 1.0])
+        suggestion = suggest_learning_rate(RATES, losses)
+        assert suggestion is not None
+        assert np.log10(suggestion) == pytest.approx(-1.6, abs=0.1)
+
     @pytest.mark.parametrize("last", [2.3, 9.0])
     def test_it_is_none_where_the_loss_never_falls(self, last: float) -> None:
         assert suggest_learning_rate(RATES, np.linspace(2.3, last, 100)) is None
