@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from copy import deepcopy
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -30,18 +31,18 @@ def main() -> None:
         share_prepared(root, copy)
         params = yaml.safe_load((copy / "params.yaml").read_text(encoding="utf-8"))
         environment = {**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db", OWNER: str(os.getpid())}
-        own, own_arguments = params["model"]["system"], params["model"]["system_arguments"]
+        own = params["model"]["system"]
         for system in dict.fromkeys([*OUR_SYSTEMS, own]):
             began = time.monotonic()
-            arguments = own_arguments if system == own else {}
-            params["model"] |= {"system": system, "system_arguments": arguments}
+            trial = deepcopy(params)
             if system != own:  # which may not take what is chosen for another
-                params["fit"]["monitor"] = "val_loss"
-                params["augment"] |= {"mixup": 0.0, "cutmix": 0.0}
-                params["loss"]["class_weights"] = "none"
-                params["trainer"]["strategy"] = "auto"
-            params["debug"]["fast_dev_run"] = BATCHES
-            (copy / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
+                trial["model"] |= {"system": system, "system_arguments": {}}
+                trial["fit"]["monitor"] = "val_loss"
+                trial["augment"] |= {"mixup": 0.0, "cutmix": 0.0}
+                trial["loss"]["class_weights"] = "none"
+                trial["trainer"]["strategy"] = "auto"
+            trial["debug"]["fast_dev_run"] = BATCHES
+            (copy / "params.yaml").write_text(yaml.safe_dump(trial), encoding="utf-8")
             done = subprocess.run(["dvc", "repro", "--no-commit"], cwd=copy, env=environment, check=False)
             if done.returncode:
                 print(f"error: {system} does not go through all stages", file=sys.stderr)

@@ -113,6 +113,8 @@ def _refusals() -> Iterator[None]:
     """Raises BadImageError for whatever Pillow's parsers make of a file that is not as it should be."""
     try:
         yield
+    except MemoryError:  # no fault of the image, which must not be skipped for it
+        raise
     except Exception as error:  # noqa: BLE001, they raise TypeError, struct.error and more
         raise BadImageError(_reason(error)) from None
 

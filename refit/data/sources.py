@@ -143,7 +143,9 @@ def _folder(data: DataParams) -> Source:
     classes = tuple(sorted({folder.name for folder, _ in class_folders}))
     for name in classes:
         if as_text(name) != name:
-            raise ValueError(f"data.root = {data.root!r}: class folder {as_text(name)}: its name is no UTF-8")
+            raise ValueError(
+                f"data.root = {data.root!r}: class folder {as_text(name)}: its name is no UTF-8; rename it"
+            )
     if len(classes) < 2:
         raise ValueError(f"data.root = {data.root!r} has {len(classes)} class folders; expected two or more, "
                          "one for each class, at the top or in each of train/ val/ test/")  # fmt: skip

@@ -83,7 +83,8 @@ def fit_state(
     with _locked(folder):
         path = _newest_sound(folder)
         if path is None:
-            _tell_of_others(states, folder, inputs)
+            with suppress(OSError, ValueError):  # another process may end that fit meanwhile, or have left half a file
+                _tell_of_others(states, folder, inputs)
             write_json(folder / INPUTS, inputs)
         state = FitState(folder, path, every, params)
         try:
@@ -163,11 +164,6 @@ def _read_text(path: Path) -> str | None:
 
 
 def _tell_of_others(states: Path, own: Path, inputs: Mapping[str, Any]) -> None:
-    with suppress(OSError, ValueError):  # another process may end that fit meanwhile, or have left half a file
-        _tell_of_newest(states, own, inputs)
-
-
-def _tell_of_newest(states: Path, own: Path, inputs: Mapping[str, Any]) -> None:
     others = [file for file in states.glob(f"*/{INPUTS}") if file.parent != own and any(file.parent.glob("*.ckpt"))]
     if not others:
         return
@@ -376,8 +372,8 @@ class StateFiles(TorchCheckpointIO):
         write_bytes(path, content)
         write_bytes(_digest_file(path), digest)  # it counts from here on
         states = sorted(path.parent.glob("step-*.ckpt"))
-        later = [state for state in states if state > path]  # which were passed over: this fit began before them
-        for old in [*states[: states.index(path) + 1][:-KEPT], *later]:
+        kept = [state for state in states if state <= path][-KEPT:]  # later ones were passed over: they are not sound
+        for old in (state for state in states if state not in kept):
             old.unlink()
             _digest_file(old).unlink(missing_ok=True)
         self.seconds = seconds + time.perf_counter() - began

@@ -18,6 +18,8 @@ from pytorch_lightning.profilers import PassThroughProfiler, Profiler
 from refit.params import DebugParams, TrainerParams
 from refit.training.callbacks import EpochLines, TerminalBar
 
+_LIBRARIES = ("torch", "torchvision", "pytorch-lightning", "torchmetrics", "numpy", "timm")  # timm: Muon
+
 
 def make_trainer(
     params: TrainerParams,
@@ -98,9 +100,6 @@ def hardware_class(params: TrainerParams) -> str:
     if params.accelerator in ("auto", "gpu", "mps") and torch.backends.mps.is_available():
         return "mps"
     return params.accelerator if params.accelerator == "tpu" else "cpu"
-
-
-_LIBRARIES = ("torch", "torchvision", "pytorch-lightning", "torchmetrics", "numpy", "timm")  # timm: Muon
 
 
 def environment(params: TrainerParams) -> dict[str, str]:

@@ -136,10 +136,10 @@ def suggest_learning_rate(rates: FloatArray, losses: FloatArray) -> float | None
     """
     rates, losses = rates[_WARM_UP:-1], losses[_WARM_UP:-1]
     lowest = int(np.argmin(losses)) if len(losses) else 0
-    back = rates[lowest:][losses[lowest:] > losses[0]] if lowest else []
-    rates, losses = rates[: lowest + 1], losses[: lowest + 1]
-    if len(losses) < 2:
+    if lowest == 0:
         return None
+    back = rates[lowest:][losses[lowest:] > losses[0]]
+    rates, losses = rates[: lowest + 1], losses[: lowest + 1]
     slope = np.gradient(losses, np.log10(rates))
     steepest = int(np.argmin(slope))
     if slope[steepest] >= -_FLAT:

@@ -213,7 +213,6 @@ def test_real_libraries_start_no_thread_touch_no_gpu_and_leave_the_stages_nothin
     code = """
 import importlib, sys, threading
 from refit import warm
-from refit.parent import _is_orphan
 import torch
 
 def refuse(*_):
