@@ -203,7 +203,6 @@ def test_a_photo_whose_other_exif_data_cannot_be_written_anew_stands_upright(tmp
 
 
 NO_IMAGES = {
-    "postscript.png": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n",
     "text.png": b"This is not an image.\n",
     "empty.jpg": b"",
     "header.png": b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", bytes(8)),
@@ -219,6 +218,13 @@ def test_what_is_no_image_is_a_bad_image_whatever_its_name(name: str, tmp_path: 
     with pytest.raises(BadImageError) as raised:
         decoded(tmp_path / name)
     assert str(tmp_path) not in str(raised.value)  # a report of it is the same on every machine
+
+
+def test_postscript_is_not_even_looked_at_whatever_its_name(tmp_path: Path) -> None:
+    """Pillow would hand it to Ghostscript."""
+    (tmp_path / "photo.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n")
+    with pytest.raises(BadImageError, match="not an image that can be identified"):
+        decoded(tmp_path / "photo.png")
 
 
 def test_a_file_that_is_gone_is_a_bad_image(tmp_path: Path) -> None:
