@@ -100,7 +100,7 @@ register: .venv/ready  ## the current model as a new version in MLflow's registr
 
 # dvc exp show has a column for every parameter, metric and hash; here only what differs, and the accuracies. It leaves
 # out what a terminal is too narrow for, and that is what was varied: a wide line wraps instead.
-NOT_COMPARED := .*\.py$$|^(data|docs|refit)/|^params\.yaml$$|^(Created|Executor|train|val|test|skipped|duplicates|left_out_copies|imbalance|epochs?|train_.*|val_loss|learning_rate|accuracy_.*|macro_f1|loss|ece|brier)$$
+NOT_COMPARED := .*\.py$$|^(data|docs|refit)/|^params\.yaml$$|^(Created|Executor|model|train|val|test|skipped|duplicates|left_out_copies|imbalance|epochs?|train_.*|val_loss|learning_rate|accuracy_.*|macro_f1|loss|ece|brier)$$
 
 .PHONY: compare
 compare: .venv/ready  ## what differs between the experiments of the last three commits, best test accuracy first

@@ -89,6 +89,32 @@ def step_overhead(rounds: int) -> list[Result]:
     ]  # fmt: skip
 
 
+def validation(rounds: int) -> list[Result]:
+    """A fit's validation beside its training, both of as many images."""
+    images = 5_120
+    with workspace(made_split(images, GREY), made_split(images, GREY), 512):
+        speeds = interleave({"validation": _speed_of_validation}, rounds)["validation"]
+    return [compare("validation images/s ÷ training images/s", speeds, [1.0] * rounds, 1, "higher")]
+
+
+def _speed_of_validation() -> float:
+    """Over that of the training, in one epoch."""
+    begun: dict[str, float] = {}
+
+    class Timed(pl.Callback):
+        def on_train_epoch_start(self, *_: Any) -> None:
+            begun["training"] = time.perf_counter()
+
+        def on_validation_start(self, *_: Any) -> None:
+            begun["validation"] = time.perf_counter()
+
+        def on_validation_end(self, *_: Any) -> None:
+            begun["rest"] = time.perf_counter()
+
+    fit(callbacks=[Timed()], model__network="cnn", model__width=19)
+    return (begun["validation"] - begun["training"]) / (begun["rest"] - begun["validation"])
+
+
 def tracking(rounds: int) -> list[Result]:
     """MLflow's share of the training: small epochs, so that there is much to log for little work."""
     train, val = made_split(2_560, GREY), made_split(1_024, GREY)
@@ -191,6 +217,7 @@ if __name__ == "__main__":
                 tiny_against_raw,
                 tiny_against_template,
                 photos_against_reference,
+                validation,
                 tracking,
                 memory,
             ],

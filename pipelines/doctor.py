@@ -14,6 +14,8 @@ from dvc.rwlock import SCHEMA
 from dvc.schema import COMPILED_LOCKFILE_SCHEMA
 from voluptuous import Invalid
 
+from refit.command import take_no_arguments
+
 STATES = "data/state"  # of fits; as refit/training/resume.py, which takes seconds to import, has it
 _WORKERS = ("stages.", "pipelines.", "refit.")  # what Python runs as a module
 
@@ -116,4 +118,5 @@ def describe(folder: Path) -> str:
 
 
 if __name__ == "__main__":
+    take_no_arguments()
     main()

@@ -16,9 +16,10 @@ from typing import Any, cast
 from pipelines.doctor import mend_records
 from pipelines.dvc_graph import read_graph
 from pipelines.stage_process import USER_ERROR, StageFailedError, run_stage
+from refit.command import take_no_arguments
 from refit.params import load_params
 from refit.quiet import QUIET
-from refit.summary import summary_markdown
+from refit.summary import summary, summary_markdown
 
 os.environ.update(QUIET | os.environ)  # here, since Prefect looks while it is imported
 
@@ -54,9 +55,9 @@ async def reproduce() -> State[None] | None:
             failures = await _run_stages(graph, limits.stage_time_limit, limits.stage_retries)
             if failures:
                 return Failed(message="; ".join(failures))
-            summary = await asyncio.to_thread(summary_markdown)  # it may wait for MLflow
-            get_run_logger().info(summary)
-            await acreate_markdown_artifact(summary, key=SUMMARY_KEY)
+            # On a thread: each may wait for MLflow.
+            get_run_logger().info(await asyncio.to_thread(summary))
+            await acreate_markdown_artifact(await asyncio.to_thread(summary_markdown), key=SUMMARY_KEY)
     except ValueError as error:
         return Failed(message=str(error))
     return None
@@ -169,4 +170,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    take_no_arguments()
     sys.exit(main())

@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 import yaml
 
 from pipelines.workspace import bring_images, copy_working_tree
+from refit.command import take_no_arguments
 from refit.params import OUR_SYSTEMS
 from refit.warm import OWNER
 
@@ -56,4 +57,5 @@ def share_prepared(root: Path, copy: Path) -> None:
 
 
 if __name__ == "__main__":
+    take_no_arguments()
     main()

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from pipelines.workspace import bring_images
+from refit.command import take_no_arguments
 
 Hashes = dict[str, str]
 
@@ -68,4 +69,5 @@ def compare(committed: Hashes, again: Hashes) -> int:
 
 
 if __name__ == "__main__":
+    take_no_arguments()
     main()

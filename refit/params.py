@@ -5,6 +5,7 @@ what they mean and what they may be. A file that fails the check never reaches a
 """
 
 import difflib
+import textwrap
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -465,7 +466,8 @@ def load_params(path: Path = PARAMS_FILE) -> Params:
 def check_params(values: Any, where: str = str(PARAMS_FILE)) -> Params:
     """Check parsed parameters. Raises ValueError with a line for each fault, led by `where`."""
     if not isinstance(values, dict):
-        raise ValueError(f"{where}: expected sections of keys and values, found {type(values).__name__}")  # noqa: TRY004, the user's
+        found = "nothing" if values is None else repr(values)
+        raise ValueError(f"{where}: expected sections of keys and values, found {textwrap.shorten(found, 60)}")  # noqa: TRY004, the user's
     try:
         return Params.model_validate(values)
     except ValidationError as error:
@@ -492,9 +494,7 @@ def _explain(error: ValidationError) -> list[str]:
         else:
             line = lines.setdefault(path, f"{path} = {fault['input']!r}: {_expected(section, keys[-1])}")
             rules = faults.setdefault(line, [])
-            if fault["type"] == "string_pattern_mismatch":
-                rules.append(f"of the pattern {fault['ctx']['pattern']}")
-            elif fault["type"] != "model_type":  # that it is to be a section is said already
+            if fault["type"] not in ("model_type", "string_pattern_mismatch"):  # of which the description says it
                 rules.append(fault["msg"].removeprefix("Input should be "))
             continue
         faults[line] = []

@@ -10,6 +10,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
 
+from refit.command import take_no_arguments
 from refit.data.augment import NO_AUGMENTATION
 from refit.data.module import PreparedData
 from refit.data.prepared import read_info
@@ -139,4 +140,5 @@ def _learning_rate(optimizer: OptimizerParams) -> float:
 
 
 if __name__ == "__main__":
+    take_no_arguments()
     run_stage(main, reads=READS)

@@ -4,7 +4,7 @@ import textwrap
 from pathlib import Path
 from typing import NamedTuple
 
-from refit.command import run_command
+from refit.command import run_command, take_no_arguments
 from refit.files import read_json
 from refit.tracking import find_run, model_sha256
 from refit.unsent import SYNC, unsent
@@ -62,9 +62,15 @@ def facts(root: Path) -> list[Fact]:
         f"{name.replace('val_', 'validation ')} {value:.4f}" for name, value in fit.items() if name.startswith("val_")
     )
     parts = f"{batch['accumulate_grad_batches']} x {batch['micro_batch']}"
-    trial = [Fact("DEBUG RUN", "cut short by the debug section of params.yaml: these are no model's figures")]
+    warnings = []
+    if test.get("debug"):
+        warnings.append(
+            Fact("DEBUG RUN", "cut short by the debug section of params.yaml: these are no model's figures")
+        )
+    if test.get("model") != sha256[:12]:  # a single stage was run, such as fit
+        warnings.append(Fact("TEST IS OLD", "the figures and the report are of another model; run: dvc repro"))
     return [
-        *(trial if test.get("debug") else []),
+        *warnings,
         Fact("data", f"{data['source']}: {counts} images of {len(data['classes'])} classes, {shape}"),
         Fact("batch size", f"{batch['effective_batch']} images = {parts}, {_CHOSEN_BY[batch['chosen_by']]}"),
         Fact("learning rate", f"{rate['learning_rate']:.3g}, {_CHOSEN_BY[rate['chosen_by']]}"),
@@ -95,4 +101,5 @@ def _wrap(name: str, text: str) -> str:
 
 
 if __name__ == "__main__":
+    take_no_arguments()
     run_command(lambda _: print(summary()))

@@ -21,7 +21,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-from refit.files import repository_root, write_bytes
+from refit.files import read_json, repository_root, write_bytes
 from refit.quiet import QUIET
 from refit.unsent import (
     IMAGES,
@@ -45,7 +45,7 @@ if TYPE_CHECKING:  # mlflow and torch take seconds to import: only who calls in 
     from torch import Tensor, nn
 
 EXPERIMENT = "refit"
-WEIGHTS = "model.safetensors"
+WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 LOCAL_UI = "http://127.0.0.1:5000"  # where `make mlflow` shows the local store
 
 DEBUG_TAG = "debug"
@@ -140,11 +140,12 @@ class TrackedRun:
         """Log the trained model and mark the run finished; or delete it, where a run holds this very model already.
 
         `network` takes uint8 images (N, C, H, W), on the CPU, to float logits (N, classes), and is left in eval mode;
-        two or more such `images` are the example of its input that is stored with it.
+        two or more such `images` are the example of its input that is stored with it, and so are the classes' names.
         """
         self._drain()
         sha256 = model_sha256(model_dir)
-        self._attempt(self._finish, sha256, network, images)
+        classes = read_json(model_dir / DESCRIPTION, "dvc repro fit")["classes"]
+        self._attempt(self._finish, sha256, classes, network, images)
         self._journal.close()
         if self._lost and self._folder != unsent_part(sha256, "fit"):
             self._keep(sha256, model_dir, images)
@@ -239,7 +240,7 @@ class TrackedRun:
     def _end(self, status: str) -> None:
         self._client.set_terminated(self._run_id, status)
 
-    def _finish(self, sha256: str, network: "nn.Module", images: "Tensor") -> None:
+    def _finish(self, sha256: str, classes: Sequence[str], network: "nn.Module", images: "Tensor") -> None:
         existing = _find(self._client, self._experiment_id, sha256)
         if existing and DEBUG_TAG in existing.data.tags and DEBUG_TAG not in self._opening.tags:
             self._client.delete_run(existing.info.run_id)  # a trial came to the same weights as this, the real one
@@ -249,9 +250,9 @@ class TrackedRun:
             return
         self._client.set_tag(self._run_id, _MODEL_TAG, sha256)
         self._client.update_run(self._run_id, name=f"{self._name} {sha256[:8]}")
-        self._log_model(sha256, network, images)
+        self._log_model(sha256, classes, network, images)
 
-    def _log_model(self, sha256: str, network: "nn.Module", images: "Tensor") -> None:
+    def _log_model(self, sha256: str, classes: Sequence[str], network: "nn.Module", images: "Tensor") -> None:
         import mlflow.pytorch
         import torch
         from mlflow.models import infer_signature
@@ -270,6 +271,7 @@ class TrackedRun:
                     input_example=example.numpy(),
                     pip_requirements=[f"torch=={version('torch').partition('+')[0]}"],  # inferring them takes 7 s
                     tags={_MODEL_TAG: sha256},
+                    metadata={"classes": classes},  # the names of the logits
                 )
             except RuntimeError as error:  # torch.export has no graph for every network
                 print(f"warning: MLflow's run holds no model, which cannot be registered: {_root_cause(error)}",

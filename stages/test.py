@@ -36,11 +36,10 @@ def main(params: Params) -> None:
     debug = model.debug or params.debug.shortens
 
     report = evaluate(probabilities, split.labels, model.classes, params.test.confidence, params.test.calibration_bins)
-    summary = report.test_summary() | {name: float(value) for name, value in trainer.callback_metrics.items()}
-    if debug:
-        summary["debug"] = True
+    figures = report.test_summary() | {name: float(value) for name, value in trainer.callback_metrics.items()}
     outcomes = _outcomes(probabilities, split, model.classes, figures_of_each(outputs, len(probabilities)))
-    write_json(EVALUATION / "test.json", summary)
+    trial = {"debug": True} if debug else {}
+    write_json(EVALUATION / "test.json", {"model": model.sha256[:12], **figures, **trial})
     write_csv(EVALUATION / "outcomes.csv", outcomes)
     with whole_folder(EVALUATION / "tables") as tables:
         write_csv(tables / "classes.csv", report.class_rows())
@@ -53,7 +52,7 @@ def main(params: Params) -> None:
         report, model, [outcomes[i] for i in worst], split.images[worst], embeddings, debug=debug
     )
 
-    log_to_model(model.sha256, {f"test_{name}": value for name, value in summary.items()}, written)
+    log_to_model(model.sha256, {f"test_{name}": value for name, value in figures.items()}, written)
     print(
         f"test accuracy {report.accuracy:.4f} ({report.accuracy_low:.4f} to {report.accuracy_high:.4f}) "
         f"on {report.images:,} images"

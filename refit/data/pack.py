@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -53,9 +54,7 @@ def pack(source: Source, data: DataParams, seed: int, folder: Path) -> tuple[Dat
     hashes = [image.sha256 for image in images]
     assigned = assign_splits([image.item for image in images], hashes, data, seed)
     splits = {name: [image for image, own in zip(images, assigned, strict=True) if own == name] for name in SPLITS}
-    train_classes = Counter(image.item.label for image in splits["train"])
-    if missing := [name for label, name in enumerate(source.classes) if label not in train_classes]:
-        raise ValueError(f"data.source = {data.source!r}: no training image of class {', '.join(map(repr, missing))}")
+    _check_classes(source.classes, splits, data)
 
     for name, members in splits.items():
         _write_split(folder, name, members, pixels)
@@ -75,6 +74,7 @@ def pack(source: Source, data: DataParams, seed: int, folder: Path) -> tuple[Dat
         sha256=_content_hash(source.classes, splits),
     )
     write_json(folder / "dataset.json", info.as_json())
+    train_classes = Counter(image.item.label for image in splits["train"])
     return info, {
         **info.counts,
         "skipped": len(items) - len(images),
@@ -164,6 +164,20 @@ def _without_conflicts(images: list[_Decoded], data: DataParams) -> list[_Decode
         _fault(names, "identical images with different labels", data)
     left_out = {i for group in conflicts for i in group}
     return [image for i, image in enumerate(images) if i not in left_out]
+
+
+def _check_classes(classes: Sequence[str], splits: dict[SplitName, list[_Decoded]], data: DataParams) -> None:
+    """A class without a training image is an error; without one of another split, a line: nothing measures it there."""
+    for split, members in splits.items():
+        present = {image.item.label for image in members}
+        absent = ", ".join(repr(name) for label, name in enumerate(classes) if label not in present)
+        if absent and split == "train":
+            raise ValueError(f"data.source = {data.source!r}: no training image of class {absent}")
+        if absent:
+            print(
+                f"warning: the {split} split has no image of class {absent}; add images, or raise data.{split}",
+                file=sys.stderr,
+            )
 
 
 def _write_split(folder: Path, name: str, members: Sequence[_Decoded], pixels: Pixels) -> None:

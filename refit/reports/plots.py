@@ -20,7 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
 from refit.reports.classification import ClassificationReport, CurvePoint
@@ -96,6 +96,7 @@ def training_curves(history: Sequence[Mapping[str, float | None]], best_epoch: i
     _series(rate, history, {"learning_rate": ("", QUIET)})
     loss.set_title("Loss, nats an image" if has_accuracy else "Loss")
     rate.set_title("Learning rate")
+    rate.yaxis.set_major_formatter(_plain)
     rate.set_xlabel("epoch")
     rate.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     for axes, label in ((loss, "best"), (rate, "")):
@@ -127,7 +128,7 @@ def learning_rate_curve(
     rates = [x for x, _ in walked] + [chosen] + ([] if suggestion is None else [suggestion])
     axes.set_xlim(min(rates) / 2, max(rates) * 2)
     axes.set_xscale("log")
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda rate, _: f"{rate:g}"))
+    axes.xaxis.set_major_formatter(_plain)
     axes.set_xlabel("learning rate")
     axes.set_ylabel("training loss, nats an image")
     if suggestion is not None and suggestion != chosen:
@@ -179,7 +180,7 @@ def confusion_matrix(report: ClassificationReport) -> Figure:
     axes.spines[:].set_visible(False)
     axes.set_xlabel("predicted class")
     axes.set_ylabel("true class")
-    axes.set_title(_commonest_mistake(names, counts))
+    axes.set_title(textwrap.fill(_commonest_mistake(names, counts), int((side - 1.2) * 12)))  # as wide as the axes
     headline(figure, accuracy_finding(report))
     return figure
 
@@ -296,6 +297,8 @@ def separation_finding(report: ClassificationReport) -> str:
     if not scored:
         return "Not defined: the test images are all of one class"
     worst, name = min(scored)
+    if worst == 1:
+        return "Each class can be told from the rest: every average precision is 1"
     return f"Hardest to tell from the rest: {_short(name, 30)} (average precision {worst:.3f})"
 
 
@@ -354,6 +357,11 @@ def _one_vs_rest(axes: Axes, points: Sequence[CurvePoint], x_label: str, y_label
     axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), xlabel=x_label, ylabel=y_label, aspect="equal", anchor="N")
     if points:
         axes.text(0.3, 0.12, "line: mean of the classes\nband: worst to best class", color=BLUE)
+
+
+def _plain(value: float, _: float) -> str:
+    """An axis' tick without a power of ten written elsewhere."""
+    return f"{value:g}"
 
 
 def headline(figure: Figure, finding: str) -> None:

@@ -11,7 +11,6 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, RichProgressBar
-from pytorch_lightning.callbacks.progress.rich_progress import CustomTimeColumn
 from pytorch_lightning.strategies import FSDPStrategy
 from rich.progress import ProgressColumn, Task
 from rich.text import Text
@@ -22,6 +21,8 @@ from refit.params import FitParams
 from refit.training.averaging import Average
 
 BAR_PERIOD = 0.1  # seconds
+BAR_WIDTH = 10  # characters
+_OTHER_COLUMNS = len("Epoch 100/100 ") + BAR_WIDTH + len(" / 00:00:00 left ")  # and twice the number of batches
 
 
 class TerminalBar(RichProgressBar):
@@ -47,8 +48,9 @@ class TerminalBar(RichProgressBar):
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def configure_columns(self, trainer: pl.Trainer) -> list[Any]:
-        columns = super().configure_columns(trainer)
-        return [_TimeLeft(self) if isinstance(column, CustomTimeColumn) else column for column in columns]
+        name, bar, batches, *_ = super().configure_columns(trainer)
+        bar.bar_width = BAR_WIDTH
+        return [name, bar, batches, _TimeLeft(self)]
 
     def _get_train_description(self, current_epoch: int) -> str:
         name = f"Epoch {current_epoch + 1}/{self.trainer.max_epochs}"  # from one on, as everywhere else
@@ -57,7 +59,17 @@ class TerminalBar(RichProgressBar):
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
         metrics = super().get_metrics(trainer, pl_module)
         metrics.pop("v_num", None)  # the logger's version says nothing about the fit
-        return metrics
+        assert self.progress
+        return _that_fit(metrics, self.progress.console.width - _OTHER_COLUMNS - len(str(self.total_train_batches)) * 2)
+
+
+def _that_fit(metrics: dict[str, Any], width: int) -> dict[str, Any]:
+    """Those that a line of the terminal has room for: losses before other metrics, and validation before training."""
+    kept = list(metrics)
+    for name in sorted(metrics, key=lambda name: (name.endswith("loss"), name.startswith("val_"))):
+        if sum(len(f"{name}: 0.000 ") for name in kept) > width:
+            kept.remove(name)
+    return {name: metrics[name] for name in kept}
 
 
 class _TimeLeft(ProgressColumn):

@@ -42,6 +42,9 @@ Path("log/{name}.ended").write_text(str(time.monotonic_ns()))
 
 # The toy's own: the project's reads the outputs of the project's stages.
 _SUMMARY = """
+def summary() -> str:
+    return "accuracy 0.5"
+
 def summary_markdown() -> str:
     return "| accuracy | 0.5 |"
 """
@@ -60,7 +63,7 @@ class Toy:
             (root / folder).mkdir()
         for name in ("params.yaml", "prefect.yaml", "prefect.toml", "Makefile"):
             shutil.copy(PROJECT / name, root / name)
-        for module in ("__init__", "params", "parent", "quiet", "warm"):
+        for module in ("__init__", "command", "params", "parent", "quiet", "warm"):
             shutil.copy(PROJECT / f"refit/{module}.py", root / f"refit/{module}.py")
         (root / "refit/summary.py").write_text(_SUMMARY)
         (root / "pipelines").symlink_to(PROJECT / "pipelines")

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -37,3 +38,25 @@ def test_a_reader_who_has_seen_enough_is_no_error(name: str) -> None:
     command.stdout.close()
     assert (command.stderr.read(), command.wait()) == ("", 1)
     command.stderr.close()
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "stages.fit",
+        "refit.sanity",
+        "refit.summary",
+        "pipelines.doctor",
+        "pipelines.reproduce",
+        "pipelines.smoke",
+        "pipelines.verify",
+    ],
+)
+def test_an_argument_that_means_nothing_is_refused_before_any_work(module: str, tmp_path: Path) -> None:
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    done = subprocess.run(
+        [sys.executable, "-m", module, "--fast"], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "error: " in done.stderr
+    assert "Traceback" not in done.stderr

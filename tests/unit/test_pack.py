@@ -260,6 +260,17 @@ def test_size_and_colour_can_be_set(packed: Pack, tmp_path: Path) -> None:
     assert read_split("train", tmp_path / "packed").images.shape[1:] == (1, 8, 8)
 
 
+def test_a_class_that_no_held_out_image_shows_is_told(
+    packed: Pack, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for file in sorted(photos(tmp_path / "raw").glob("dog/*"))[3:]:
+        file.unlink()
+    packed(val=0.1, test=0.2)
+    assert capsys.readouterr().err == (
+        "warning: the val split has no image of class 'dog'; add images, or raise data.val\n"
+    )
+
+
 def test_a_class_with_no_training_image_is_an_error_that_names_it(packed: Pack, tmp_path: Path) -> None:
     photos(tmp_path / "raw/train")
     photos(tmp_path / "raw/test", count=3, seed=1)

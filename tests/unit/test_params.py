@@ -1,6 +1,7 @@
 """params.yaml: what is wrong is one line that names the key, before any work."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -137,7 +138,7 @@ def test_a_value_in_place_of_a_section_is_told(values: Values) -> None:
         ("augment.policy", "autoaugment", "'none', 'randaugment' or 'trivialaugment'"),
         ("loss.class_weights", "even", "'none' or 'balanced' or a valid list"),
         ("optimizer.plateau_factor", 1.0, "less than 1"),
-        ("fit.monitor", "loss", r"of the pattern ^val_\w+$"),
+        ("fit.monitor", "loss", "your own system logs as val_NAME"),
     ],
 )
 def test_a_value_out_of_bounds_names_its_key_and_the_rule(key: str, value: object, rule: str, values: Values) -> None:
@@ -292,6 +293,13 @@ def test_a_file_that_cannot_be_read_is_one_line_that_names_it(content: bytes, tm
         load_params(path)
     (line,) = str(raised.value).splitlines()
     assert line.startswith(str(path))
+
+
+@pytest.mark.parametrize(("content", "found"), [("", "nothing"), ("- seed", "['seed']"), ("seed", "'seed'")])
+def test_a_file_without_sections_tells_what_it_holds(content: str, found: str, tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text(content)
+    with pytest.raises(ValueError, match=re.escape(f"expected sections of keys and values, found {found}")):
+        load_params(tmp_path / "params.yaml")
 
 
 def test_a_missing_file_says_where_to_stand(tmp_path: Path) -> None:

@@ -28,10 +28,10 @@ def environment() -> dict[str, str]:
     return {**kept, "PYTHONPATH": str(PROJECT), "TERM": "xterm-256color"}
 
 
-def in_terminal(command: list[str]) -> str:
-    """What the command shows in a terminal of 40 lines and 160 columns, without colours and movements."""
+def in_terminal(command: list[str], columns: int = 160) -> str:
+    """What the command shows in a terminal of 40 lines, without colours and movements."""
     ours, its = pty.openpty()
-    fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 160, 0, 0))
+    fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
     process = subprocess.Popen(command, env=environment(), stdin=its, stdout=its, stderr=its)
     os.close(its)
     shown = b""
@@ -51,12 +51,25 @@ def test_a_terminal_shows_the_epoch_the_metrics_and_the_time_left_and_no_version
     lines = [line for line in re.split(r"[\r\n]+", shown) if line.startswith("Epoch ")]
     assert {line.split()[1] for line in lines} == {"1/3", "2/3", "3/3"}
     last = re.fullmatch(
-        r"Epoch 3/3 .* 18/18 0:00:00 left \d+\.\d+it/s train_loss: \d\.\d+ train_accuracy: \d\.\d+ "
+        r"Epoch 3/3 .* 18/18 0:00:00 left train_loss: \d\.\d+ train_accuracy: \d\.\d+ "
         r"val_loss: \d\.\d+ val_accuracy: \d\.\d+", lines[-1].strip()
     )  # fmt: skip
     assert last, lines[-1]
     assert any(re.search(r"Epoch 1/3 .*\d:\d\d:\d\d left", line) for line in lines)
     assert "v_num" not in shown
+
+
+@pytest.mark.parametrize(
+    ("columns", "metrics"),
+    [(130, "train_loss train_accuracy val_loss val_accuracy"), (100, "train_loss val_loss val_accuracy"),
+     (80, "train_loss val_loss"), (50, "")],
+)  # fmt: skip
+def test_a_narrow_terminal_shows_a_line_an_epoch_too(columns: int, metrics: str, fitted: Fit) -> None:
+    fitted(tracking__loggers=[], fit__max_epochs=3)
+    shown = re.split(r"[\r\n]+", in_terminal(FIT, columns))
+    last = [line for line in shown if line.startswith("Epoch 3/3")][-1]
+    assert re.findall(r"\w+(?=: \d\.\d{3})", last) == metrics.split()
+    assert not [line for line in shown if line.startswith(" ") and line.strip()]
 
 
 def test_a_log_gets_a_line_an_epoch_and_no_bar(fitted: Fit) -> None:

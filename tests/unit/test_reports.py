@@ -191,6 +191,21 @@ def test_names_are_drawn_as_they_are_written() -> None:
     assert Image.open(io.BytesIO(plots.confusion_matrix(report))).width < 2000
 
 
+def test_the_title_of_the_confusion_matrix_is_no_wider_than_the_matrix() -> None:
+    probabilities, labels = random_images(20, 3)
+    report = evaluate(probabilities, labels, ["a" * 30, "b" * 30, "c" * 30], 0.95, 10)
+    assert Image.open(io.BytesIO(plots.confusion_matrix(report))).width < 1050
+
+
+def test_the_headline_of_perfect_curves_names_no_class_as_the_hardest() -> None:
+    perfect = evaluate(np.eye(3, dtype=np.float32), np.arange(3), ["ant", "bee", "cat"], 0.95, 10)
+    assert plots.separation_finding(perfect) == "Each class can be told from the rest: every average precision is 1"
+    probabilities, labels = random_images(40, 3)
+    assert plots.separation_finding(evaluate(probabilities, labels, ["ant", "bee", "cat"], 0.95, 10)).startswith(
+        "Hardest"
+    )
+
+
 def test_the_gallery_shows_the_images_own_pixels_enlarged() -> None:
     image = np.zeros((1, 3, 2, 2), np.uint8)
     image[0, :, 0, 0] = (10, 200, 30)

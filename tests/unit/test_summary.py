@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,8 @@ FILES: dict[str, dict[str, Any]] = {
     "data/tuning/learning_rate.json": {"learning_rate": 0.0069183, "chosen_by": "find_lr", "suggestion": 0.0069183},
     "data/evaluation/fit.json": {"epoch": 21, "epochs": 30, "val_loss": 0.1165, "val_accuracy": 0.98885},
     "data/evaluation/test.json": {
-        "accuracy": 0.98607, "accuracy_low": 0.96779, "accuracy_high": 0.99409, "macro_f1": 0.98594, "ece": 0.01234
+        "model": sha256(b"weights").hexdigest()[:12], "accuracy": 0.98607, "accuracy_low": 0.96779,
+        "accuracy_high": 0.99409, "macro_f1": 0.98594, "ece": 0.01234
     },
 }  # fmt: skip
 
@@ -68,10 +70,17 @@ def test_a_person_reads_every_figure_in_25_lines_of_80_columns(repository: Path)
     assert max(map(len, text.splitlines())) <= 80
 
 
+def test_figures_of_another_model_are_told_as_such(repository: Path) -> None:
+    assert "TEST IS OLD" not in summary()
+    (repository / "data/model/model.safetensors").write_bytes(b"trained again")
+    assert "TEST IS OLD" in summary_markdown()
+    assert "of another model; run: dvc repro" in " ".join(summary().split())
+
+
 def test_the_runs_name_id_and_page_are_given(repository: Path) -> None:
     run = TrackedRun({"data": {"source": "digits"}, "model": {"network": "cnn"}}, {})
-    sha256 = model_sha256(repository / "data/model")
-    run._client.set_tag(run._run_id, "model_sha256", sha256)  # what finish() does beside logging a network
+    digest = model_sha256(repository / "data/model")
+    run._client.set_tag(run._run_id, "model_sha256", digest)  # what finish() does beside logging a network
     run._client.set_terminated(run._run_id, "FINISHED")
     assert tracking_uri().startswith(f"sqlite:///{repository}")
     page = f"http://127.0.0.1:5000/#/experiments/1/runs/{run.run_id}"

@@ -1,5 +1,6 @@
 """Tracking, with real stores, real servers and real fits."""
 
+import json
 import os
 import random
 import re
@@ -78,6 +79,7 @@ def fit(logger: RunLogger | bool, epochs: int = 2, callbacks: list[pl.Callback] 
 def write_model(folder: Path, content: bytes = b"weights") -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "model.safetensors").write_bytes(content)
+    (folder / "model.json").write_text(json.dumps({"classes": list("0123456789")}))
     return folder
 
 
@@ -171,6 +173,7 @@ assert importlib.util.find_spec("refit") is None
 uri, folder = sys.argv[1:]
 images = np.load(folder + "/images.npy")
 native, generic = mlflow.pytorch.load_model(uri), mlflow.pyfunc.load_model(uri)
+assert mlflow.models.get_model_info(uri).metadata == {"classes": list("0123456789")}
 for count in (1, 7):
     np.save(f"{folder}/native{count}.npy", native(torch.from_numpy(images[:count])).detach().numpy())
     np.save(f"{folder}/generic{count}.npy", generic.predict(images[:count]))
