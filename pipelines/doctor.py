@@ -16,7 +16,8 @@ from voluptuous import Invalid
 
 from refit.command import take_no_arguments
 
-STATES = "data/state"  # of fits; as refit/training/resume.py, which takes seconds to import, has it
+# Of fits; as refit/training/resume.py and train.py, which take seconds to import, have them.
+STATES, DIVERGED = "data/state", "diverged.json"
 _WORKERS = ("stages.", "pipelines.", "refit.")  # what Python runs as a module
 
 
@@ -106,15 +107,17 @@ def half_written(root: Path) -> Iterator[tuple[Path, str]]:
 
 
 def describe(folder: Path) -> str:
-    """The newest state of a fit, and whether it is as it was written."""
+    """The newest state of a fit, and whether it is as it was written; and how the fit ended, where its loss did."""
     states = sorted(folder.glob("step-*.ckpt"))
     size = sum(path.stat().st_size for path in states) / 1e6
+    diverged = f"Its loss became no number: {DIVERGED} in it tells where. " if (folder / DIVERGED).is_file() else ""
     if not states:
-        return f"a fit that began and saved no state. Not wanted: rm -r {folder}"
+        return f"a fit that began and saved no state. {diverged}Not wanted: rm -r {folder}"
     digest = states[-1].with_name(f"{states[-1].name}.sha256")
     is_whole = digest.is_file() and digest.read_text() == hashlib.sha256(states[-1].read_bytes()).hexdigest()
     verdict = "whole" if is_whole else "not whole, and will be passed over"
-    return f"{len(states)} states, {size:.1f} MB; {states[-1].name} is {verdict}. Not wanted: rm -r {folder}"
+    count = "1 state" if len(states) == 1 else f"{len(states)} states"
+    return f"{count}, {size:.1f} MB; {states[-1].name} is {verdict}. {diverged}Not wanted: rm -r {folder}"
 
 
 if __name__ == "__main__":

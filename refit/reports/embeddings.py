@@ -21,10 +21,10 @@ SHOWN = 8  # images made again
 def embedding_pictures(
     system: pl.LightningModule, outputs: Mapping[str, Tensor], split: Split, classes: Sequence[str]
 ) -> dict[str, bytes]:
-    """PNG files by name: a map of the outputs called `embedding`, (N, D), where there are any; and some images of
-    `split` made again, where the system has `reconstruct`, uint8 images (N, C, H, W) to such images."""
+    """PNG files by name: a map of the outputs called `embedding`, (N, D), where there are any that span a plane; and
+    some images of `split` made again, where the system has `reconstruct`, uint8 images (N, C, H, W) to such images."""
     pictures = {}
-    if "embedding" in outputs and len(split.labels) > 2:  # two lie on one line
+    if "embedding" in outputs and _span_a_plane(outputs["embedding"]):
         labels = [classes[label] for label in split.labels]
         pictures["embedding_map"] = embedding_map(outputs["embedding"].numpy(), labels)
     if reconstruct := getattr(system.eval(), "reconstruct", None):
@@ -33,6 +33,11 @@ def embedding_pictures(
             again = reconstruct(torch.from_numpy(some).to(system.device))
         pictures["reconstructions"] = reconstructions(some, again.cpu().numpy())
     return pictures
+
+
+def _span_a_plane(embeddings: Tensor) -> bool:
+    images, dimensions = embeddings.shape
+    return images > 2 and dimensions > 1 and not bool((embeddings == embeddings[0]).all())
 
 
 @as_png

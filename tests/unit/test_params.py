@@ -66,6 +66,11 @@ def test_the_project_s_own_params_yaml_is_right() -> None:
     load_params(ROOT / "params.yaml")
 
 
+def test_the_recipes_are_right() -> None:
+    recipes = list((ROOT / "docs/recipes").glob("*.yaml"))
+    assert [load_params(path).model.network for path in recipes] == ["airbench"]
+
+
 def test_the_keys_are_frozen() -> None:
     assert dotted(yaml.safe_load((ROOT / "params.yaml").read_text())) == KEYS
     assert dotted(load_params(ROOT / "params.yaml").model_dump()) == KEYS

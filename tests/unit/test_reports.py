@@ -15,8 +15,10 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from pytorch_lightning import LightningModule
 from torchmetrics.functional import classification as independent
 
+from refit.data.prepared import Split
 from refit.reports import plots
 from refit.reports.classification import (
     CURVE_POINTS,
@@ -26,6 +28,7 @@ from refit.reports.classification import (
     wilson_interval,
     worst_mistakes,
 )
+from refit.reports.embeddings import embedding_pictures
 from refit.reports.page import Pictures, write_report
 
 Floats = NDArray[np.float32]
@@ -195,6 +198,15 @@ def test_the_title_of_the_confusion_matrix_is_no_wider_than_the_matrix() -> None
     probabilities, labels = random_images(20, 3)
     report = evaluate(probabilities, labels, ["a" * 30, "b" * 30, "c" * 30], 0.95, 10)
     assert Image.open(io.BytesIO(plots.confusion_matrix(report))).width < 1050
+
+
+@pytest.mark.parametrize(("images", "dimensions", "spread", "drawn"),
+                         [(3, 2, 1, True), (2, 2, 1, False), (9, 1, 1, False), (9, 4, 0, False)])  # fmt: skip
+def test_embeddings_that_span_no_plane_have_no_map(images: int, dimensions: int, spread: int, drawn: bool) -> None:
+    embeddings = 1 + spread * torch.randn(images, dimensions, generator=torch.Generator().manual_seed(0))
+    split = Split(np.zeros((images, 1, 8, 8), np.uint8), np.zeros(images, np.int64))
+    pictures = embedding_pictures(LightningModule(), {"embedding": embeddings}, split, ["cat"])
+    assert list(pictures) == ["embedding_map"] * drawn
 
 
 def test_the_headline_of_perfect_curves_names_no_class_as_the_hardest() -> None:
