@@ -1,11 +1,13 @@
 """Make the current model a version in MLflow's registry: `python -m refit.register [NAME]`."""
 
+import sys
 from pathlib import Path
 
 from refit.command import run_command
+from refit.files import read_json
 from refit.tracking import EXPERIMENT, model_sha256, register
 
-MODEL = Path("data/model")
+MODEL, TEST = Path("data/model"), Path("data/evaluation/test.json")
 
 
 def main(arguments: list[str]) -> None:
@@ -13,6 +15,9 @@ def main(arguments: list[str]) -> None:
         raise ValueError("usage: python -m refit.register [NAME]")
     name = arguments[0] if arguments else EXPERIMENT
     sha256 = model_sha256(MODEL)
+    tested = read_json(TEST, "dvc repro test").get("tested") if TEST.is_file() else None
+    if tested != sha256[:12]:
+        print(f"warning: model {sha256[:12]} has not been tested; to know what it is worth: dvc repro", file=sys.stderr)
     version, new = register(sha256, name)
     print(f"model {sha256[:12]} {'is now' if new else 'was already'} models:/{name}/{version}")
 

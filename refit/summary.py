@@ -67,7 +67,7 @@ def facts(root: Path) -> list[Fact]:
         warnings.append(
             Fact("DEBUG RUN", "cut short by the debug section of params.yaml: these are no model's figures")
         )
-    if test.get("model") != sha256[:12]:  # a single stage was run, such as fit
+    if test.get("tested") != sha256[:12]:  # a single stage was run, such as fit
         warnings.append(Fact("TEST IS OLD", "the figures and the report are of another model; run: dvc repro"))
     return [
         *warnings,

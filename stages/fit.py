@@ -1,5 +1,6 @@
 """Train, keep the best epoch, and write it as the model artifact."""
 
+import inspect
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -55,6 +56,9 @@ def main(params: Params) -> None:
         loggers = FitLoggers(chosen_loggers() if leads else None, every_param, tags, state.folder, state.step)
         pl.seed_everything(params.seed, verbose=False)
         system = build_system(params.model, info, params.optimizer, params.loss, rate.learning_rate)
+        if leads and "learning_rate" not in inspect.signature(type(system)).parameters:
+            print(f"warning: {type(system).__name__} takes no learning_rate, so trains with one of its own, and not "
+                  f"with {rate.learning_rate:.3g}", file=sys.stderr)  # fmt: skip
         data = PreparedData(params.augment, batch.micro_batch, batch.effective_batch, params.seed)
         try:
             history, best = train(system, data, params, batch, state, loggers)
@@ -68,7 +72,8 @@ def main(params: Params) -> None:
             system.load_state_dict(best.weights)
 
         model = write_model(system, params.model, info, batch.micro_batch, resolved, debug=params.debug.shortens)
-        write_json(EVALUATION / "fit.json", {**best.row, "epochs": len(history.rows), **debug})
+        facts = {"fitted": model.sha256[:12], **best.row, "epochs": len(history.rows), **debug}
+        write_json(EVALUATION / "fit.json", facts)
         write_csv(EVALUATION / "history.csv", history.rows)
         loggers.log_metrics({f"best_{name}": value for name, value in best.row.items()})
         loggers.log_files(BATCH, LEARNING_RATE, EVALUATION / "history.csv")

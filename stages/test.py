@@ -39,7 +39,7 @@ def main(params: Params) -> None:
     figures = report.test_summary() | {name: float(value) for name, value in trainer.callback_metrics.items()}
     outcomes = _outcomes(probabilities, split, model.classes, figures_of_each(outputs, len(probabilities)))
     trial = {"debug": True} if debug else {}
-    write_json(EVALUATION / "test.json", {"model": model.sha256[:12], **figures, **trial})
+    write_json(EVALUATION / "test.json", {"tested": model.sha256[:12], **figures, **trial})
     write_csv(EVALUATION / "outcomes.csv", outcomes)
     with whole_folder(EVALUATION / "tables") as tables:
         write_csv(tables / "classes.csv", report.class_rows())

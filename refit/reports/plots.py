@@ -95,7 +95,7 @@ def training_curves(history: Sequence[Mapping[str, float | None]], best_epoch: i
     _series(loss, history, {"train_loss": ("train", ORANGE), "val_loss": ("validation", BLUE)})
     _series(rate, history, {"learning_rate": ("", QUIET)})
     loss.set_title("Loss, nats an image" if has_accuracy else "Loss")
-    rate.set_title("Learning rate")
+    rate.set_title("Learning rate at the epoch's first step")
     rate.yaxis.set_major_formatter(_plain)
     rate.set_xlabel("epoch")
     rate.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
@@ -265,9 +265,9 @@ def mistakes_gallery(
     for axes, image, true, said, p in zip(grid, images, truth, predicted, probability, strict=False):
         pixels = image[0] if len(image) == 1 else image.transpose(1, 2, 0)
         axes.imshow(pixels, cmap="gray", vmin=0, vmax=255, interpolation="nearest" if enlarged else "auto")
-        letters = int(tile * 11)
-        axes.set_title(f"is {_short(true, letters)}", color=INK, loc="left", pad=16, fontsize=9.5)
-        note = f"said {_short(said, letters - 9)}, {percent(p, 0)}"
+        letters = int(tile * 12)  # that a tile is wide
+        axes.set_title(f"is {_short(true, letters - 3)}", color=INK, loc="left", pad=16, fontsize=9.5)
+        note = f"said {_short(said, letters - 12)}, {percent(p, 0)}"
         axes.text(0, 1.035, note, color=ORANGE, fontsize=9.5, transform=axes.transAxes)
     which = "One mistake" if mistakes == 1 else f"{mistakes:,} mistakes"
     if shown < mistakes:
@@ -345,9 +345,11 @@ def _commonest_mistake(names: Sequence[str], counts: NDArray[np.int64]) -> str:
     if not wrong.any():
         return "No class is taken for another"
     row, column = divmod(int(np.argmax(wrong)), len(names))
-    times = "once" if wrong.max() == 1 else f"{wrong.max():,} times"
+    colours = "Blue: right. Orange: wrong, the darker the larger its share of the row"
+    if wrong.max() == 1:
+        return f"{colours}; no class taken for another more than once"
     pair = f"{_short(names[row], 20)} taken for {_short(names[column], 20)}"
-    return f"Blue: right. Orange: wrong; most often {pair}, {times}"
+    return f"{colours}; most often {pair}, {wrong.max():,} times"
 
 
 def _one_vs_rest(axes: Axes, points: Sequence[CurvePoint], x_label: str, y_label: str) -> None:

@@ -73,7 +73,11 @@ def _check_outputs(network: nn.Module, shape: tuple[int, int, int], outputs: int
     Raises ValueError where they are not (2, outputs).
     """
     training = {module: module.training for module in network.modules()}
-    given = network.eval()(torch.zeros(2, *shape))
+    try:
+        given = network.eval()(torch.zeros(2, *shape))
+    except Exception as error:
+        error.add_note(f"model.network = {name!r} was given 2 images, float {(2, *shape)}")
+        raise
     for module, mode in training.items():
         module.training = mode
     found = tuple(given.shape) if isinstance(given, Tensor) else type(given).__name__
@@ -85,6 +89,10 @@ def _users_network(model: ModelParams) -> type:
     network = user_class(model.network, "model.network")
     if not issubclass(network, nn.Module):
         raise ValueError(f"model.network = {model.network!r} is not a torch.nn.Module; see docs/systems.md")  # noqa: TRY004, the user's
+    from pytorch_lightning import LightningModule  # not what a network needs that is no user's
+
+    if issubclass(network, LightningModule):
+        raise ValueError(f"model.network = {model.network!r} is a whole system; set model.system to it")  # noqa: TRY004
     return network
 
 

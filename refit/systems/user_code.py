@@ -72,4 +72,9 @@ def construct(made: type, offers: Offers, arguments: Mapping[str, Any], key: str
     """`made` called with `arguments` and those of the offers that its signature names. Raises as check_arguments."""
     check_arguments(made, set(offers), arguments, key)
     takes = inspect.signature(made).parameters
-    return made(**{name: make() for name, make in offers.items() if name in takes}, **arguments)
+    given = {name: make() for name, make in offers.items() if name in takes}
+    try:
+        return made(**given, **arguments)
+    except Exception as error:
+        error.add_note(f"{made.__name__} was made with {', '.join(given)} of Refit's and {key} = {dict(arguments)}")
+        raise

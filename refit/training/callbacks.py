@@ -125,6 +125,11 @@ class History(Callback):
         self.learning_rate = trainer.optimizers[0].param_groups[0]["lr"]
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.global_step == 0:
+            raise ValueError(
+                f"no optimizer step was taken in the first epoch: training_step of {type(pl_module).__name__} must "
+                "return the loss"
+            )
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         if not all(map(math.isfinite, metrics.values())):
             raise ValueError(
@@ -159,9 +164,11 @@ class Best(Callback):
         row = self.history.rows[-1]
         if self.monitor not in row:
             logged = ", ".join(name for name in row if name.startswith("val_"))
+            others = ", ".join(name for name in trainer.callback_metrics if not name.startswith("train_"))
             raise ValueError(
                 f"fit.monitor = {self.monitor!r} is not what {type(pl_module).__name__} logs; "
-                + (f"expected one of {logged}" if logged else "it needs a validation_step that logs it")
+                + (f"expected one of {logged}" if logged else "it needs a validation_step that logs it as val_NAME")
+                + (f", and it logs {others}" if others and not logged else "")
             )
         if self.average and not self.average.begun():
             return

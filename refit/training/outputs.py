@@ -8,6 +8,8 @@ import torch
 from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
+ROUNDING = 0.05  # by which bfloat16's probabilities may miss a sum of one
+
 
 class Outputs(Callback):
     """What test_step or predict_step returns of each image: a dictionary of tensors, a row an image.
@@ -29,8 +31,15 @@ class Outputs(Callback):
         self.on_test_batch_end(*args)
 
     def gather(self) -> dict[str, Tensor]:
-        """Of all images, in their order, on the CPU."""
-        return {name: torch.cat([batch[name] for batch in self.batches]).cpu() for name in self.batches[0]}
+        """Of all images, in their order, on the CPU. Raises ValueError where a row of probabilities is none."""
+        outputs = {name: torch.cat([batch[name] for batch in self.batches]).cpu() for name in self.batches[0]}
+        sums = outputs["probabilities"].float().sum(dim=1)
+        if bool((outputs["probabilities"] < 0).any() or ((sums - 1).abs() > ROUNDING).any()):
+            raise ValueError(
+                "the 'probabilities' of test_step or predict_step are none: expected 0 or more, and 1 in all for each "
+                "image; of logits make them by logits.softmax(dim=1)"
+            )
+        return outputs
 
 
 def figures_of_each(outputs: Mapping[str, Tensor], images: int) -> list[dict[str, float]]:

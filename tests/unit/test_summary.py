@@ -28,7 +28,7 @@ FILES: dict[str, dict[str, Any]] = {
     "data/tuning/learning_rate.json": {"learning_rate": 0.0069183, "chosen_by": "find_lr", "suggestion": 0.0069183},
     "data/evaluation/fit.json": {"epoch": 21, "epochs": 30, "val_loss": 0.1165, "val_accuracy": 0.98885},
     "data/evaluation/test.json": {
-        "model": sha256(b"weights").hexdigest()[:12], "accuracy": 0.98607, "accuracy_low": 0.96779,
+        "tested": sha256(b"weights").hexdigest()[:12], "accuracy": 0.98607, "accuracy_low": 0.96779,
         "accuracy_high": 0.99409, "macro_f1": 0.98594, "ece": 0.01234
     },
 }  # fmt: skip

@@ -17,9 +17,12 @@ from refit.systems.autoencoder import Autoencoder, Neighbours
 from refit.systems.build import build_system, check_model
 from refit.systems.user_code import check_arguments, construct, user_class
 from refit.training.callbacks import Best, History
+from refit.training.outputs import Outputs
 from refit.training.trainer import make_trainer
 from stages import predict
 from tests.unit.conftest import Changed, Fit, run_test
+
+NOT_OURS = {"model.width": None, "model.dropout": None}  # of which only our own networks know
 
 
 def build(params: Params, digits: Path, learning_rate: float = 0.0) -> Autoencoder:
@@ -91,10 +94,30 @@ def test_what_was_remembered_is_read_back_whatever_its_number(autoencoder: Autoe
     assert torch.equal(again.neighbours.labels, torch.arange(7))
 
 
+PLAIN = """
+import pytorch_lightning as pl
+import torch
+
+class Plain(pl.LightningModule):
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def training_step(self, batch, index):
+        return torch.nn.functional.cross_entropy(self.network(batch.images), batch.labels)
+
+    def validation_step(self, batch, index):
+        self.log("val_loss", self.training_step(batch, index))
+
+    def configure_optimizers(self):
+        return torch.optim.Adam(self.parameters(), lr=1e-3)
+"""
+
+
 class Own(pl.LightningModule):
     def __init__(self, classes: int, margin: float, scale: float = 1.0) -> None:
         super().__init__()
-        self.seen = (classes, margin, scale)
+        self.seen = (classes, margin, float(scale))
 
 
 def test_a_class_is_given_what_its_signature_names_and_no_more() -> None:
@@ -152,5 +175,57 @@ def test_a_system_that_validates_nothing_is_told_what_it_lacks(params: Params) -
     history = History()
     history.rows.append({"epoch": 1, "train_loss": 1.0, "learning_rate": 0.1})
     best = Best(history, params.fit, None)
-    with pytest.raises(ValueError, match=r"is not what BoringModel logs; it needs a validation_step that logs it$"):
-        best.on_train_epoch_end(pl.Trainer(logger=False, enable_checkpointing=False), BoringModel())
+    trainer = pl.Trainer(logger=False, enable_checkpointing=False)
+    lacks = "is not what BoringModel logs; it needs a validation_step that logs it as val_NAME"
+    with pytest.raises(ValueError, match=f"{lacks}$"):
+        best.on_train_epoch_end(trainer, BoringModel())
+    trainer.callback_metrics.update({"train_loss": torch.tensor(1.0), "validation_loss": torch.tensor(1.0)})
+    with pytest.raises(ValueError, match=f"{lacks}, and it logs validation_loss$"):
+        best.on_train_epoch_end(trainer, BoringModel())
+
+
+def test_a_system_that_takes_no_learning_rate_is_said_to_train_with_its_own(
+    fitted: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine_plain.py").write_text(PLAIN)
+    monkeypatch.syspath_prepend(tmp_path)
+    fitted(model__system="mine_plain.Plain", fit__max_epochs=1)
+    assert "warning: Plain takes no learning_rate, so trains with one of its own, and not with 0.01" in (
+        capsys.readouterr().err
+    )
+    fitted(fit__max_epochs=1)
+    assert "takes no learning_rate" not in capsys.readouterr().err
+
+
+def test_a_system_that_trains_nothing_is_stopped_after_its_first_epoch() -> None:
+    trainer = pl.Trainer(logger=False, enable_checkpointing=False)
+    with pytest.raises(ValueError, match=r"training_step of BoringModel must return the loss$"):
+        History().on_train_epoch_end(trainer, BoringModel())
+
+
+def test_logits_are_not_taken_for_probabilities() -> None:
+    collected = Outputs()
+    logits = 5 * torch.randn(50, 10, generator=torch.Generator().manual_seed(0))
+    collected.batches = [{"probabilities": logits.softmax(dim=1).bfloat16()}, {"probabilities": torch.eye(10)}]
+    assert collected.gather()["probabilities"].shape == (60, 10)
+    for wrong in (logits, logits.sigmoid(), torch.eye(10) * 2 - 0.1):
+        collected.batches[1] = {"probabilities": wrong}
+        with pytest.raises(ValueError, match=r"are none: .* make them by logits\.softmax\(dim=1\)"):
+            collected.gather()
+
+
+def test_a_fault_in_a_class_of_one_s_own_tells_what_it_was_made_with_or_given(changed: Changed, digits: Path) -> None:
+    with pytest.raises(TypeError) as made:
+        construct(Own, {"classes": lambda: 10}, {"margin": 1, "scale": None}, "model.system_arguments")
+    assert "Own was made with classes of Refit's and model.system_arguments = {'margin': 1" in made.value.__notes__[0]
+    linear = {"in_features": 65, "out_features": 10}
+    params = changed({"model.network": "torch.nn.Linear", "model.network_arguments": linear, **NOT_OURS})
+    with pytest.raises(RuntimeError) as given:
+        build_system(params.model, read_info(digits))
+    assert given.value.__notes__ == ["model.network = 'torch.nn.Linear' was given 2 images, float (2, 1, 8, 8)"]
+
+
+def test_a_whole_system_is_no_network(changed: Changed) -> None:
+    path = "pytorch_lightning.demos.boring_classes.BoringModel"
+    with pytest.raises(ValueError, match=f"model.network = '{path}' is a whole system; set model.system to it"):
+        check_model(changed({"model.network": path, **NOT_OURS}).model)

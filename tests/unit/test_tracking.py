@@ -478,13 +478,20 @@ def test_tracking_leaves_every_random_state_as_it_was(repository: Path) -> None:
 
 def test_a_model_is_registered_once_and_loads_by_its_name(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sha256 = tracked(write_model(repository / "data/model"))
+    tested = repository / "data/evaluation/test.json"
+    tested.parent.mkdir(parents=True)
+    tested.write_text(json.dumps({"tested": sha256[:12]}))
     register_command.main([])
     register_command.main([])
-    first, second = capsys.readouterr().out.splitlines()
+    said = capsys.readouterr()
+    assert "warning: " not in said.err
+    first, second = said.out.splitlines()
     assert first == f"model {sha256[:12]} is now models:/refit/1"
     assert second == f"model {sha256[:12]} was already models:/refit/1"
-    tracked(write_model(repository / "data/model", b"other weights"))
+    other = tracked(write_model(repository / "data/model", b"other weights"))
     register_command.main([])
+    lack = f"warning: model {other[:12]} has not been tested; to know what it is worth: dvc repro\n"
+    assert lack in capsys.readouterr().err
 
     versions = MlflowClient(tracking_uri()).search_model_versions("name = 'refit'")
     assert sorted(int(version.version) for version in versions) == [1, 2]
