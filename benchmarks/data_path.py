@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from benchmarks.compare import Result, command_line, compare, interleave
 from benchmarks.raw import made_split
 from benchmarks.rivals import PerImage, small_image_transforms
-from refit.data.module import Batch, TrainLoader
+from refit.data.module import AnyBatch, TrainLoader
 from refit.data.prepared import Split
 from refit.params import AugmentParams
 from refit.systems.networks import Normalize
@@ -39,7 +39,7 @@ def small_images(rounds: int) -> list[Result]:
     return [compare(name, measured["refit"], measured["per image, 0 workers"], 20, "higher")]
 
 
-def _ours(split: Split) -> Iterator[Batch]:
+def _ours(split: Split) -> Iterator[AnyBatch]:
     """As the rival's images are: floats. Refit's networks begin with that step."""
     normalize = Normalize([0.5], [0.25])
     for batch in TrainLoader(split, BATCH_SIZE, BATCH_SIZE, SHIFT_AND_FLIP, seed=0, epoch=lambda: 0):

@@ -28,29 +28,50 @@ class Batch(NamedTuple):
     """uint8 (B, C, H, W)."""
     labels: Tensor
     """int64 (B,)."""
-    draws: Draws | None = None
-    """How to augment each image, before that is done; None outside training."""
-    other_labels: Tensor | None = None
-    """int64 (B,): what else the images show, where mixup or cutmix put another's pixels into each."""
-    share: Tensor | None = None
+
+
+class MixedBatch(NamedTuple):
+    """A training batch where mixup or cutmix put another's pixels into each image."""
+
+    images: Tensor
+    """uint8 (B, C, H, W)."""
+    labels: Tensor
+    """int64 (B,)."""
+    other_labels: Tensor
+    """int64 (B,): what else the images show."""
+    share: Tensor
     """float32 (B,): how much of each image its own label counts; the other counts for the rest."""
 
 
-def augmented(batch: Batch, augmentation: AugmentParams) -> Batch:
+class DrawnBatch(NamedTuple):
+    """A training batch before its images are augmented."""
+
+    images: Tensor
+    """uint8 (B, C, H, W)."""
+    labels: Tensor
+    """int64 (B,)."""
+    draws: Draws
+    """How to augment each image."""
+
+
+AnyBatch = Batch | MixedBatch | DrawnBatch
+
+
+def augmented(batch: AnyBatch, augmentation: AugmentParams) -> Batch | MixedBatch:
     """With its draws carried out. Where images are mixed, the last of the batch is only the last but one's partner."""
-    if batch.draws is None:
+    if not isinstance(batch, DrawnBatch):
         return batch
     images = augment(batch.images, batch.draws, augmentation)
     if batch.draws.share is None or batch.draws.box is None:
         return Batch(images, batch.labels)
     share, box = batch.draws.share[:-1], batch.draws.box[:-1]
-    return Batch(mix(images, share, box, augmentation), batch.labels[:-1], None, batch.labels[1:], share)
+    return MixedBatch(mix(images, share, box, augmentation), batch.labels[:-1], batch.labels[1:], share)
 
 
-def _pinned(batch: Batch) -> Batch:
+def _pinned(batch: Batch | DrawnBatch) -> Batch | DrawnBatch:
     """In memory from which a CUDA device copies while other work goes on."""
-    draws = batch.draws and batch.draws.each(Tensor.pin_memory)
-    return Batch(batch.images.pin_memory(), batch.labels.pin_memory(), draws)
+    pinned = Batch(batch.images.pin_memory(), batch.labels.pin_memory())
+    return DrawnBatch(*pinned, batch.draws.each(Tensor.pin_memory)) if isinstance(batch, DrawnBatch) else pinned
 
 
 def _tensors(split: Split, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -61,7 +82,7 @@ def _tensors(split: Split, device: torch.device) -> tuple[Tensor, Tensor]:
     return images, labels
 
 
-def _ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
+def _ahead(batches: Iterator[AnyBatch]) -> Iterator[AnyBatch]:
     """The same batches, each made by a thread while those before it are in use."""
     with ThreadPoolExecutor(1, thread_name_prefix="batches") as thread:
         waiting = deque(thread.submit(next, batches, None) for _ in range(2))
@@ -121,7 +142,7 @@ class TrainLoader:
         rows: list[int] = self.order[batch_idx * together :][:together].tolist()
         return rows
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[AnyBatch]:
         random = np.random.default_rng([self.seed, self.epoch()])
         self.position, self._start = self._start, 0
         self.order = random.permutation(len(self.labels))
@@ -130,23 +151,25 @@ class TrainLoader:
         height, width = self.images.shape[2:]
         draws = draw(self.augmentation, len(self.labels), (height, width), random)
         home = self.images.device
-        batches = self._gather(order.to(home), draws.to(home) if draws else None, self.position)
+        gathered = self._gather(order.to(home), draws.to(home) if draws else None, self.position)
+        batches: Iterator[AnyBatch] = gathered
         if self.images.device.type == "cpu" and self.device.type == "cuda":
-            batches = _ahead(_pinned(batch) for batch in batches)
+            batches = _ahead(_pinned(batch) for batch in gathered)
         elif self.images.device.type == "cpu" and (draws or self.is_mapped):
-            batches = _ahead(augmented(batch, self.augmentation) for batch in batches)
+            batches = _ahead(augmented(batch, self.augmentation) for batch in gathered)
         for batch in batches:
             self.position += 1
             yield batch
 
-    def _gather(self, order: Tensor, draws: Draws | None, first: int) -> Iterator[Batch]:
+    def _gather(self, order: Tensor, draws: Draws | None, first: int) -> Iterator[Batch | DrawnBatch]:
         """The batches of this process, from its `first` on. Of each image the next in the order is the partner, so a
         batch that is to be mixed holds one more."""
         partners = 1 if self.augmentation.mixup or self.augmentation.cutmix else 0
         together = self.batch_size * self.world_size
         for start in range(first * together + self.rank * self.batch_size, self.used, together):
             indices = order[start : start + self.batch_size + partners]
-            yield Batch(self.images[indices], self.labels[indices], draws.take(indices) if draws else None)
+            batch = Batch(self.images[indices], self.labels[indices])
+            yield DrawnBatch(*batch, draws.take(indices)) if draws else batch
 
 
 class EvaluationLoader:
@@ -231,11 +254,11 @@ class PreparedData(pl.LightningDataModule):
         device, batch_size = trainer.strategy.root_device, EVALUATION_FACTOR * self.batch_size
         return EvaluationLoader(self.val, batch_size, device, trainer.global_rank, trainer.world_size)
 
-    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+    def transfer_batch_to_device(self, batch: AnyBatch, device: torch.device, dataloader_idx: int) -> AnyBatch:
         if batch.images.device == device:  # Lightning would look at each tensor of it
             return batch
-        moved: Batch = super().transfer_batch_to_device(batch, device, dataloader_idx)
+        moved: AnyBatch = super().transfer_batch_to_device(batch, device, dataloader_idx)
         return moved
 
-    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+    def on_after_batch_transfer(self, batch: AnyBatch, dataloader_idx: int) -> Batch | MixedBatch:
         return augmented(batch, self.augmentation)

@@ -254,7 +254,7 @@ def mistakes_gallery(
         words = f"No mistake among {tested:,} test images" if mistakes == 0 else f"{mistakes:,} mistakes, none shown"
         figure.text(0.5, 0.5, words, ha="center", va="center", fontsize=14, color=QUIET)
         return figure
-    columns = min(max(shown, 4), 6)
+    columns = 4
     rows = math.ceil(shown / columns)
     tile = WIDTH / columns
     figure = Figure(figsize=(WIDTH, rows * (tile + 0.42) + 0.5))
@@ -265,7 +265,7 @@ def mistakes_gallery(
     for axes, image, true, said, p in zip(grid, images, truth, predicted, probability, strict=False):
         pixels = image[0] if len(image) == 1 else image.transpose(1, 2, 0)
         axes.imshow(pixels, cmap="gray", vmin=0, vmax=255, interpolation="nearest" if enlarged else "auto")
-        letters = int(tile * 12)  # that a tile is wide
+        letters = int(tile * 11)  # that a tile is wide
         axes.set_title(f"is {_short(true, letters - 3)}", color=INK, loc="left", pad=16, fontsize=9.5)
         note = f"said {_short(said, letters - 12)}, {percent(p, 0)}"
         axes.text(0, 1.035, note, color=ORANGE, fontsize=9.5, transform=axes.transAxes)

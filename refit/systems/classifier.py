@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
-from refit.data.module import Batch, PreparedData
+from refit.data.module import Batch, MixedBatch, PreparedData
 from refit.params import LossParams, OptimizerParams
 from refit.systems.system import System
 
@@ -56,7 +56,7 @@ class Classifier(System):
             balanced = images.sum() / (len(images) * np.maximum(images, 1))
             self.class_weights.copy_(torch.from_numpy(balanced))
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+    def training_step(self, batch: Batch | MixedBatch, batch_idx: int) -> Tensor:
         logits = self(batch.images)
         loss = self._training_loss(logits, batch)
         with torch.no_grad():
@@ -64,11 +64,11 @@ class Classifier(System):
             self.add_train_figures(len(batch.labels), torch.stack((loss * len(batch.labels), hits)))
         return loss
 
-    def _training_loss(self, logits: Tensor, batch: Batch) -> Tensor:
-        if self.class_weights is None and batch.other_labels is None:
+    def _training_loss(self, logits: Tensor, batch: Batch | MixedBatch) -> Tensor:
+        if self.class_weights is None and isinstance(batch, Batch):
             return F.cross_entropy(logits, batch.labels, label_smoothing=self.label_smoothing)
         losses = self._losses(logits, batch.labels)
-        if batch.other_labels is not None and batch.share is not None:
+        if isinstance(batch, MixedBatch):
             losses = batch.share * losses + (1 - batch.share) * self._losses(logits, batch.other_labels)
         # By the number of images, not by the sum of their weights: so accumulated micro-batches step as one batch.
         return losses.mean()
@@ -79,10 +79,10 @@ class Classifier(System):
         )
 
     @staticmethod
-    def _hits(predicted: Tensor, batch: Batch) -> Tensor:
+    def _hits(predicted: Tensor, batch: Batch | MixedBatch) -> Tensor:
         """Of mixed images, the shares of the labels that are predicted."""
         hits = predicted == batch.labels
-        if batch.other_labels is None or batch.share is None:
+        if isinstance(batch, Batch):
             return hits.sum()
         return (batch.share * hits + (1 - batch.share) * (predicted == batch.other_labels)).sum()
 

@@ -11,7 +11,7 @@ from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 from torchvision.utils import make_grid
 
-from refit.data.module import Batch
+from refit.data.module import Batch, MixedBatch
 from refit.loggers import FitLoggers
 
 MOST_SHOWN = 32  # images of the first batch
@@ -26,7 +26,7 @@ class FirstBatch(Callback):
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any,
                              batch_idx: int) -> None:  # fmt: skip
-        if trainer.current_epoch == batch_idx == 0 and isinstance(batch, Batch):
+        if trainer.current_epoch == batch_idx == 0 and isinstance(batch, Batch | MixedBatch):
             self.loggers.log_picture("first_batch", grid(batch.images[:MOST_SHOWN]), 0)
         # Lightning takes a hundredth of a millisecond a step to ask a callback that has nothing more to do.
         trainer.callbacks = [callback for callback in trainer.callbacks if callback is not self]  # type: ignore[attr-defined]

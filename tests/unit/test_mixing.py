@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from refit.data.augment import Draws, augment, draw
 from refit.data.mixing import mix
-from refit.data.module import Batch, PreparedData, TrainLoader, augmented
+from refit.data.module import AnyBatch, MixedBatch, PreparedData, TrainLoader, augmented
 from refit.data.prepared import Split, read_info
 from refit.params import AugmentParams
 from refit.systems.build import build_system
@@ -38,13 +38,13 @@ def split() -> Split:
 
 
 def batches(split: Split, params: AugmentParams, batch_size: int = 8, effective: int = 16, epoch: int = 0,
-            start: int = 0) -> list[Batch]:  # fmt: skip
+            start: int = 0) -> list[AnyBatch]:  # fmt: skip
     loader = TrainLoader(split, batch_size, effective, params, 3, lambda: epoch)
     loader.load_state_dict({"position": start})
     return list(loader)
 
 
-def joined(batches: Sequence[Batch]) -> dict[str, Tensor]:
+def joined(batches: Sequence[AnyBatch]) -> dict[str, Tensor]:
     names = ("images", "labels", "other_labels", "share")
     return {name: torch.cat([getattr(batch, name) for batch in batches]) for name in names}
 
@@ -159,10 +159,9 @@ def test_the_other_choices_stay_as_they_are_when_images_are_mixed() -> None:
     assert torch.equal(alone.shift, mixed.shift)
 
 
-def test_what_is_not_mixed_has_neither_a_second_label_nor_a_share(split: Split) -> None:
-    for batch in batches(split, made(shift=2)):
-        assert batch.other_labels is None
-        assert batch.share is None
+def test_what_is_not_mixed_unpacks_as_images_and_labels(split: Split) -> None:
+    for params in (made(), made(shift=2)):
+        assert [len(batch) for batch in batches(split, params)] == [2] * (COUNT // 16 * 2)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
@@ -176,7 +175,7 @@ def test_the_training_loss_weighs_both_labels_by_their_shares_and_so_counts_its_
     images = torch.randint(0, 256, (32, 1, 8, 8), dtype=torch.uint8, generator=random)
     labels, others = torch.randint(0, 10, (2, 32), generator=random)
     share = torch.rand(32, generator=random)
-    loss = system.training_step(Batch(images, labels, None, others, share), 0)
+    loss = system.training_step(MixedBatch(images, labels, others, share), 0)
     logits = system(images)
     targets = share[:, None] * nn.functional.one_hot(labels, 10) + (1 - share[:, None]) * nn.functional.one_hot(
         others, 10
@@ -192,10 +191,10 @@ def test_a_fit_on_mixed_images_sees_the_loader_s_and_learns_the_digits(changed: 
     torch.manual_seed(0)
     system: Any = build_system(params.model, read_info(digits), params.optimizer, params.loss, 0.01)
     data = PreparedData(params.augment, 32, 64, 3, digits)
-    seen: list[Batch] = []
+    seen: list[AnyBatch] = []
     step = system.training_step
 
-    def watched(batch: Batch, batch_idx: int) -> Tensor:
+    def watched(batch: MixedBatch, batch_idx: int) -> Tensor:
         seen.append(batch)
         loss: Tensor = step(batch, batch_idx)
         return loss

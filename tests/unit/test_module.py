@@ -11,7 +11,16 @@ import torch
 from torch import Tensor
 
 from refit.data.augment import Draws, augment, draw
-from refit.data.module import EVALUATION_FACTOR, Batch, EvaluationLoader, PreparedData, TrainLoader, augmented
+from refit.data.module import (
+    EVALUATION_FACTOR,
+    AnyBatch,
+    Batch,
+    DrawnBatch,
+    EvaluationLoader,
+    PreparedData,
+    TrainLoader,
+    augmented,
+)
 from refit.data.prepared import Split, read_split
 from refit.params import AugmentParams, Params
 from refit.training.trainer import make_trainer
@@ -35,7 +44,7 @@ def loader(split: Split, batch_size: int = 8, effective: int = 16, seed: int = 0
     return TrainLoader(split, batch_size, effective, augmentation, seed, lambda: epoch)
 
 
-def joined(batches: Sequence[Batch]) -> tuple[Tensor, Tensor]:
+def joined(batches: Sequence[AnyBatch]) -> tuple[Tensor, Tensor]:
     return torch.cat([batch.images for batch in batches]), torch.cat([batch.labels for batch in batches])
 
 
@@ -175,7 +184,8 @@ def test_evaluation_shows_every_image_once_in_order(split: Split) -> None:
     assert len(EvaluationLoader(split, 32)) == 4
     assert torch.equal(torch.cat([batch.images for batch in batches]), torch.from_numpy(split.images))
     assert torch.equal(torch.cat([batch.labels for batch in batches]), torch.from_numpy(split.labels))
-    assert all(batch.draws is None for batch in batches)
+    images, labels = batches[3]
+    assert (len(images), len(labels)) == (7, 7)
 
 
 def test_what_does_not_fit_a_cuda_device_is_pinned_ahead_and_augmented_there(
@@ -191,7 +201,8 @@ def test_what_does_not_fit_a_cuda_device_is_pinned_ahead_and_augmented_there(
     monkeypatch.setattr(Tensor, "pin_memory", pin)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (0, 0))
     waiting = list(TrainLoader(split, 8, 16, ALL, 3, lambda: 5, torch.device("cuda")))
-    drawn = [choice for choice in waiting[0].draws or () if choice is not None]
+    assert isinstance(waiting[0], DrawnBatch)
+    drawn = [choice for choice in waiting[0].draws if choice is not None]
     assert len(pinned) == len(waiting) * (2 + len(drawn))
     assert same(joined([augmented(batch, ALL) for batch in waiting]), joined(list(loader(split, seed=3, epoch=5))))
 
@@ -199,10 +210,12 @@ def test_what_does_not_fit_a_cuda_device_is_pinned_ahead_and_augmented_there(
 def test_a_batch_that_is_not_on_the_device_is_brought_there(digits: Path) -> None:
     data = PreparedData(ALL, 64, 128, seed=7, folder=digits)
     images, labels = torch.zeros(2, 1, 8, 8, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64)
-    here = Batch(images, labels, draw(ALL, 2, (8, 8), np.random.default_rng(0)))
+    draws = draw(ALL, 2, (8, 8), np.random.default_rng(0))
+    assert draws is not None
+    here = DrawnBatch(images, labels, draws)
     assert data.transfer_batch_to_device(here, torch.device("cpu"), 0) is here
     there = data.transfer_batch_to_device(here, torch.device("meta"), 0)
-    assert there.draws is not None
+    assert isinstance(there, DrawnBatch)
     moved = [tensor for tensor in (there.images, there.labels, *there.draws) if tensor is not None]
     assert len(moved) == 2 + len(Draws._fields) - len(["share", "box"])
     assert {tensor.device.type for tensor in moved} == {"meta"}

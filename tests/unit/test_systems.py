@@ -104,7 +104,8 @@ class Plain(pl.LightningModule):
         self.network = network
 
     def training_step(self, batch, index):
-        return torch.nn.functional.cross_entropy(self.network(batch.images), batch.labels)
+        images, labels = batch
+        return torch.nn.functional.cross_entropy(self.network(images), labels)
 
     def validation_step(self, batch, index):
         self.log("val_loss", self.training_step(batch, index))
