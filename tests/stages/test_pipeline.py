@@ -131,9 +131,8 @@ def test_mlflow_holds_one_run_of_the_model_with_its_parameters_fit_and_test(proj
     facts = {"images_per_second", "first_step_seconds", "epoch_seconds", "memory_gib", "gradient_norm", "learning_rate"}
     assert {"val_loss", "train_accuracy"} | facts <= set(run["metrics"])
     kept = json.loads((project.root / "data/evaluation/fit.json").read_text())
-    assert {name: run["metrics"][f"best_{name}"] for name in kept if name != "epochs"} == {
-        name: value for name, value in kept.items() if name != "epochs"
-    }
+    assert (kept.pop("fitted"), kept.pop("epochs")) == (description["sha256"][:12], 3)
+    assert {name: run["metrics"][f"best_{name}"] for name in kept} == kept
 
 
 def test_experiments_run_in_the_workspace_apart_from_it_and_from_the_queue(project: Project) -> None:

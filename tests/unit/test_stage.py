@@ -18,11 +18,13 @@ ROOT = Path(__file__).resolve().parents[2]
 
 _TOY = """
 import json
+import os
 import sys
 import time
 from pathlib import Path
 
-if sys.argv[1] == "slow imports":  # as Lightning's are
+CASE = os.environ["CASE"]
+if CASE == "slow imports":  # as Lightning's are
     Path("importing").touch()
     time.sleep(2)
 
@@ -30,7 +32,7 @@ from refit.stage import run_stage
 
 
 def main(params):
-    CASES[sys.argv[1]](params)
+    CASES[CASE](params)
 
 
 def users_mistake(params):
@@ -142,12 +144,16 @@ def start(project: Path, workspace: Path, values: Values) -> Start:
 
     def started(case: str) -> "subprocess.Popen[str]":
         return subprocess.Popen(
-            [sys.executable, "-m", "stages.toy", case], cwd=workspace, text=True,
-            env={**os.environ, "PYTHONPATH": str(project)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            [sys.executable, "-m", "stages.toy"], cwd=workspace, text=True,
+            env=environment(project, case), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             preexec_fn=ignore_ctrl_c,
         )  # fmt: skip
 
     return started
+
+
+def environment(project: Path, case: str) -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(project), "CASE": case}
 
 
 def ignore_ctrl_c() -> None:
@@ -242,8 +248,8 @@ def test_a_stage_does_not_outlive_its_killed_parent(
     case: str, moment: str, start: Start, project: Path, workspace: Path
 ) -> None:
     parent = subprocess.Popen(
-        [sys.executable, "-c", _PARENT, sys.executable, "-m", "stages.toy", case], cwd=workspace, text=True,
-        env={**os.environ, "PYTHONPATH": str(project)}, stdout=subprocess.PIPE,
+        [sys.executable, "-c", _PARENT, sys.executable, "-m", "stages.toy"], cwd=workspace, text=True,
+        env=environment(project, case), stdout=subprocess.PIPE,
     )  # fmt: skip
     assert parent.stdout is not None
     child = int(parent.stdout.readline())
@@ -261,7 +267,7 @@ def test_a_stage_does_not_outlive_its_killed_parent(
 
 _INIT = """
 sleep 0.2
-DVC_STAGE=toy "$0" -m stages.toy done
+DVC_STAGE=toy "$0" -m stages.toy
 echo $?
 """
 
@@ -283,7 +289,7 @@ sys.exit(subprocess.run(sys.argv[1:], process_group=0).returncode)  # as a shell
 
 def test_a_stage_can_be_started_by_a_container_s_first_process(start: Start, project: Path, workspace: Path) -> None:
     """Such as the shell of `docker run -it IMAGE bash`."""
-    command = [sys.executable, "-c", _PROCESS_1, sys.executable, "-m", "stages.toy", "done"]
+    command = [sys.executable, "-c", _PROCESS_1, sys.executable, "-m", "stages.toy"]
     done = in_container(command, project, workspace)
     assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
 
@@ -293,7 +299,7 @@ def in_container(command: list[str], project: Path, workspace: Path) -> "subproc
     if shutil.which("unshare") is None or subprocess.run([*container, "true"], capture_output=True).returncode:
         pytest.skip("needs Linux's namespaces")
     return subprocess.run(
-        [*container, *command], cwd=workspace, env={**os.environ, "PYTHONPATH": str(project)},
+        [*container, *command], cwd=workspace, env=environment(project, "done"),
         capture_output=True, text=True,
     )  # fmt: skip
 
