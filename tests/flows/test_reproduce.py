@@ -137,7 +137,7 @@ def test_ctrl_c_in_a_terminal_ends_a_flow_without_a_server_at_once(toy: Toy) -> 
     """A terminal sends it to the whole process group, and so to Prefect's temporary server."""
     toy.stage("endless", does="Path('log/endless.pid').write_text(str(os.getpid())); time.sleep(600)")
     with toy.starting("python", "-m", "pipelines.reproduce") as flow:
-        pid = eventually(lambda: toy.note("endless.pid"), "the stage runs")
+        pid = eventually(lambda: toy.note("endless.pid"), "the stage runs", seconds=120)
         os.killpg(flow.pid, signal.SIGINT)
         assert flow.wait(20) == 130
     assert gone(pid)
