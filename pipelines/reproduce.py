@@ -19,7 +19,7 @@ from pipelines.stage_process import USER_ERROR, StageFailedError, run_stage
 from refit.command import take_no_arguments
 from refit.params import load_params
 from refit.quiet import QUIET
-from refit.summary import summary, summary_markdown
+from refit.summary import as_markdown, as_text, read_facts
 
 os.environ.update(QUIET | os.environ)  # here, since Prefect looks while it is imported
 
@@ -55,9 +55,9 @@ async def reproduce() -> State[None] | None:
             failures = await _run_stages(graph, limits.stage_time_limit, limits.stage_retries)
             if failures:
                 return Failed(message="; ".join(failures))
-            # On a thread: each may wait for MLflow.
-            get_run_logger().info(await asyncio.to_thread(summary))
-            await acreate_markdown_artifact(await asyncio.to_thread(summary_markdown), key=SUMMARY_KEY)
+            facts = await asyncio.to_thread(read_facts)  # it may wait for MLflow
+            get_run_logger().info(as_text(facts))
+            await acreate_markdown_artifact(as_markdown(facts), key=SUMMARY_KEY)
     except ValueError as error:
         return Failed(message=str(error))
     return None

@@ -1,6 +1,7 @@
 """What the last run gave, for a person to read: `python -m refit.summary`."""
 
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,24 +34,27 @@ class Fact(NamedTuple):
     link: str | None = None
 
 
-def summary(root: Path = Path()) -> str:
-    """Plain text, 80 columns wide but for long names. Raises ValueError where a file of the run is missing."""
+def as_text(facts: Sequence[Fact]) -> str:
+    """Plain text, 80 columns wide but for long names."""
     lines = []
-    for name, text, link in facts(root):
+    for name, text, link in facts:
         lines.append(_wrap(name, text))
         if link and link.startswith("http"):
             lines.append(f"  {link}")
     return "\n".join(["Result", *lines, "", NEXT])
 
 
-def summary_markdown(root: Path = Path()) -> str:
-    """The same facts as a table with links. Raises ValueError where a file of the run is missing."""
-    rows = [f"| {name} | {f'[{text}]({link})' if link else text} |" for name, text, link in facts(root)]
+def as_markdown(facts: Sequence[Fact]) -> str:
+    """A table with links."""
+    rows = [f"| {name} | {f'[{text}]({link})' if link else text} |" for name, text, link in facts]
     return "\n".join(["| | |", "|---|---|", *rows, ""])
 
 
-def facts(root: Path) -> list[Fact]:
-    """What there is to say of the run whose outputs lie in `root`/data; MLflow is asked for the run of its model."""
+def read_facts(root: Path = Path()) -> list[Fact]:
+    """What there is to say of the run whose outputs lie in `root`/data; MLflow is asked for the run of its model.
+
+    Raises ValueError where a file of the run is missing.
+    """
     data, batch, rate, fit, test = (
         read_json(root / f"data/{name}.json", "dvc repro")
         for name in ("prepared/dataset", "tuning/batch", "tuning/learning_rate", "evaluation/fit", "evaluation/test")
@@ -102,4 +106,4 @@ def _wrap(name: str, text: str) -> str:
 
 if __name__ == "__main__":
     take_no_arguments()
-    run_command(lambda _: print(summary()))
+    run_command(lambda _: print(as_text(read_facts())))

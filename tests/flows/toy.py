@@ -42,11 +42,14 @@ Path("log/{name}.ended").write_text(str(time.monotonic_ns()))
 
 # The toy's own: the project's reads the outputs of the project's stages.
 _SUMMARY = """
-def summary() -> str:
-    return "accuracy 0.5"
+def read_facts():
+    return [("accuracy", "0.5")]
 
-def summary_markdown() -> str:
-    return "| accuracy | 0.5 |"
+def as_text(facts) -> str:
+    return "\\n".join(f"{name} {value}" for name, value in facts)
+
+def as_markdown(facts) -> str:
+    return "\\n".join(f"| {name} | {value} |" for name, value in facts)
 """
 
 

@@ -139,7 +139,7 @@ def test_a_debug_run_says_so_wherever_one_looks_and_is_never_registered(
     for output in ("model/model.json", "evaluation/fit.json", "evaluation/test.json", "predictions/summary.json"):
         assert told(output)["debug"] is True, output
     assert "A debug run" in Path("data/evaluation/report.html").read_text(encoding="utf-8")
-    assert "DEBUG RUN" in summary.summary()
+    assert "DEBUG RUN" in summary.as_text(summary.read_facts())
     (run,) = MlflowClient().search_runs(["1"])
     assert run.data.tags["debug"] == "true"
     with pytest.raises(ValueError, match="is a debug run, and its model none to register"):
@@ -174,7 +174,7 @@ def test_a_real_run_says_nothing_of_debugging(watched: Callable[..., Steps]) -> 
     run_test_and_predict()
     assert told("model/model.json")["debug"] is False
     assert "debug" not in told("evaluation/fit.json") | told("evaluation/test.json")
-    assert "DEBUG" not in summary.summary()
+    assert "DEBUG" not in summary.as_text(summary.read_facts())
 
 
 def test_a_real_run_takes_the_place_of_a_debug_run_that_came_to_the_same_weights(watched: Callable[..., Steps]) -> None:

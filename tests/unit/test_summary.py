@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from refit.summary import summary, summary_markdown
+from refit.summary import as_markdown, as_text, read_facts
 from refit.tracking import TrackedRun, model_sha256, tracking_uri
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -48,7 +48,7 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_person_reads_every_figure_in_25_lines_of_80_columns(repository: Path) -> None:
-    text = summary()
+    text = as_text(read_facts())
     flat = " ".join(text.split())
     for figure in (
         "digits: 1,169 train, 269 val, 359 test images of 10 classes, 1x8x8",
@@ -71,10 +71,10 @@ def test_a_person_reads_every_figure_in_25_lines_of_80_columns(repository: Path)
 
 
 def test_figures_of_another_model_are_told_as_such(repository: Path) -> None:
-    assert "TEST IS OLD" not in summary()
+    assert "TEST IS OLD" not in as_text(read_facts())
     (repository / "data/model/model.safetensors").write_bytes(b"trained again")
-    assert "TEST IS OLD" in summary_markdown()
-    assert "of another model; run: dvc repro" in " ".join(summary().split())
+    assert "TEST IS OLD" in as_markdown(read_facts())
+    assert "of another model; run: dvc repro" in " ".join(as_text(read_facts()).split())
 
 
 def test_the_runs_name_id_and_page_are_given(repository: Path) -> None:
@@ -84,12 +84,12 @@ def test_the_runs_name_id_and_page_are_given(repository: Path) -> None:
     run._client.set_terminated(run._run_id, "FINISHED")
     assert tracking_uri().startswith(f"sqlite:///{repository}")
     page = f"http://127.0.0.1:5000/#/experiments/1/runs/{run.run_id}"
-    assert f"digits cnn, {run.run_id}\n  {page}\n" in summary()
-    assert f"| MLflow run | [digits cnn, {run.run_id}]({page}) |" in summary_markdown()
+    assert f"digits cnn, {run.run_id}\n  {page}\n" in as_text(read_facts())
+    assert f"| MLflow run | [digits cnn, {run.run_id}]({page}) |" in as_markdown(read_facts())
 
 
 def test_markdown_is_one_table_with_a_link_to_the_report(repository: Path) -> None:
-    lines = summary_markdown().splitlines()
+    lines = as_markdown(read_facts()).splitlines()
     assert all(line.startswith("|") and line.count("|") == 3 for line in lines)
     report = (repository / "data/evaluation/report.html").as_uri()
     assert f"| report | [data/evaluation/report.html]({report}) |" in lines
@@ -97,14 +97,14 @@ def test_markdown_is_one_table_with_a_link_to_the_report(repository: Path) -> No
 
 def test_it_can_be_written_from_another_folder(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir("/")
-    assert "0.9861" in summary(repository)
+    assert "0.9861" in as_text(read_facts(repository))
 
 
 @pytest.mark.parametrize("missing", [*FILES, "data/model/model.safetensors"])
 def test_a_missing_file_is_one_line_that_names_it_and_exit_code_2(missing: str, repository: Path) -> None:
     (repository / missing).unlink()
     with pytest.raises(ValueError, match=missing) as error:
-        summary()
+        as_text(read_facts())
     assert "run: dvc repro" in str(error.value)
 
 
