@@ -7,8 +7,11 @@ from typing import Any
 
 import pytest
 
+PATIENCE = 240.0
+"""Seconds that a test waits for what takes a few: a machine may be busy with other things, to a tenth of its speed."""
 
-def eventually(condition: Callable[[], Any], what: str, seconds: float = 30, every: float = 0.1) -> Any:
+
+def eventually(condition: Callable[[], Any], what: str, seconds: float = PATIENCE, every: float = 0.1) -> Any:
     """The first true value of `condition`, asked `every` so many seconds; fails, naming `what`, after `seconds`."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):

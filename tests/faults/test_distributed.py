@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from tests.faults.test_fit_killed import fit_process, forget_fit, goes_on_and_ends_the_same, repro, soon, states
-from tests.processes import alive, eventually, processes_in
+from tests.processes import PATIENCE, alive, eventually, processes_in
 from tests.stages.conftest import Project, make_project
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process of its parent's death")
@@ -51,7 +51,7 @@ def test_signals_and_a_killed_process_end_the_fit_and_it_goes_on_to_the_same_bit
         monkeypatch.setenv("REFIT_WARM", warm)
         reached = max((int(path.name[5:14]) for path in states(project)), default=0)
         with repro(project) as dvc:
-            soon(lambda: any(int(path.name[5:14]) > reached for path in states(project)), "further")  # noqa: B023
+            soon(lambda: any(int(path.name[5:14]) > reached for path in states(project)), "further", dvc)  # noqa: B023
             leader = fit_process(project)
             (other,) = Path(f"/proc/{leader}/task/{leader}/children").read_text().split()
             assert b"stages.fit" in Path(f"/proc/{other}/cmdline").read_bytes()
@@ -63,9 +63,9 @@ def test_signals_and_a_killed_process_end_the_fit_and_it_goes_on_to_the_same_bit
                 os.killpg(dvc.pid, signal.SIGINT)
             else:
                 os.kill(int(other), signal.SIGKILL)
-            text = dvc.communicate(timeout=60)[0]
+            text = dvc.communicate(timeout=PATIENCE)[0]
         assert dvc.returncode != 0
         assert said in text
-        eventually(lambda: not alive(leader) and not alive(other), "both processes are gone", 60)  # noqa: B023
+        eventually(lambda: not alive(leader) and not alive(other), "both processes are gone")  # noqa: B023
         assert not (project.root / "data/model").exists()
     goes_on_and_ends_the_same(project, lock)

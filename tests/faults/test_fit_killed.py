@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.processes import alive, eventually
+from tests.processes import PATIENCE, alive, eventually
 from tests.stages.conftest import Project, make_project, user_environment
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process of its parent's death")
@@ -78,9 +78,10 @@ def states(project: Project) -> list[Path]:
     return sorted(project.root.glob("data/state/*/step-*.ckpt.sha256"))
 
 
-def soon(condition: Callable[[], object], what: str) -> None:
-    """Seen within a millisecond: what is waited for may be over in ten."""
-    eventually(condition, what, 60, every=0.001)
+def soon(condition: Callable[[], object], what: str, dvc: "subprocess.Popen[str]") -> None:
+    """Seen within a millisecond: what is waited for may be over in ten. Fails where `dvc` ends first."""
+    seen = eventually(lambda: "seen" if condition() else dvc.poll() is not None, what, every=0.001)
+    assert seen == "seen", f"dvc ended before {what}: {dvc.communicate()[0]}"
 
 
 def fit_process(project: Project) -> int:
@@ -102,10 +103,10 @@ def test_dvc_killed_in_a_fit(warm: str, project: Project, lock: Any, monkeypatch
     """With the stages forked off the warm process, and each in one of its own."""
     monkeypatch.setenv("REFIT_WARM", warm)
     with repro(project) as dvc:
-        soon(lambda: len(states(project)) == 2, "two states are kept")
+        soon(lambda: len(states(project)) == 2, "two states are kept", dvc)
         trainer = fit_process(project)
         dvc.kill()
-        eventually(lambda: not alive(trainer), "the trainer is gone", 10)
+        eventually(lambda: not alive(trainer), "the trainer is gone")
     assert not (project.root / "data/model").exists()
     goes_on_and_ends_the_same(project, lock)
 
@@ -116,7 +117,7 @@ def test_dvc_killed_and_run_again_at_once_and_again(project: Project, lock: Any)
     for _ in range(3):
         with repro(project) as dvc:
             reached = max(steps, default=0)
-            soon(lambda: any(int(path.name[5:14]) > reached for path in states(project)), "further")  # noqa: B023
+            soon(lambda: any(int(path.name[5:14]) > reached for path in states(project)), "further", dvc)  # noqa: B023
             steps.append(int(states(project)[-1].name[5:14]))
             dvc.kill()
     assert steps == sorted(set(steps)), "no run got further than the one before"
@@ -125,18 +126,18 @@ def test_dvc_killed_and_run_again_at_once_and_again(project: Project, lock: Any)
 
 def test_the_trainer_killed_while_it_writes_a_state(project: Project, lock: Any) -> None:
     with repro(project) as dvc:
-        soon(lambda: len(states(project)) == 2, "two states are kept")
-        soon(lambda: list(project.root.glob("data/state/*/.step-*.partial")), "a state is being written")
+        soon(lambda: len(states(project)) == 2, "two states are kept", dvc)
+        soon(lambda: list(project.root.glob("data/state/*/.step-*.partial")), "a state is being written", dvc)
         os.kill(fit_process(project), signal.SIGKILL)
-        assert dvc.wait(timeout=60) != 0
+        assert dvc.wait(timeout=PATIENCE) != 0
     assert "fit" not in locked(project)["stages"]
     goes_on_and_ends_the_same(project, lock)
 
 
-def first_state(project: Project) -> Path:
+def first_state(project: Project, dvc: "subprocess.Popen[str]") -> Path:
     """The first state that the running fit keeps; unless it is asked to end, the next is a second away."""
-    soon(lambda: list(project.root.glob("data/state/*/pid")), "the fit began")
-    soon(lambda: len(states(project)) == 1, "the first state is kept")
+    soon(lambda: list(project.root.glob("data/state/*/pid")), "the fit began", dvc)
+    soon(lambda: len(states(project)) == 1, "the first state is kept", dvc)
     return states(project)[0]
 
 
@@ -155,10 +156,10 @@ def test_a_signal_ends_the_fit_after_its_step_with_its_state_saved(
 ) -> None:
     project.set_param("fit.save_state_every", 1)
     with repro(project) as dvc:
-        first = first_state(project)
+        first = first_state(project, dvc)
         trainer = fit_process(project)
         os.kill(trainer, number)
-        text = dvc.communicate(timeout=60)[0]
+        text = dvc.communicate(timeout=PATIENCE)[0]
     assert dvc.returncode != 0
     assert f"{number.name}: ending after this step, whose state is kept" in text
     assert f"exited with {code}" in text
@@ -179,13 +180,13 @@ def test_the_end_of_dvc_ends_the_fit_after_its_step_with_its_state_saved(
     monkeypatch.setenv("REFIT_WARM", warm)
     project.set_param("fit.save_state_every", 1)
     with repro(project) as dvc:
-        first = first_state(project)
+        first = first_state(project, dvc)
         trainer = fit_process(project)
         dvc.send_signal(number)
         if also is not None:
             os.kill(trainer, also)
-        text = dvc.communicate(timeout=60)[0]
-        eventually(lambda: not alive(trainer), "the trainer is gone", 10)
+        text = dvc.communicate(timeout=PATIENCE)[0]
+        eventually(lambda: not alive(trainer), "the trainer is gone")
     assert dvc.returncode == -number
     assert ": ending after this step, whose state is kept" in text
     goes_on_from_the_state_after(first, project, lock)
@@ -194,10 +195,10 @@ def test_the_end_of_dvc_ends_the_fit_after_its_step_with_its_state_saved(
 def test_ctrl_c_in_the_terminal_of_dvc(project: Project, lock: Any) -> None:
     """It reaches every process of the terminal's foreground."""
     with repro(project) as dvc:
-        soon(lambda: len(states(project)) == 2, "two states are kept")
+        soon(lambda: len(states(project)) == 2, "two states are kept", dvc)
         trainer = fit_process(project)
         os.killpg(dvc.pid, signal.SIGINT)
-        text = dvc.communicate(timeout=60)[0]
+        text = dvc.communicate(timeout=PATIENCE)[0]
     assert dvc.returncode != 0
     assert "SIGINT: ending after this step" in text
     assert not alive(trainer)
@@ -208,7 +209,7 @@ def test_ctrl_c_in_the_terminal_of_dvc(project: Project, lock: Any) -> None:
 def test_a_second_trainer_of_the_same_fit_is_refused_and_names_the_first(project: Project, lock: Any) -> None:
     """Such as one started by hand, beside a `dvc` whose lock does not hold it off."""
     with repro(project) as dvc:
-        soon(lambda: len(states(project)) == 2, "two states are kept")
+        soon(lambda: len(states(project)) == 2, "two states are kept", dvc)
         first = fit_process(project)
         os.kill(first, signal.SIGSTOP)
         try:
@@ -218,6 +219,6 @@ def test_a_second_trainer_of_the_same_fit_is_refused_and_names_the_first(project
         assert second.returncode == 2
         (line,) = [line for line in second.stderr.splitlines() if line.startswith("error: ")]
         assert line.startswith(f"error: process {first} is at this very fit")
-        dvc.communicate(timeout=120)
+        dvc.communicate(timeout=PATIENCE)
     assert dvc.returncode == 0
     assert locked(project) == lock

@@ -46,7 +46,7 @@ def server(deployed_toy: Toy) -> Iterator[Server]:
     """`make server`, on a free port."""
     url = f"http://127.0.0.1:{deployed_toy.env['PREFECT_SERVER_API_PORT']}/api"
     with deployed_toy.making("server"):
-        eventually(lambda: answers(f"{url}/health"), f"a server answers at {url}", seconds=60)
+        eventually(lambda: answers(f"{url}/health"), f"a server answers at {url}")
         client = Server(url, (deployed_toy.root / ".prefect/auth").read_text().strip())
         yield client
         client.close()

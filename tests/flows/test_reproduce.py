@@ -63,13 +63,13 @@ def test_a_users_error_is_not_tried_again_and_another_failure_is(toy_with_server
 
 def test_the_time_limit_ends_a_stage_and_all_its_children(toy_with_server: Toy) -> None:
     toy = toy_with_server
-    toy.set_params(stage_time_limit=0.1)
+    toy.set_params(stage_time_limit=0.25)
     notes_pids = "Path('log/endless.pids').write_text(f'{os.getpid()} {child.pid}')"
     toy.stage("endless", does=f"child = subprocess.Popen(['sleep', '600']); {notes_pids}; child.wait()")
     done = toy.flow()
     assert done.returncode == 1
     assert done.stdout.splitlines()[-1] == (
-        "error: stage 'endless' took longer than pipelines.stage_time_limit = 0.1 minutes"
+        "error: stage 'endless' took longer than pipelines.stage_time_limit = 0.25 minutes"
     )
     assert gone(toy.note("endless.pids"))
 
@@ -129,7 +129,7 @@ def test_ending_a_flow_by_hand_ends_its_stage(toy_with_server: Toy, by: signal.S
     with toy.starting("python", "-m", "pipelines.reproduce") as flow:
         pid = eventually(lambda: toy.note("endless.pid"), "the stage runs")
         flow.send_signal(by)
-        assert flow.wait(20) == exit_code
+        assert flow.wait(60) == exit_code
     assert gone(pid)
 
 
@@ -137,9 +137,9 @@ def test_ctrl_c_in_a_terminal_ends_a_flow_without_a_server_at_once(toy: Toy) -> 
     """A terminal sends it to the whole process group, and so to Prefect's temporary server."""
     toy.stage("endless", does="Path('log/endless.pid').write_text(str(os.getpid())); time.sleep(600)")
     with toy.starting("python", "-m", "pipelines.reproduce") as flow:
-        pid = eventually(lambda: toy.note("endless.pid"), "the stage runs", seconds=120)
+        pid = eventually(lambda: toy.note("endless.pid"), "the stage runs")
         os.killpg(flow.pid, signal.SIGINT)
-        assert flow.wait(20) == 130
+        assert flow.wait(60) == 130
     assert gone(pid)
     assert "connection attempts failed" not in (toy.root / "background.log").read_text()
 
@@ -154,7 +154,7 @@ def test_a_killed_flow_takes_its_stage_along_and_leaves_the_workspace_free(toy_w
         pid = eventually(lambda: toy.note("only.pid"), "the stage runs")
         flow.kill()
         flow.wait()
-        assert gone(pid, seconds=6)
+        assert gone(pid)
     (toy.root / "hold").unlink()
     done = toy.flow()
     assert done.returncode == 0, done.stdout

@@ -5,7 +5,7 @@ import signal
 
 from tests.flows.conftest import free_port
 from tests.flows.toy import Toy, answers
-from tests.processes import alive, eventually
+from tests.processes import PATIENCE, alive, eventually
 
 
 def test_the_stages_go_on_without_a_server_that_died_and_the_flow_says_so_in_a_line(toy: Toy) -> None:
@@ -16,19 +16,19 @@ def test_the_stages_go_on_without_a_server_that_died_and_the_flow_says_so_in_a_l
     url = f"http://127.0.0.1:{port}/api"
     toy.env["PREFECT_SERVER_API_PORT"] = str(port)
     with toy.making("server") as make:
-        eventually(lambda: answers(f"{url}/health"), "a server answers", seconds=90)
+        eventually(lambda: answers(f"{url}/health"), "a server answers")
         toy.env |= {
             "PREFECT_API_URL": url,
             "PREFECT_API_AUTH_STRING": (toy.root / ".prefect/auth").read_text().strip(),
             "PREFECT_CLIENT_MAX_RETRIES": "1",  # its own are of two minutes
         }
         with toy.starting("python", "-m", "pipelines.reproduce") as flow:
-            eventually(lambda: toy.note("one.began"), "the stage runs", seconds=90)
+            eventually(lambda: toy.note("one.began"), "the stage runs")
             os.killpg(make.pid, signal.SIGKILL)
             eventually(lambda: not answers(f"{url}/health"), "the server is gone")
             assert alive(flow.pid)
             (toy.root / "hold").unlink()
-            assert flow.wait(timeout=120) == 1
+            assert flow.wait(timeout=PATIENCE) == 1
     assert toy.note("two.ended")
     told = (
         "error: Prefect's API went away (All connection attempts failed); the stages that ended are done: run it again"

@@ -12,7 +12,7 @@ import pytest
 from pipelines import stage_process
 from pipelines.stage_process import StageFailedError, run_process, run_stage
 from tests.flows.toy import PROJECT, Toy, gone
-from tests.processes import eventually
+from tests.processes import PATIENCE, eventually
 
 
 def _run(*command: str) -> tuple[int, list[str]]:
@@ -59,7 +59,7 @@ def test_a_line_is_heard_while_the_process_still_runs(tmp_path: Path) -> None:
         heard.write_text(line)
 
     waits = f"import pathlib, time\nprint('now')\nwhile not pathlib.Path({str(heard)!r}).exists(): time.sleep(0.05)"
-    assert asyncio.run(asyncio.wait_for(run_process(["python", "-c", waits], hear), 20)) == 0
+    assert asyncio.run(asyncio.wait_for(run_process(["python", "-c", waits], hear), PATIENCE)) == 0
 
 
 def test_a_line_drawn_over_by_a_progress_bar_comes_once_as_a_terminal_shows_it() -> None:
@@ -146,7 +146,7 @@ def test_a_killed_launcher_takes_the_command_along(tmp_path: Path) -> None:
     finally:
         launcher.send_signal(signal.SIGKILL)
         launcher.wait()
-    assert gone(pid, seconds=5)
+    assert gone(pid)
 
 
 def test_a_loop_that_cancels_everything_leaves_nobody_behind(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from pathlib import Path
 ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # ends with its parent, as every stage of the project does
 
 def wait_for(condition):
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 240
     while not condition():
         if time.monotonic() > deadline:
             sys.exit("waited in vain")
@@ -166,7 +166,7 @@ class Server:
         self._http.close()
 
 
-def gone(pids: str, seconds: float = 2) -> bool:
+def gone(pids: str, seconds: float = 30) -> bool:
     """These processes, named with blanks between, have ended or do so within moments; fails where one lives on."""
     assert pids.split()
     eventually(lambda: not any(alive(pid) for pid in pids.split()), f"processes {pids} are gone", seconds)

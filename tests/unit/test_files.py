@@ -6,12 +6,12 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from refit.files import read_json, whole_folder, write_bytes, write_csv, write_json
+from tests.processes import eventually
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -51,10 +51,7 @@ def test_a_file_that_is_no_json_is_named_in_a_line_with_what_makes_it(
 def test_a_reader_never_sees_half_a_file_not_even_one_whose_writer_was_killed(tmp_path: Path) -> None:
     path = tmp_path / "file"
     with subprocess.Popen([sys.executable, "-c", _REWRITE_FOREVER, str(path)], cwd=ROOT) as writer:
-        deadline = time.monotonic() + 20
-        while not path.exists():
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        eventually(path.exists, "it is written", every=0.01)
         seen = [path.read_bytes() for _ in range(100)]
         writer.kill()
     seen.append(path.read_bytes())

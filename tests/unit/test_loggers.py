@@ -267,7 +267,7 @@ def test_a_killed_fit_that_goes_on_has_each_epoch_once_in_its_logs(fitted: Fit) 
         return max((int(state.name[5:14]) for state in states), default=0)
 
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
-    eventually(lambda: step_saved() > 2 * 18, "two epochs are told, and in a state", 60, every=0.01)
+    eventually(lambda: step_saved() > 2 * 18, "two epochs are told, and in a state", every=0.01)
     process.kill()
     process.wait()
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)

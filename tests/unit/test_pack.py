@@ -19,6 +19,7 @@ from refit.data.prepared import DatasetInfo, read_info, read_split
 from refit.data.sources import open_source
 from refit.params import Params
 from stages import prepare
+from tests.processes import PATIENCE
 from tests.unit.conftest import Changed, Values
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -89,7 +90,7 @@ def test_two_processes_pack_the_same_images_to_the_same_bytes_wherever_they_lie(
         environment = {**os.environ, "PYTHONHASHSEED": str(number), "PYTHONPATH": str(ROOT)}
         command = [sys.executable, "-m", "stages.prepare"]
         running.append(subprocess.Popen(command, cwd=workspace, env=environment, stdout=subprocess.DEVNULL))
-    assert [process.wait(60) for process in running] == [0, 0]
+    assert [process.wait(PATIENCE) for process in running] == [0, 0]
     first, second = (contents(tmp_path / str(number) / "data") for number in range(2))
     assert len(first) == 9
     assert first == second

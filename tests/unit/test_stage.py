@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.processes import alive, eventually
+from tests.processes import PATIENCE, alive, eventually
 from tests.unit.conftest import Values, model_params
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -61,7 +61,7 @@ def full_disk(params):
 
 def sleep(params):
     Path("began").touch()
-    time.sleep(60)
+    time.sleep(600)
 
 
 def train(params):
@@ -164,7 +164,7 @@ def ignore_ctrl_c() -> None:
 def ended(process: "subprocess.Popen[str]") -> tuple[int, str, str]:
     """Exit code, stdout, stderr."""
     try:
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=PATIENCE)
     finally:
         process.kill()
     return process.returncode, out, err
@@ -216,7 +216,7 @@ def test_sigterm_in_the_middle_of_lightning_exits_143_and_nothing_more_is_done(
 ) -> None:
     """Lightning itself would exit with 0, and DVC take what is there for a whole."""
     process = start(case)
-    eventually((workspace / "began").exists, "the stage began", 40, every=0.02)
+    eventually((workspace / "began").exists, "the stage began", every=0.02)
     process.terminate()
     code, _, err = ended(process)
     assert not (workspace / "ended").exists()
@@ -226,7 +226,7 @@ def test_sigterm_in_the_middle_of_lightning_exits_143_and_nothing_more_is_done(
 @pytest.mark.parametrize("case", ["sleep", "train", "predict"])
 def test_ctrl_c_exits_130_and_says_so(case: str, start: Start, workspace: Path) -> None:
     process = start(case)
-    eventually((workspace / "began").exists, "the stage began", 40, every=0.02)
+    eventually((workspace / "began").exists, "the stage began", every=0.02)
     process.send_signal(signal.SIGINT)
     code, _, err = ended(process)
     assert not (workspace / "ended").exists()
@@ -254,10 +254,10 @@ def test_a_stage_does_not_outlive_its_killed_parent(
     assert parent.stdout is not None
     child = int(parent.stdout.readline())
     try:
-        eventually((workspace / moment).exists, f"the stage is {moment}", 40, every=0.02)
+        eventually((workspace / moment).exists, f"the stage is {moment}", every=0.02)
         assert alive(child)
         parent.kill()
-        eventually(lambda: not alive(child), "the stage is gone", 10)
+        eventually(lambda: not alive(child), "the stage is gone", 60)
     finally:
         parent.kill()
         if alive(child):

@@ -52,7 +52,7 @@ class Server:
             env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
-        eventually(self.answers, "the server answers", 60, every=0.25)
+        eventually(self.answers, "the server answers", every=0.25)
 
     def answers(self) -> bool:
         with socket.socket() as client:
