@@ -1,9 +1,8 @@
-"""Train, validation and test: stratified, seeded, and never the same pixels on two sides."""
+"""Train, validation and test: stratified, seeded, never the same pixels on two sides, and kept as images are added."""
 
+import hashlib
 from collections import defaultdict
 from collections.abc import Sequence
-
-import numpy as np
 
 from refit.data.sources import SPLITS, Item, SplitName
 from refit.params import DataParams
@@ -18,7 +17,9 @@ def assign_splits(items: Sequence[Item], hashes: Sequence[str], data: DataParams
     """The split of each item; None for a training copy of a held-out image, which is left out.
 
     `hashes` names each item's pixels. Splits that the source has are kept; a missing one is drawn from the training
-    images, class by class and over groups of identical pixels, so that all copies of an image fall on one side.
+    images, class by class and over groups of identical pixels, so that all copies of an image fall on one side. What is
+    drawn of an image depends on its name: as others come and go it stays where it is, but for the few at a border
+    between two splits. Test borders on val alone: no image goes from train to test at once.
     """
     own = {item.split for item in items if item.split is not None}
     assigned: list[SplitName | None] = [None] * len(items)
@@ -33,19 +34,23 @@ def assign_splits(items: Sequence[Item], hashes: Sequence[str], data: DataParams
             assigned[i] = strictest if items[i].split == strictest else None
 
     shares = {"test": 0 if "test" in own else data.test, "val": 0 if "val" in own else data.val}
-    for label, groups in to_draw.items():
-        order = np.random.default_rng([seed, label]).permutation(len(groups))
+    for groups in to_draw.values():
         test = round(shares["test"] * len(groups))
         val = round(shares["val"] * len(groups))
-        for place, position in enumerate(order):
+        for place, group in enumerate(sorted(groups, key=lambda group: min(_rank(items[i], seed) for i in group))):
             split: SplitName = "test" if place < test else "val" if place < test + val else "train"
-            for i in groups[position]:
+            for i in group:
                 assigned[i] = split
     for split in SPLITS:
         if split not in assigned:
             hint = f"; raise data.{split}" if split != "train" else ""
             raise ValueError(f"data.source = {data.source!r}: the {split} split of {len(items)} images is empty{hint}")
     return assigned
+
+
+def _rank(item: Item, seed: int) -> bytes:
+    """As good as random, and the item's own."""
+    return hashlib.sha256(f"{seed} {item.name}".encode("utf-8", "surrogateescape")).digest()
 
 
 def _groups(hashes: Sequence[str]) -> list[list[int]]:

@@ -30,7 +30,7 @@ class TerminalBar(RichProgressBar):
     time left is that of the whole fit, if no early stopping ends it."""
 
     seconds_left: float | None = None
-    _shown = 0.0
+    _shown = -math.inf  # the clock may begin at 0, as the machine does
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)

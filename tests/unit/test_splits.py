@@ -1,6 +1,7 @@
 """Train, validation and test: stratified, seeded, and never the same pixels on two sides."""
 
 from collections import Counter
+from itertools import count
 from pathlib import Path
 from typing import cast
 
@@ -12,9 +13,11 @@ from refit.data.splits import assign_splits, find_label_conflicts
 from refit.params import DataParams
 from tests.unit.conftest import Changed
 
+_NUMBERS = count()
 
-def item(label: int, split: SplitName | None = None) -> Item:
-    return Item("any", label, split, lambda: Image.new("L", (1, 1)))
+
+def item(label: int, split: SplitName | None = None, name: str | None = None) -> Item:
+    return Item(name or f"{next(_NUMBERS)}.png", label, split, lambda: Image.new("L", (1, 1)))
 
 
 @pytest.fixture
@@ -56,6 +59,29 @@ def test_a_new_class_leaves_the_splits_of_the_others_as_they_were(data: DataPara
     more = [item(4) for _ in range(20)]
     after = assign_splits([*ITEMS, *more], [*DISTINCT, *(f"new{i}" for i in range(20))], data, seed=0)
     assert after[: len(ITEMS)] == before
+
+
+def test_as_images_are_added_almost_none_moves_and_none_from_train_to_test(data: DataParams) -> None:
+    """Or a model would be tested on what an earlier one, with which it is compared, was trained on."""
+    grown, hashes = list(ITEMS), list(DISTINCT)
+    before = assign_splits(grown, hashes, data, seed=0)
+    moves: Counter[tuple[SplitName | None, SplitName | None]] = Counter()
+    for day in range(20):  # in front: the order of the files says nothing
+        added = [f"added {day} {i}" for i in range(12)]
+        grown = [*(item(i % 4, None, name) for i, name in enumerate(added)), *grown]
+        hashes = [*added, *hashes]
+        after = assign_splits(grown, hashes, data, seed=0)
+        moves.update(zip(before, after[12:], strict=True))
+        before = after
+    stayed = sum(count for (old, new), count in moves.items() if old == new)
+    assert stayed / moves.total() > 0.98
+    assert not moves["train", "test"]
+    assert moves["train", "val"], "there is no border at which nothing moves"
+
+
+def test_an_image_s_split_is_kept_whatever_size_it_is_prepared_in(data: DataParams) -> None:
+    """Another data.image_size gives other pixels."""
+    assert assign_splits(ITEMS, DISTINCT, data, 0) == assign_splits(ITEMS, [f"64 {i}" for i in DISTINCT], data, 0)
 
 
 def test_identical_pixels_are_never_on_two_sides(data: DataParams) -> None:
