@@ -98,6 +98,10 @@ mlflow: .venv/ready  ## the runs of the local store, at http://127.0.0.1:5000
 register: .venv/ready  ## the current model as a new version in MLflow's registry: make register [NAME=refit]
 	python -m refit.register $(NAME)
 
+.PHONY: promote
+promote: .venv/ready  ## the current model as MLflow's champion, if it is good enough beside the one in use
+	@python -m refit.promote
+
 # dvc exp show has a column for every parameter, metric and hash; here only what differs, and the accuracies. It leaves
 # out what a terminal is too narrow for, and that is what was varied: a wide line wraps instead. Where `tested` is not
 # `fitted`, as after an experiment of fit alone, the test's accuracy is another model's.

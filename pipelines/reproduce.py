@@ -1,40 +1,14 @@
-"""The graph of dvc.yaml as a Prefect flow: `python -m pipelines.reproduce`, with a Prefect server or without one.
+"""The graph of dvc.yaml as a Prefect flow: `python -m pipelines.reproduce`, with a Prefect server or without one."""
 
-What runs a stage is a plain function, `stage_process.run_stage`; here it gets its time limit, retries and logs.
-"""
-
-import asyncio
-import fcntl
-import os
-import signal
 import sys
-from collections.abc import Coroutine, Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, cast
 
-from pipelines.doctor import mend_records
-from pipelines.dvc_graph import read_graph
-from pipelines.stage_process import USER_ERROR, StageFailedError, run_stage
-from refit.command import take_no_arguments
-from refit.params import load_params
-from refit.quiet import QUIET
-from refit.summary import as_markdown, as_text, read_facts
-
-os.environ.update(QUIET | os.environ)  # here, since Prefect looks while it is imported
-
-import httpx
-from prefect import Task, flow, get_run_logger, task
-from prefect.artifacts import acreate_markdown_artifact
-from prefect.cache_policies import NO_CACHE
-from prefect.client.schemas.objects import State, TaskRun
-from prefect.exceptions import TerminationSignal
-from prefect.server.api.server import SubprocessASGIServer
-from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect import flow
+from prefect.client.schemas.objects import State
 from prefect.states import Failed
 
-SUMMARY_KEY = "refit-summary"
-LOCK = Path(".dvc/tmp/refit-flow.lock")
+from pipelines.flow import TaskFailedError, alone_here, bring_up_to_date, run_flow
+from refit.command import take_no_arguments
+from refit.params import load_params
 
 
 # A run that fails as it should returns a Failed state instead of raising: its message is then the stage's own error
@@ -48,127 +22,13 @@ async def reproduce() -> State[None] | None:
     """
     try:
         limits = load_params().pipelines
-        for line in mend_records(Path.cwd()):
-            get_run_logger().info(line)
-        graph = read_graph()
-        with _no_other_flow_here():
-            failures = await _run_stages(graph, limits.stage_time_limit, limits.stage_retries)
-            if failures:
-                return Failed(message="; ".join(failures))
-            facts = await asyncio.to_thread(read_facts)  # it may wait for MLflow
-            get_run_logger().info(as_text(facts))
-            await acreate_markdown_artifact(as_markdown(facts), key=SUMMARY_KEY)
-    except ValueError as error:
+        with alone_here():
+            await bring_up_to_date(limits)
+    except (ValueError, TaskFailedError) as error:
         return Failed(message=str(error))
     return None
 
 
-async def _run_stages(graph: dict[str, list[str]], time_limit: float, retries: int) -> list[str]:
-    """Run each stage as soon as its upstream stages are done; returns a line for each that failed."""
-
-    async def run(stage: str) -> State[None] | None:
-        upstream = [await running[name] for name in graph[stage]]
-        if not all(state is not None and state.is_completed() for state in upstream):
-            return None
-        this = _stage_task.with_options(
-            name=stage, task_run_name=stage, timeout_seconds=time_limit * 60, retries=retries
-        )
-        return await _state_of(this(stage, wait_for=upstream, return_state=True))
-
-    running = {stage: asyncio.create_task(run(stage)) for stage in graph}
-    try:
-        await asyncio.gather(*running.values())
-    finally:  # nothing is left running where one of them was broken off
-        for one in running.values():
-            one.cancel()
-        await asyncio.gather(*running.values(), return_exceptions=True)
-
-    failures = []
-    for stage, one in running.items():
-        state = one.result()
-        if state is not None and state.name == "TimedOut":
-            failures.append(f"stage {stage!r} took longer than pipelines.stage_time_limit = {time_limit:g} minutes")
-        elif state is not None and not state.is_completed():
-            failures.append(state.message or f"stage {stage!r} ended as {state.name}")
-    return failures
-
-
-def _state_of(run: object) -> Coroutine[Any, Any, State[None]]:
-    """Prefect's type hints take the state of an async flow or task for awaited already; it is not."""
-    return cast("Coroutine[Any, Any, State[None]]", run)
-
-
-def _worth_another_try(_task: Task[..., object], _run: TaskRun, state: State[object]) -> bool:
-    return state.name != "UserError"
-
-
-# Not .submit()ted but awaited: Prefect's task runner lets time limits fire late and cancellation wait for the stage.
-@task(cache_policy=NO_CACHE, persist_result=False, retry_condition_fn=_worth_another_try)
-async def _stage_task(stage: str) -> State[None] | None:
-    try:
-        await run_stage(stage, get_run_logger().info)
-    except StageFailedError as error:
-        return Failed(name="UserError" if error.exit_code == USER_ERROR else "Failed", message=str(error))
-    return None
-
-
-@contextmanager
-def _no_other_flow_here() -> Iterator[None]:
-    """Raises ValueError where another flow is at work in this workspace; a killed flow holds no lock."""
-    with LOCK.open("a+", encoding="utf-8") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            raise ValueError(
-                f"another flow, process {lock.read()}, is at work in this workspace; wait for it or end it"
-            ) from None
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
-        yield
-
-
-@contextmanager
-def _some_server() -> Iterator[None]:
-    """The server that is set; or a temporary one, as Prefect's own, but one that Ctrl-C in a terminal does not reach:
-    a flow that cannot tell its server of its end tries for minutes."""
-    if PREFECT_API_URL.value():
-        yield
-        return
-    server = SubprocessASGIServer()
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # which the server's process inherits
-    try:
-        server.start()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-    with temporary_settings({PREFECT_API_URL: server.api_url}):
-        yield
-
-
-def main() -> int:
-    try:
-        load_params()
-    except ValueError as error:  # told before Prefect starts anything
-        print("\n".join(f"error: {line}" for line in str(error).splitlines()), file=sys.stderr)
-        return USER_ERROR
-    try:
-        with _some_server():
-            state = asyncio.run(_state_of(reproduce(return_state=True)))
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
-    except TerminationSignal:
-        return 128 + signal.SIGTERM
-    except httpx.TransportError as error:  # after Prefect's own tries, of some minutes
-        print(f"error: Prefect's API went away ({error}); the stages that ended are done: run it again",
-              file=sys.stderr)  # fmt: skip
-        return 1
-    if state.is_completed():
-        return 0
-    print(f"error: {state.message}", file=sys.stderr)
-    return 1
-
-
 if __name__ == "__main__":
     take_no_arguments()
-    sys.exit(main())
+    sys.exit(run_flow(reproduce))

@@ -40,30 +40,43 @@ os.execvp(sys.argv[2], sys.argv[2:])
 """
 
 
-class StageFailedError(Exception):
-    """A stage did not finish: its name, the exit code of its command (DVC's own where it never ran), what it said."""
+class CommandFailedError(Exception):
+    """A command did not finish: what it was for, its exit code (DVC's own where a stage never ran), what it said."""
 
-    def __init__(self, stage: str, exit_code: int, reason: str) -> None:
-        super().__init__(f"stage {stage!r} failed: {reason} (exit code {exit_code})")
-        self.stage = stage
+    def __init__(self, what: str, exit_code: int, reason: str) -> None:
+        super().__init__(f"{what} failed: {reason} (exit code {exit_code})")
         self.exit_code = exit_code
 
 
 async def run_stage(stage: str, on_line: Callable[[str], None]) -> None:
     """Bring one stage of dvc.yaml up to date, its upstream stages being so; `on_line` is given each line it prints.
 
-    Raises StageFailedError, its message the stage's own error. When cancelled, returns after the last process ended.
+    Raises CommandFailedError, its message the stage's own error. When cancelled, returns after the last process ended.
     """
+    # The parallel neighbour may hold DVC's lock for as long as it writes its outputs to the cache.
+    exit_code, last_lines = await _run(["dvc", "--wait-for-lock", "repro", "--single-item", stage], on_line)
+    if exit_code != 0:
+        raise CommandFailedError(f"stage {stage!r}", *_explain(last_lines, exit_code))
+
+
+async def run_command(what: str, command: Sequence[str], on_line: Callable[[str], None]) -> None:
+    """The same for a command that is no stage."""
+    exit_code, last_lines = await _run(command, on_line)
+    if exit_code != 0:
+        said = [line for line in last_lines if line.strip()]
+        of_git_or_dvc = [line.partition(": ")[2] for line in said if line.startswith(("fatal: ", "ERROR: "))]
+        raise CommandFailedError(what, exit_code, "; ".join(_errors(said) or of_git_or_dvc) or _last(said))
+
+
+async def _run(command: Sequence[str], on_line: Callable[[str], None]) -> tuple[int, list[str]]:
+    """The exit code of a process, and its last lines."""
     last_lines: deque[str] = deque(maxlen=_LAST_LINES)
 
     def hear(line: str) -> None:
         last_lines.append(line)
         on_line(line)
 
-    # The parallel neighbour may hold DVC's lock for as long as it writes its outputs to the cache.
-    dvc_exit_code = await run_process(["dvc", "--wait-for-lock", "repro", "--single-item", stage], hear)
-    if dvc_exit_code != 0:
-        raise StageFailedError(stage, *_explain(list(last_lines), dvc_exit_code))
+    return await run_process(command, hear), list(last_lines)
 
 
 async def run_process(command: Sequence[str], on_line: Callable[[str], None]) -> int:

@@ -302,6 +302,14 @@ class PredictParams(Section):
     """A prediction whose probability is lower is marked as abstained."""
 
 
+class PromoteParams(Section):
+    min_accuracy: Fraction
+    """Test accuracy below which a model never becomes the champion, not even the first."""
+    margin: Fraction
+    """How much lower than the champion's the accuracy of a new champion may be, at worst: the lower end of the
+    difference's interval (test.confidence), on test images that neither was trained on."""
+
+
 class DebugParams(Section):
     fast_dev_run: Annotated[int, Field(ge=0)]
     """fit, test and predict run this many batches of each split, once, to see that nothing breaks; 0: all of them."""
@@ -350,6 +358,9 @@ class PipelinesParams(Section):
     """Time limit of each stage in a Prefect flow, minutes. Past it the stage's processes are ended."""
     stage_retries: Annotated[int, Field(ge=0, le=10)]
     """How often a Prefect flow runs a stage again after it failed (never after a user's error, exit code 2)."""
+    publish: Literal["none", "commit", "push"]
+    """What a retraining flow does with a new champion: nothing; git commit of dvc.lock and *.dvc; that, dvc push and
+    git push."""
 
 
 class Params(Section):
@@ -365,6 +376,7 @@ class Params(Section):
     trainer: TrainerParams
     test: TestParams
     predict: PredictParams
+    promote: PromoteParams
     debug: DebugParams
     tracking: TrackingParams
     pipelines: PipelinesParams

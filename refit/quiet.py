@@ -6,6 +6,7 @@ QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_LOGGING_LEVEL": "CRITICAL",  # our one line says it all; MLflow's own would be a page of traceback
     "WANDB_ERROR_REPORTING": "false",
     # A server that is gone costs 10 s at most, once. MLflow's own retries take minutes.

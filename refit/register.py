@@ -5,7 +5,8 @@ from pathlib import Path
 
 from refit.command import run_command
 from refit.files import read_json
-from refit.tracking import EXPERIMENT, model_sha256, register
+from refit.registry import register
+from refit.tracking import EXPERIMENT, model_sha256
 
 MODEL, TEST = Path("data/model"), Path("data/evaluation/test.json")
 
@@ -18,8 +19,8 @@ def main(arguments: list[str]) -> None:
     tested = read_json(TEST, "dvc repro test").get("tested") if TEST.is_file() else None
     if tested != sha256[:12]:
         print(f"warning: model {sha256[:12]} has not been tested; to know what it is worth: dvc repro", file=sys.stderr)
-    version, new = register(sha256, name)
-    print(f"model {sha256[:12]} {'is now' if new else 'was already'} models:/{name}/{version}")
+    version, new = register(MODEL, name)
+    print(f"model {sha256[:12]} {'is now' if new else 'was already'} {version.uri}")
 
 
 if __name__ == "__main__":

@@ -35,13 +35,17 @@ class Fact(NamedTuple):
 
 
 def as_text(facts: Sequence[Fact]) -> str:
+    return "\n".join(["Result", *as_lines(facts), "", NEXT])
+
+
+def as_lines(facts: Sequence[Fact]) -> list[str]:
     """Plain text, 80 columns wide but for long names."""
     lines = []
     for name, text, link in facts:
         lines.append(_wrap(name, text))
         if link and link.startswith("http"):
             lines.append(f"  {link}")
-    return "\n".join(["Result", *lines, "", NEXT])
+    return lines
 
 
 def as_markdown(facts: Sequence[Fact]) -> str:

@@ -1,4 +1,4 @@
-"""MLflow, and only here: one run for each trained model, and the model registry.
+"""MLflow, with refit/registry.py: one run for each trained model.
 
 MLflow keeps the history; nothing needs it. Where its store cannot be reached, one line says so and the work goes on.
 """
@@ -14,8 +14,9 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -50,7 +51,8 @@ LOCAL_UI = "http://127.0.0.1:5000"  # where `make mlflow` shows the local store
 
 DEBUG_TAG = "debug"
 """Of a run that the debug section cut short."""
-_MODEL_TAG = "model_sha256"
+MODEL_TAG = "model_sha256"
+"""Of a run, its logged model and a registered version of it."""
 _PASSWORD = re.compile(r"//[^/@\s]*@")
 _LOCAL_STORE = "mlflow.db"
 _LOCAL_ARTIFACTS = "mlruns"
@@ -248,7 +250,7 @@ class TrackedRun:
             self._client.delete_run(self._run_id)
             print(f"MLflow: run {existing.info.run_name} ({existing.info.run_id}) holds this very model; no run added")
             return
-        self._client.set_tag(self._run_id, _MODEL_TAG, sha256)
+        self._client.set_tag(self._run_id, MODEL_TAG, sha256)
         self._client.update_run(self._run_id, name=f"{self._name} {sha256[:8]}")
         self._log_model(sha256, classes, network, images)
 
@@ -270,7 +272,7 @@ class TrackedRun:
                     signature=infer_signature(example.numpy(), logits.numpy()),
                     input_example=example.numpy(),
                     pip_requirements=[f"torch=={version('torch').partition('+')[0]}"],  # inferring them takes 7 s
-                    tags={_MODEL_TAG: sha256},
+                    tags={MODEL_TAG: sha256},
                     metadata={"classes": classes},  # the names of the logits
                 )
             except RuntimeError as error:  # torch.export has no graph for every network
@@ -359,38 +361,29 @@ def send_kept_test(model_sha256: str, metrics: Mapping[str, float], files: Seque
     return True
 
 
-def register(model_sha256: str, name: str) -> tuple[str, bool]:
-    """Make this model a version of the registered model `name`: the version, and whether it is new.
+class ModelStore(NamedTuple):
+    """MLflow, for a command that cannot do without it."""
 
-    Raises ValueError where there is no run that holds the model, MLflow refuses the name or cannot be reached.
-    """
+    uri: str
+    client: "MlflowClient"
+    experiment_id: str
+
+    @property
+    def shown_uri(self) -> str:
+        """Without a password."""
+        return _hide_password(self.uri)
+
+    def find_run(self, model_sha256: str) -> "Run | None":
+        """The finished run of this model."""
+        return _find(self.client, self.experiment_id, model_sha256)
+
+
+@contextmanager
+def open_store() -> Iterator[ModelStore]:
+    """Raises ValueError, of one line, where MLflow cannot be reached or refuses what the block asks of it."""
     uri = tracking_uri()
     try:
-        client, experiment_id = _connect(uri)
-        import mlflow
-        from mlflow.entities import LoggedModelStatus
-
-        registered = client.search_model_versions(f"name = '{name}' and tags.{_MODEL_TAG} = '{model_sha256}'")
-        if registered:
-            return str(registered[0].version), False
-        run = _find(client, experiment_id, model_sha256)
-        if run is None:
-            raise ValueError(
-                f"MLflow at {_hide_password(uri)} holds no run of model {model_sha256[:8]}; "
-                "to train it again: dvc repro --force --single-item fit"
-            )
-        if DEBUG_TAG in run.data.tags:
-            raise ValueError(
-                f"MLflow's run {run.info.run_name} is a debug run, and its model none to register; take the debug "
-                "section of params.yaml back to what it was, and run: dvc repro"
-            )
-        outputs = run.outputs.model_outputs if run.outputs else []
-        models = [client.get_logged_model(output.model_id) for output in outputs]
-        ready = [model.model_id for model in models if model.status == LoggedModelStatus.READY]
-        if not ready:
-            raise ValueError(f"MLflow's run {run.info.run_name} holds no model: it could not be exported")
-        mlflow.set_tracking_uri(uri)
-        return str(mlflow.register_model(f"models:/{ready[0]}", name, tags={_MODEL_TAG: model_sha256}).version), True
+        yield ModelStore(uri, *_connect(uri))
     except _failures() as error:
         raise ValueError(f"MLflow at {_hide_password(uri)}: {_root_cause(error)}") from None
 
@@ -467,7 +460,7 @@ def _probe_sqlite(uri: str) -> None:
 
 
 def _find(client: "MlflowClient", experiment_id: str, sha256: str) -> "Run | None":
-    filters = f"tags.{_MODEL_TAG} = '{sha256}' and attributes.status = 'FINISHED'"
+    filters = f"tags.{MODEL_TAG} = '{sha256}' and attributes.status = 'FINISHED'"
     runs = client.search_runs([experiment_id], filters, max_results=1, order_by=["attributes.start_time ASC"])
     return runs[0] if runs else None
 

@@ -15,8 +15,7 @@ from refit.files import as_text, whole_folder, write_csv, write_json
 from refit.model_file import read_model
 from refit.params import Params
 from refit.stage import run_stage
-from refit.training.outputs import Outputs, figures_of_each
-from refit.training.trainer import make_trainer, refusals
+from refit.training.outputs import figures_of_each, predict_each
 
 READS = ("trainer", "predict", "debug")
 PREDICTIONS = Path("data/predictions")
@@ -32,10 +31,7 @@ def main(params: Params) -> None:
 
     new_images = FolderLoader(list(find_images(folder)), model.color, model.shape[1:], batch_size)
     loader = new_images if len(new_images) else EvaluationLoader(read_split("test"), batch_size)
-    collected = Outputs()
-    trainer = make_trainer(params.trainer, callbacks=[collected], limit_predict_batches=params.debug.test_batches)
-    with refusals(params.debug):
-        trainer.predict(system, loader, return_predictions=False)
+    collected = predict_each(system, loader, params.trainer, params.debug)
     names = [_name(file, folder) for file in new_images.files] if len(new_images) else read_names("test")
     unreadable = [{"file": _name(file, folder), "why": why} for file, why in sorted(new_images.unreadable.items())]
     for bad in unreadable:

@@ -5,6 +5,7 @@ A folder of few files: for each split `SPLIT_images.npy`, uint8 (N, C, H, W), an
 large to be read at once is memory-mapped.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -66,10 +67,19 @@ def read_info(folder: Path = PREPARED) -> DatasetInfo:
 
 def read_names(split: str, folder: Path = PREPARED) -> list[str]:
     """The name of each image of a split, in the order of its rows."""
+    return _of_each("name", [split], folder)
+
+
+def read_hashes(*splits: str, folder: Path = PREPARED) -> list[str]:
+    """The sha256 of each image's pixels, in the order of the rows of these splits."""
+    return _of_each("sha256", splits, folder)
+
+
+def _of_each(column: str, splits: Sequence[str], folder: Path) -> list[str]:
     from pyarrow.parquet import read_table  # only who names images pays for it
 
-    manifest = read_table(folder / "manifest.parquet", columns=["name", "split"]).to_pydict()
-    return [name for name, own in zip(manifest["name"], manifest["split"], strict=True) if own == split]
+    manifest = read_table(folder / "manifest.parquet", columns=[column, "split"]).to_pydict()
+    return [value for value, own in zip(manifest[column], manifest["split"], strict=True) if own in splits]
 
 
 def read_split(name: str, folder: Path = PREPARED) -> Split:

@@ -1,12 +1,15 @@
 """What a test or a prediction says of each image."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
 from torch import Tensor
+
+from refit.params import DebugParams, TrainerParams
+from refit.training.trainer import make_trainer, refusals
 
 ROUNDING = 0.05  # by which bfloat16's probabilities may miss a sum of one
 
@@ -40,6 +43,17 @@ class Outputs(Callback):
                 "image; of logits make them by logits.softmax(dim=1)"
             )
         return outputs
+
+
+def predict_each(
+    system: pl.LightningModule, loader: Iterable[Any], params: TrainerParams, debug: DebugParams
+) -> Outputs:
+    """What predict_step returns of the images of `loader`, or of the first that the debug section leaves."""
+    collected = Outputs()
+    trainer = make_trainer(params, callbacks=[collected], limit_predict_batches=debug.test_batches)
+    with refusals(debug):
+        trainer.predict(system, loader, return_predictions=False)
+    return collected
 
 
 def figures_of_each(outputs: Mapping[str, Tensor], images: int) -> list[dict[str, float]]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipelines import stage_process
-from pipelines.stage_process import StageFailedError, run_process, run_stage
+from pipelines.stage_process import CommandFailedError, run_process, run_stage
 from tests.flows.toy import PROJECT, Toy, gone
 from tests.processes import PATIENCE, eventually
 
@@ -200,7 +200,7 @@ def test_a_failed_stage_is_explained_by_its_own_error_and_exit_code(
 ) -> None:
     toy.stage("only", does=does)
     monkeypatch.chdir(toy.root)
-    with pytest.raises(StageFailedError) as failed:
+    with pytest.raises(CommandFailedError) as failed:
         asyncio.run(run_stage("only", print))
     assert str(failed.value) == message
     assert failed.value.exit_code == exit_code

@@ -58,12 +58,13 @@ _VALUES: dict[str, Any] = {
     },
     "test": {"confidence": 0.95, "calibration_bins": 10, "worst_mistakes": 4},
     "predict": {"images": "data/new", "top_k": 3, "abstain_below": 0.5},
+    "promote": {"min_accuracy": 0.0, "margin": 0.01},
     "debug": {
         "fast_dev_run": 0, "overfit_batches": 0, "limit_train_batches": 1.0, "limit_val_batches": 1.0,
         "limit_test_batches": 1.0, "val_check_interval": 1.0, "profiler": None, "detect_anomaly": False,
     },
     "tracking": {"loggers": ["mlflow"]},
-    "pipelines": {"stage_time_limit": 1.0, "stage_retries": 0},
+    "pipelines": {"stage_time_limit": 1.0, "stage_retries": 0, "publish": "none"},
 }  # fmt: skip
 
 Values = Callable[[Mapping[str, object]], dict[str, Any]]

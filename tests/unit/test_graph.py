@@ -97,10 +97,10 @@ def test_training_code_knows_neither_scheduler_nor_versions(package: str) -> Non
         assert not module_names(file) & forbidden, file
 
 
-def test_only_tracking_knows_mlflow() -> None:
+def test_only_tracking_and_the_registry_know_mlflow() -> None:
     knowing = {file.name for package in ("refit", "stages", "pipelines") for file in (ROOT / package).rglob("*.py")
                if "mlflow" in module_names(file)}  # fmt: skip
-    assert knowing == {"tracking.py"}
+    assert knowing == {"tracking.py", "registry.py"}
 
 
 def test_one_place_knows_the_loggers() -> None:

@@ -32,11 +32,11 @@ KEYS = [
     "trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy", "trainer.sync_batchnorm",
     "trainer.precision", "trainer.threads", "trainer.deterministic", "trainer.compile",
     "test.confidence", "test.calibration_bins", "test.worst_mistakes",
-    "predict.images", "predict.top_k", "predict.abstain_below",
+    "predict.images", "predict.top_k", "predict.abstain_below", "promote.min_accuracy", "promote.margin",
     "debug.fast_dev_run", "debug.overfit_batches", "debug.limit_train_batches", "debug.limit_val_batches",
     "debug.limit_test_batches", "debug.val_check_interval", "debug.profiler", "debug.detect_anomaly",
     "tracking.loggers",
-    "pipelines.stage_time_limit", "pipelines.stage_retries",
+    "pipelines.stage_time_limit", "pipelines.stage_retries", "pipelines.publish",
 ]  # fmt: skip
 
 

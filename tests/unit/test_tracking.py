@@ -27,7 +27,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from refit import register as register_command
-from refit.tracking import EXPERIMENT, TrackedRun, find_run, log_to_model_run, model_sha256, register, tracking_uri
+from refit.registry import register
+from refit.tracking import EXPERIMENT, TrackedRun, find_run, log_to_model_run, model_sha256, tracking_uri
 from refit.training.run_logger import RunLogger
 
 pytestmark = [
@@ -409,7 +410,7 @@ def test_a_server_holds_the_run_and_killed_in_mid_fit_changes_no_weight(
         link = find_run(sha256)
         assert link is not None
         assert link.url.startswith(url)
-        assert register(sha256, "refit") == ("1", True)
+        assert register(repository / "data/model", "refit") == (("refit", "1", sha256), True)
 
         logger = RunLogger(PARAMS, {})
         capsys.readouterr()
@@ -484,7 +485,7 @@ def test_a_model_is_registered_once_and_loads_by_its_name(repository: Path, caps
     register_command.main([])
     register_command.main([])
     said = capsys.readouterr()
-    assert "warning: " not in said.err
+    assert "has not been tested" not in said.err
     first, second = said.out.splitlines()
     assert first == f"model {sha256[:12]} is now models:/refit/1"
     assert second == f"model {sha256[:12]} was already models:/refit/1"
@@ -506,12 +507,12 @@ def test_what_cannot_be_registered_is_one_line(repository: Path, monkeypatch: py
     write_model(repository / "data/model")
     with pytest.raises(ValueError, match="holds no run of model"):
         register_command.main([])
-    sha256 = tracked(repository / "data/model")
+    tracked(repository / "data/model")
     with pytest.raises(ValueError, match=r"^MLflow at sqlite:.*\n?.*name"):
-        register(sha256, "a/b")
+        register(repository / "data/model", "a/b")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
     with pytest.raises(ValueError, match=r"^MLflow at http://127.0.0.1:1: .*refused"):
-        register(sha256, "refit")
+        register(repository / "data/model", "refit")
 
 
 class Undecided(nn.Module):
@@ -531,7 +532,7 @@ def test_a_network_that_cannot_be_exported_finishes_its_run_with_a_warning(
     assert line.startswith("warning: MLflow's run holds no model")
     assert runs()[0].info.status == "FINISHED"
     with pytest.raises(ValueError, match="holds no model"):
-        register(model_sha256(model), "refit")
+        register(model, "refit")
 
 
 def test_tracking_imports_torch_and_mlflow_only_when_used() -> None:

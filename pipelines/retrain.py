@@ -1,0 +1,95 @@
+"""New images → every stage of dvc.yaml → a new champion, where it is good enough: `python -m pipelines.retrain`.
+
+The flow for a schedule. It ends as Promoted, Kept (the champion stays) or Unchanged (the champion is this very model).
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from prefect import flow
+from prefect.artifacts import acreate_markdown_artifact
+from prefect.client.schemas.objects import State
+from prefect.states import Completed, Failed
+
+from pipelines.dvc_graph import read_imports
+from pipelines.flow import TaskFailedError, alone_here, bring_up_to_date, run_flow, run_step
+from refit.command import take_no_arguments
+from refit.files import read_json
+from refit.params import load_params
+
+PROMOTION = Path("data/promotion")
+PROMOTION_KEY = "refit-promotion"
+
+
+@flow(name="retrain", persist_result=False)
+async def retrain() -> State[None]:
+    """Fetch what DVC imports, bring every stage up to date, promote the model or not, and publish a promoted one.
+
+    Runs in the repository's root, alone there, and first mends DVC's own files that a killed run left broken.
+    Fails with the own error of what failed; nothing after it starts.
+    """
+    try:
+        params = load_params()
+        how = params.pipelines.publish
+        if "mlflow" not in params.tracking.loggers:
+            raise ValueError("params.yaml: tracking.loggers has no mlflow, which keeps the champion; add it")
+        with alone_here():
+            check_publishable(how)
+            for imported in read_imports():
+                await run_step(f"update {imported}", "dvc", "--wait-for-lock", "update", imported)
+            await bring_up_to_date(params.pipelines)
+            await run_step("promote", sys.executable, "-m", "refit.promote")
+            verdict = read_json(PROMOTION / "verdict.json", "python -m refit.promote")
+            await acreate_markdown_artifact((PROMOTION / "promotion.md").read_text(), key=PROMOTION_KEY)
+            if verdict["outcome"] != "kept":  # where it is unchanged, an earlier run may have failed to
+                await publish(how, f"Model {verdict['model_sha256'][:12]}\n\n{verdict['why']}")
+    except (ValueError, TaskFailedError) as error:
+        return Failed(message=str(error))
+    return Completed(name=verdict["outcome"].capitalize(), message=verdict["why"])
+
+
+def check_publishable(how: str) -> None:
+    """Raises ValueError where what pipelines.publish asks for cannot be done, before hours of training."""
+    if how == "none":
+        return
+    if others := [file for file in _changed() if not _is_of_dvc(file)]:
+        raise ValueError(
+            f"pipelines.publish = {how}: {', '.join(others)} is not committed, and so no commit could make the model "
+            "again; commit it, or set pipelines.publish to none"
+        )
+    if how == "push":
+        for what, command in {
+            "a branch to push to: git push --set-upstream origin BRANCH": "git rev-parse --symbolic-full-name @{push}",
+            "a remote for the data: dvc remote add --default NAME URL": "dvc config core.remote",
+        }.items():
+            if subprocess.run(command.split(), capture_output=True, check=False).returncode != 0:
+                raise ValueError(f"pipelines.publish = push needs {what}")
+
+
+async def publish(how: str, message: str) -> None:
+    """Commit what DVC wrote of the model and of the images it came from, and push that."""
+    if how == "none":
+        return
+    if files := [file for file in _changed() if _is_of_dvc(file)]:
+        await run_step("commit", "git", "commit", "--message", message, "--", *files)
+    if how == "push":
+        await run_step("push data", "dvc", "--wait-for-lock", "push")
+        await run_step("push", "git", "push")
+
+
+def _changed() -> list[str]:
+    """The files that differ from the last commit's, of those that git knows."""
+    answer = subprocess.run(["git", "diff", "--name-only", "-z", "HEAD"], capture_output=True, text=True, check=False)
+    if answer.returncode != 0:
+        raise ValueError(f"pipelines.publish: {answer.stderr.strip() or 'git failed'}; set it to none")
+    return [file for file in answer.stdout.split("\0") if file]
+
+
+def _is_of_dvc(file: str) -> bool:
+    return file == "dvc.lock" or file.endswith(".dvc")
+
+
+if __name__ == "__main__":
+    take_no_arguments()
+    sys.exit(run_flow(retrain))
