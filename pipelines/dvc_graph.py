@@ -7,9 +7,12 @@ from dvc.exceptions import DvcException
 from dvc.repo import Repo
 from dvc.stage import PipelineStage
 
+Graph = dict[str, list[str]]
+"""Each stage, with the stages that must be done before it."""
 
-def read_graph() -> dict[str, list[str]]:
-    """Each stage of the root's dvc.yaml, in the file's order, with the stages that must be done before it.
+
+def read_graph() -> Graph:
+    """The stages of the root's dvc.yaml, in the file's order.
 
     Raises ValueError where there is no repository here or dvc.yaml is wrong.
     """

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from pipelines.doctor import mend_records
-from pipelines.dvc_graph import read_graph
+from pipelines.dvc_graph import Graph, read_graph
 from pipelines.stage_process import USER_ERROR, CommandFailedError, run_command, run_stage
 from refit.params import PipelinesParams, load_params
 from refit.quiet import QUIET
@@ -41,13 +41,15 @@ class TaskFailedError(Exception):
 
 
 @contextmanager
-def alone_here() -> Iterator[None]:
-    """Nobody else's flow is at work in this workspace, and what a killed run left broken of DVC's own files is mended.
+def alone_here() -> Iterator[Graph]:
+    """The graph of dvc.yaml, in a workspace where no other flow is at work; what a killed run left broken of DVC's own
+    files is mended first.
 
-    Raises ValueError where another one is at work; a killed flow holds no lock.
+    Raises ValueError where another one is at work, or there is no graph; a killed flow holds no lock.
     """
     for line in mend_records(Path.cwd()):
         get_run_logger().info(line)
+    graph = read_graph()
     with LOCK.open("a+", encoding="utf-8") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -59,22 +61,22 @@ def alone_here() -> Iterator[None]:
         lock.truncate(0)
         lock.write(str(os.getpid()))
         lock.flush()
-        yield
+        yield graph
 
 
-async def bring_up_to_date(limits: PipelinesParams) -> None:
-    """Run each stage of dvc.yaml as soon as its upstream stages are done; the summary ends the log, and is an artifact.
+async def bring_up_to_date(graph: Graph, limits: PipelinesParams) -> None:
+    """Run each stage as soon as its upstream stages are done; the summary ends the log, and is an artifact.
 
     Raises TaskFailedError with the own error of each stage that failed; what depends on it does not start.
     """
-    if failures := await _run_stages(read_graph(), limits.stage_time_limit, limits.stage_retries):
+    if failures := await _run_stages(graph, limits.stage_time_limit, limits.stage_retries):
         raise TaskFailedError("; ".join(failures))
     facts = await asyncio.to_thread(read_facts)  # it may wait for MLflow
     get_run_logger().info(as_text(facts))
     await acreate_markdown_artifact(as_markdown(facts), key=SUMMARY_KEY)
 
 
-async def _run_stages(graph: dict[str, list[str]], time_limit: float, retries: int) -> list[str]:
+async def _run_stages(graph: Graph, time_limit: float, retries: int) -> list[str]:
     async def run(stage: str) -> State[None] | None:
         upstream = [await running[name] for name in graph[stage]]
         if not all(state is not None and state.is_completed() for state in upstream):

@@ -22,8 +22,8 @@ async def reproduce() -> State[None] | None:
     """
     try:
         limits = load_params().pipelines
-        with alone_here():
-            await bring_up_to_date(limits)
+        with alone_here() as graph:
+            await bring_up_to_date(graph, limits)
     except (ValueError, TaskFailedError) as error:
         return Failed(message=str(error))
     return None

@@ -34,11 +34,11 @@ async def retrain() -> State[None]:
         how = params.pipelines.publish
         if "mlflow" not in params.tracking.loggers:
             raise ValueError("params.yaml: tracking.loggers has no mlflow, which keeps the champion; add it")
-        with alone_here():
+        with alone_here() as graph:
             check_publishable(how)
             for imported in read_imports():
                 await run_step(f"update {imported}", "dvc", "--wait-for-lock", "update", imported)
-            await bring_up_to_date(params.pipelines)
+            await bring_up_to_date(graph, params.pipelines)
             await run_step("promote", sys.executable, "-m", "refit.promote")
             verdict = read_json(PROMOTION / "verdict.json", "python -m refit.promote")
             await acreate_markdown_artifact((PROMOTION / "promotion.md").read_text(), key=PROMOTION_KEY)
@@ -53,37 +53,40 @@ def check_publishable(how: str) -> None:
     """Raises ValueError where what pipelines.publish asks for cannot be done, before hours of training."""
     if how == "none":
         return
-    if others := [file for file in _changed() if not _is_of_dvc(file)]:
+    if not _succeeds("git", "rev-parse", "--verify", "HEAD"):
+        raise ValueError(f"pipelines.publish = {how} needs a git repository with a commit; make one, or set it to none")
+    if others := [file for file, known in _uncommitted() if known and not _is_of_dvc(file)]:
         raise ValueError(
             f"pipelines.publish = {how}: {', '.join(others)} is not committed, and so no commit could make the model "
             "again; commit it, or set pipelines.publish to none"
         )
-    if how == "push":
-        for what, command in {
-            "a branch to push to: git push --set-upstream origin BRANCH": "git rev-parse --symbolic-full-name @{push}",
-            "a remote for the data: dvc remote add --default NAME URL": "dvc config core.remote",
-        }.items():
-            if subprocess.run(command.split(), capture_output=True, check=False).returncode != 0:
-                raise ValueError(f"pipelines.publish = push needs {what}")
+    if how == "push" and not _succeeds("git", "rev-parse", "--symbolic-full-name", "@{push}"):
+        raise ValueError(f"pipelines.publish = {how} needs a branch to push to: git push --set-upstream origin BRANCH")
+    if how == "push" and not _succeeds(sys.executable, "-m", "dvc", "remote", "default"):
+        raise ValueError(f"pipelines.publish = {how} needs a remote for the data: dvc remote add --default NAME URL")
 
 
 async def publish(how: str, message: str) -> None:
     """Commit what DVC wrote of the model and of the images it came from, and push that."""
     if how == "none":
         return
-    if files := [file for file in _changed() if _is_of_dvc(file)]:
+    if files := [file for file, _ in _uncommitted() if _is_of_dvc(file)]:
+        await run_step("add", "git", "add", "--", *files)
         await run_step("commit", "git", "commit", "--message", message, "--", *files)
     if how == "push":
         await run_step("push data", "dvc", "--wait-for-lock", "push")
         await run_step("push", "git", "push")
 
 
-def _changed() -> list[str]:
-    """The files that differ from the last commit's, of those that git knows."""
-    answer = subprocess.run(["git", "diff", "--name-only", "-z", "HEAD"], capture_output=True, text=True, check=False)
-    if answer.returncode != 0:
-        raise ValueError(f"pipelines.publish: {answer.stderr.strip() or 'git failed'}; set it to none")
-    return [file for file in answer.stdout.split("\0") if file]
+def _uncommitted() -> list[tuple[str, bool]]:
+    """The files that differ from the last commit's, and whether git knows them."""
+    command = ["git", "status", "--porcelain", "-z", "--no-renames", "--untracked-files=all"]
+    entries = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split("\0")
+    return [(entry[3:], not entry.startswith("??")) for entry in entries if entry]
+
+
+def _succeeds(*command: str) -> bool:
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
 def _is_of_dvc(file: str) -> bool:

@@ -34,6 +34,7 @@ child.kill()
 child.wait()
 """,
     )
+    (toy.root / "outcome").write_text("promoted")
     toy.env |= {
         "PREFECT_SERVER_API_PORT": str(free_port()),
         "PREFECT_WORKER_QUERY_SECONDS": "1",  # tests have no 10 s to wait
@@ -57,7 +58,7 @@ def deployment(deployed_toy: Toy, server: Server) -> Iterator[dict[str, Any]]:
     """`make worker` and `make deploy`; the deployment as the server knows it."""
     with deployed_toy.making("worker"):
         deployed_toy.make("deploy")
-        yield server.get("/deployments/name/reproduce/nightly")
+        yield server.get("/deployments/name/retrain/nightly")
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import signal
 import pytest
 import yaml
 
-from tests.flows.toy import Server, Toy, gone
+from tests.flows.toy import Server, Toy, error_of, gone
 from tests.processes import eventually
 
 
@@ -42,7 +42,7 @@ def test_a_failing_stage_fails_the_flow_with_its_own_error_and_later_stages_do_n
     done = toy.flow()
     assert done.returncode == 1
     message = "stage 'left' failed: RuntimeError: loss is nan (exit code 1)"
-    assert done.stdout.splitlines()[-1] == f"error: {message}"
+    assert error_of(done) == f"error: {message}"
     assert toy.note("right.ended"), "its neighbour, which was running already, was not broken off"
     assert not toy.note("last.began")
     (run,) = server.post("/flow_runs/filter", {"sort": "START_TIME_DESC", "limit": 1})
@@ -55,7 +55,7 @@ def test_a_users_error_is_not_tried_again_and_another_failure_is(toy_with_server
     toy.stage("flaky", does="Path('log/flaky.tries').read_text() == 'x' and sys.exit(1)")
     toy.stage("wrong", does="print('error: data.source is unknown', file=sys.stderr); sys.exit(2)")
     done = toy.flow()
-    assert done.stdout.splitlines()[-1] == "error: stage 'wrong' failed: data.source is unknown (exit code 2)"
+    assert error_of(done) == "error: stage 'wrong' failed: data.source is unknown (exit code 2)"
     assert toy.note("wrong.tries") == "x"
     assert toy.note("flaky.tries") == "xx"
     assert toy.note("flaky.ended")
@@ -68,9 +68,7 @@ def test_the_time_limit_ends_a_stage_and_all_its_children(toy_with_server: Toy) 
     toy.stage("endless", does=f"child = subprocess.Popen(['sleep', '600']); {notes_pids}; child.wait()")
     done = toy.flow()
     assert done.returncode == 1
-    assert done.stdout.splitlines()[-1] == (
-        "error: stage 'endless' took longer than pipelines.stage_time_limit = 0.25 minutes"
-    )
+    assert error_of(done) == ("error: stage 'endless' took longer than pipelines.stage_time_limit = 0.25 minutes")
     assert gone(toy.note("endless.pids"))
 
 
@@ -94,7 +92,7 @@ def test_a_second_flow_in_the_same_workspace_fails_and_names_the_first(toy_with_
         fcntl.flock(held, fcntl.LOCK_EX)
         done = toy.flow()
     assert done.returncode == 1
-    assert done.stdout.splitlines()[-1] == (
+    assert error_of(done) == (
         f"error: another flow, process {os.getpid()}, is at work in this workspace; wait for it or end it"
     )
     assert not toy.note("only.began")

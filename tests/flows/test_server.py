@@ -14,7 +14,7 @@ _FINAL = {"COMPLETED", "FAILED", "CANCELLED", "CRASHED"}
 def _run(toy: Toy, server: Server, *when: str) -> str:
     """Have the deployment run; the flow run's id."""
     toy.env |= {"PREFECT_API_URL": server.url, "PREFECT_API_AUTH_STRING": server.auth}
-    done = toy.run("prefect", "deployment", "run", "reproduce/nightly", *when)
+    done = toy.run("prefect", "deployment", "run", "retrain/nightly", *when)
     return next(line.split()[-1] for line in done.stdout.splitlines() if "UUID" in line)
 
 
@@ -37,12 +37,13 @@ def test_a_run_scheduled_ahead_completes_and_shows_its_tasks_logs_and_summary(
     deployed_toy: Toy, server: Server, deployment: dict[str, Any]
 ) -> None:
     run = _run(deployed_toy, server, "--start-in", "3 seconds")
-    assert _final(server, run) == "Completed"
+    assert _final(server, run) == "Promoted"
 
-    tasks = eventually(lambda: _completed(server, run, 2), "both tasks are shown as completed")
-    assert [task["name"] for task in tasks] == ["first", "slow"]
-    (artifact,) = server.post("/artifacts/filter", _of(run))
-    assert (artifact["key"], artifact["data"].strip()) == ("refit-summary", "| accuracy | 0.5 |")
+    tasks = eventually(lambda: _completed(server, run, 3), "all tasks are shown as completed")
+    assert [task["name"] for task in tasks] == ["first", "promote", "slow"]
+    shown = {artifact["key"]: artifact["data"].strip() for artifact in server.post("/artifacts/filter", _of(run))}
+    assert shown["refit-summary"] == "| accuracy | 0.5 |"
+    assert "promoted" in shown["refit-promotion"]
     logs = eventually(lambda: _logs(server, run, "Running stage 'slow':"), "the stage's lines are in the logs")
     assert "> exec python slow.py" in logs
     assert not list((deployed_toy.root / ".prefect").glob("storage/*")), "results are not kept"

@@ -52,6 +52,22 @@ def as_markdown(facts) -> str:
     return "\\n".join(f"| {name} | {value} |" for name, value in facts)
 """
 
+# So too what is promoted: what the file `outcome` says, or else nothing, with an error.
+_PROMOTE = """
+import json, sys
+from pathlib import Path
+
+if not Path("outcome").exists():
+    sys.exit("error: MLflow is away")
+outcome, folder = Path("outcome").read_text(), Path("data/promotion")
+folder.mkdir(parents=True, exist_ok=True)
+why = f"models:/refit/2 was {outcome}"
+(folder / "verdict.json").write_text(json.dumps({"outcome": outcome, "why": why, "model_sha256": "0123456789abcdef"}))
+(folder / "promotion.md").write_text(why)
+"""
+
+_MADE = ("/.venv", "/pipelines", "/.prefect", "/log", "/data", "/out", "/outcome", "__pycache__", "")
+
 
 class Toy:
     """A small project under `root`: stages that are scripts, run by the project's own flow, Makefile and settings."""
@@ -66,9 +82,10 @@ class Toy:
             (root / folder).mkdir()
         for name in ("params.yaml", "prefect.yaml", "prefect.toml", "Makefile"):
             shutil.copy(PROJECT / name, root / name)
-        for module in ("__init__", "command", "params", "parent", "quiet", "warm"):
+        for module in ("__init__", "command", "files", "params", "parent", "quiet", "warm"):
             shutil.copy(PROJECT / f"refit/{module}.py", root / f"refit/{module}.py")
         (root / "refit/summary.py").write_text(_SUMMARY)
+        (root / "refit/promote.py").write_text(_PROMOTE)
         (root / "pipelines").symlink_to(PROJECT / "pipelines")
         (root / ".venv").symlink_to(sys.prefix)
         (root / ".dvc").mkdir()  # what a fresh clone has of DVC, without git
@@ -82,7 +99,7 @@ class Toy:
         self._stages[name] = {**stage, "always_changed": True} if always else stage
         (self.root / "dvc.yaml").write_text(yaml.safe_dump({"stages": self._stages}, sort_keys=False))
 
-    def set_params(self, **pipelines: float) -> None:
+    def set_params(self, **pipelines: float | str) -> None:
         params = yaml.safe_load((self.root / "params.yaml").read_text())
         params["pipelines"].update(pipelines)
         (self.root / "params.yaml").write_text(yaml.safe_dump(params))
@@ -105,8 +122,19 @@ class Toy:
         assert not check or done.returncode == 0, done.stdout
         return done
 
-    def flow(self) -> subprocess.CompletedProcess[str]:
-        return self.run("python", "-m", "pipelines.reproduce", check=False)
+    def flow(self, name: str = "reproduce") -> subprocess.CompletedProcess[str]:
+        return self.run("python", "-m", f"pipelines.{name}", check=False)
+
+    def use_git(self) -> None:
+        """A repository whose one commit holds all that is here now, but what runs make."""
+        (self.root / ".dvc/config").write_text("[core]\n    analytics = false\n")
+        (self.root / ".gitignore").write_text("\n".join(_MADE))
+        (self.root / ".dvc/.gitignore").write_text("/config.local\n/tmp\n/cache\n")
+        self.run("git", "init", "--quiet", "--initial-branch", "main")
+        for key, value in {"user.name": "Toy", "user.email": "toy@example.com"}.items():
+            self.run("git", "config", key, value)
+        self.run("git", "add", "--all")
+        self.run("git", "commit", "--quiet", "--message", "toy")
 
     def make(self, target: str) -> None:
         self.run(*_make(target))
@@ -164,6 +192,12 @@ class Server:
 
     def close(self) -> None:
         self._http.close()
+
+
+def error_of(done: subprocess.CompletedProcess[str]) -> str:
+    """The one line by which a command says what is wrong; Prefect may say more after it."""
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("error: ")]
+    return line
 
 
 def gone(pids: str, seconds: float = 30) -> bool:

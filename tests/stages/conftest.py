@@ -7,7 +7,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from pipelines.workspace import copy_working_tree
 
@@ -30,7 +32,7 @@ class Project:
         """Change one value in params.yaml, keeping everything else as it stands. `key` is section.name."""
         section, name = key.split(".")
         path = self.root / "params.yaml"
-        pattern = rf"(?ms)(^{section}:\n(?:  [^\n]*\n)*?  {name}: *)[^\s#]+"
+        pattern = rf"(?ms)(^{section}:[^\n]*\n(?:  [^\n]*\n)*?  {name}: *)[^\s#]+"
         text, count = re.subn(pattern, lambda match: f"{match[1]}{value}", path.read_text())
         assert count == 1, key
         path.write_text(text)
@@ -73,6 +75,19 @@ def make_project(root: Path) -> Project:
     project.run("git", "init", "--quiet", "--initial-branch=main")
     project.commit()
     return project
+
+
+def make_photos(folder: Path, count: int, seed: int, prefix: str = "") -> None:
+    """Noisy photos of two classes, of many sizes: bright above, or bright on the left."""
+    random = np.random.default_rng(seed)
+    for number in range(count):
+        for name in ("above", "left"):
+            height, width = random.integers(40, 120, 2)
+            pixels = random.integers(0, 100, (height, width, 3))
+            pixels[: height // 2 if name == "above" else height, : width // 2 if name == "left" else width] += 120
+            target = folder / name / f"{prefix}{number}.jpg"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels.astype(np.uint8)).save(target)
 
 
 @pytest.fixture(scope="session")

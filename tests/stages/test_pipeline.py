@@ -7,13 +7,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import yaml
 from mlflow import MlflowClient
-from PIL import Image
 
-from tests.stages.conftest import Project, make_project
+from tests.stages.conftest import Project, make_photos, make_project
 
 ALL = ["check", "prepare", "scale_batch", "find_lr", "fit", "test", "predict"]
 
@@ -154,17 +152,19 @@ def test_experiments_run_in_the_workspace_apart_from_it_and_from_the_queue(proje
     assert len(finished_runs(project)) == 1  # one model, whatever was predicted with it
 
 
-def make_photos(folder: Path, count: int, seed: int) -> None:
-    """Noisy photos of two classes, of many sizes: bright above, or bright on the left."""
-    random = np.random.default_rng(seed)
-    for number in range(count):
-        for name in ("above", "left"):
-            height, width = random.integers(40, 120, 2)
-            pixels = random.integers(0, 100, (height, width, 3))
-            pixels[: height // 2 if name == "above" else height, : width // 2 if name == "left" else width] += 120
-            target = folder / name / f"{number}.jpg"
-            target.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(pixels.astype(np.uint8)).save(target)
+def test_images_and_weights_under_dvc_are_pushed_and_come_with_a_clone(tmp_path: Path) -> None:
+    project, there = make_project(tmp_path / "project"), tmp_path / "there"
+    files = ("data/raw/photos/cat/1.jpg", "data/weights/mine.safetensors")
+    for file in files:
+        (project.root / file).parent.mkdir(parents=True, exist_ok=True)
+        (project.root / file).write_bytes(b"kept")
+    project.run("dvc", "add", "data/raw/photos", "data/weights/mine.safetensors")
+    project.run("dvc", "remote", "add", "--default", "store", str(tmp_path / "store"))
+    project.commit()
+    project.run("dvc", "push")
+    project.run("git", "clone", "--quiet", str(project.root), str(there))
+    Project(there).run("dvc", "pull", ok=False)  # nothing was run yet: no stage has outputs to pull
+    assert [(there / file).read_bytes() for file in files] == [b"kept", b"kept"]
 
 
 def test_a_folder_of_photos_goes_in_with_two_changed_keys(tmp_path: Path) -> None:

@@ -1,0 +1,172 @@
+"""The flow for a schedule: `python -m pipelines.retrain` in a toy repository, which promotes as it is told."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.flows.toy import Server, Toy, error_of
+
+
+def last_run(server: Server) -> dict[str, Any]:
+    run: dict[str, Any]
+    (run,) = server.post("/flow_runs/filter", {"sort": "START_TIME_DESC", "limit": 1})
+    return run
+
+
+def commits(toy: Toy, branch: str = "HEAD") -> list[str]:
+    return toy.run("git", "log", "--format=%s", branch).stdout.splitlines()
+
+
+@pytest.fixture
+def published(toy_with_server: Toy, tmp_path_factory: pytest.TempPathFactory) -> Toy:
+    """A toy that pushes what it promotes: its commits to a bare repository, its data to a folder."""
+    toy, elsewhere = toy_with_server, tmp_path_factory.mktemp("elsewhere")
+    toy.stage("only")
+    toy.set_params(publish="push")
+    toy.use_git()
+    toy.run("git", "init", "--quiet", "--bare", "--initial-branch", "main", str(elsewhere / "code"))
+    toy.run("git", "remote", "add", "origin", str(elsewhere / "code"))
+    toy.run("git", "push", "--quiet", "--set-upstream", "origin", "main")
+    toy.run("dvc", "remote", "add", "--default", "store", str(elsewhere / "data"))
+    toy.run("git", "commit", "--quiet", "--message", "remote", "--", ".dvc/config")
+    return toy
+
+
+@pytest.mark.parametrize("outcome", ["promoted", "kept", "unchanged"])
+def test_a_run_ends_by_the_name_of_what_became_of_the_model_and_shows_why(
+    outcome: str, toy_with_server: Toy, server: Server
+) -> None:
+    toy = toy_with_server
+    toy.stage("only")
+    (toy.root / "outcome").write_text(outcome)
+    done = toy.flow("retrain")
+    assert done.returncode == 0, done.stdout
+    assert toy.note("only.ended")
+    run = last_run(server)
+    assert (run["state"]["type"], run["state"]["name"]) == ("COMPLETED", outcome.capitalize())
+    assert run["state"]["message"] == f"models:/refit/2 was {outcome}"
+    artifacts = server.post("/artifacts/filter", {"flow_runs": {"id": {"any_": [run["id"]]}}})
+    assert {artifact["key"]: artifact["data"].strip() for artifact in artifacts} == {
+        "refit-summary": "| accuracy | 0.5 |",
+        "refit-promotion": f"models:/refit/2 was {outcome}",
+    }
+
+
+def test_new_images_where_dvc_imports_them_from_are_fetched_first(
+    toy_with_server: Toy, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    toy, bucket = toy_with_server, tmp_path_factory.mktemp("bucket")
+    (bucket / "one.png").write_text("1")
+    toy.run("dvc", "import-url", str(bucket), "out/photos")
+    counts = "Path('log/counted').write_text(str(len(list(Path('out/photos').iterdir()))))"
+    toy.stage("only", does=counts, after=("photos",))
+    (toy.root / "outcome").write_text("kept")
+    for images in (1, 2):
+        done = toy.flow("retrain")
+        assert done.returncode == 0, done.stdout
+        assert toy.note("counted") == str(images)
+        (bucket / "two.png").write_text("2")
+    assert toy.note("only.tries") == "xx"
+    toy.flow("retrain")
+    assert toy.note("only.tries") == "xx", "nothing new: nothing runs"
+
+
+def test_what_is_promoted_is_committed_and_pushed_and_what_is_kept_is_not(
+    published: Toy, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    toy = published
+    (toy.root / "outcome").write_text("kept")
+    done = toy.flow("retrain")
+    assert done.returncode == 0, done.stdout
+    assert commits(toy) == ["remote", "toy"]
+    assert (toy.root / "dvc.lock").exists(), "it waits for a model that is promoted"
+
+    (toy.root / "outcome").write_text("promoted")
+    done = toy.flow("retrain")
+    assert done.returncode == 0, done.stdout
+    assert commits(toy) == commits(toy, "origin/main") == ["Model 0123456789ab", "remote", "toy"]
+    assert toy.run("git", "log", "-1", "--format=%b").stdout.strip() == "models:/refit/2 was promoted"
+    assert toy.run("git", "status", "--porcelain").stdout == ""
+    there = tmp_path_factory.mktemp("clone") / "there"
+    toy.run("git", "clone", "--quiet", toy.run("git", "remote", "get-url", "origin").stdout.strip(), str(there))
+    toy.run("dvc", "--cd", str(there), "pull")
+    assert (there / "out/only").read_text() == "done"
+
+    (toy.root / "outcome").write_text("unchanged")
+    assert toy.flow("retrain").returncode == 0
+    assert len(commits(toy)) == 3, "nothing to commit"
+
+
+def test_a_push_that_failed_is_made_up_for_by_the_next_run(published: Toy) -> None:
+    toy = published
+    (toy.root / "outcome").write_text("promoted")
+    code = Path(toy.run("git", "remote", "get-url", "origin").stdout.strip())
+    code.rename(code.with_name("away"))
+    done = toy.flow("retrain")
+    assert done.returncode == 1
+    assert error_of(done).startswith(f"error: push failed: '{code}' does not appear to be a git repository")
+    code.with_name("away").rename(code)
+    (toy.root / "outcome").write_text("unchanged")
+    done = toy.flow("retrain")
+    assert done.returncode == 0, done.stdout
+    assert commits(toy, "origin/main") == ["Model 0123456789ab", "remote", "toy"]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "line"),
+    [
+        (
+            "edited",
+            "pipelines.publish = push: only.py is not committed, and so no commit could make the model again; "
+            "commit it, or set pipelines.publish to none",
+        ),
+        ("no branch", "pipelines.publish = push needs a branch to push to: git push --set-upstream origin BRANCH"),
+        ("no remote", "pipelines.publish = push needs a remote for the data: dvc remote add --default NAME URL"),
+        ("no git", "pipelines.publish = push needs a git repository with a commit; make one, or set it to none"),
+    ],
+)
+def test_what_could_not_be_published_is_told_before_any_work(spoil: str, line: str, published: Toy) -> None:
+    toy = published
+    if spoil == "edited":
+        with (toy.root / "only.py").open("a") as script:
+            script.write("# edited\n")
+    elif spoil == "no branch":
+        toy.run("git", "branch", "--unset-upstream")
+    elif spoil == "no remote":
+        toy.run("dvc", "config", "--unset", "core.remote")
+        toy.run("git", "commit", "--quiet", "--all", "--message", "no remote")
+    else:
+        (toy.root / ".git").rename(toy.root / ".not_git")
+        (toy.root / ".dvc/config").write_text("[core]\n    no_scm = true\n")
+    done = toy.flow("retrain")
+    assert done.returncode == 1
+    assert error_of(done).startswith(f"error: {line}")
+    assert not toy.note("only.began")
+
+
+def test_a_failed_stage_or_promotion_fails_the_run_with_its_own_error(toy_with_server: Toy) -> None:
+    toy = toy_with_server
+    toy.stage("only", does="Path('fails').exists() and sys.exit('error: no images')")
+    done = toy.flow("retrain")
+    assert done.returncode == 1
+    assert error_of(done) == "error: promote failed: MLflow is away (exit code 1)"
+    (toy.root / "outcome").write_text("promoted")
+    (toy.root / "fails").touch()
+    toy.stage("only", does="Path('fails').exists() and sys.exit('error: no images')  # edited")
+    done = toy.flow("retrain")
+    assert error_of(done) == "error: stage 'only' failed: no images (exit code 1)"
+    assert not (toy.root / "data/promotion").exists(), "what was not trained is not promoted"
+
+
+def test_without_mlflow_among_the_loggers_it_ends_in_a_line(toy_with_server: Toy) -> None:
+    toy = toy_with_server
+    toy.stage("only")
+    params = yaml.safe_load((toy.root / "params.yaml").read_text())
+    params["tracking"]["loggers"] = ["csv"]
+    (toy.root / "params.yaml").write_text(yaml.safe_dump(params))
+    done = toy.flow("retrain")
+    assert done.returncode == 1
+    assert error_of(done) == ("error: params.yaml: tracking.loggers has no mlflow, which keeps the champion; add it")
+    assert not toy.note("only.began")

@@ -1,0 +1,61 @@
+"""The flow for a schedule in the real project: photos come in, and the model that is promoted is committed."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from mlflow import MlflowClient
+from pyarrow.parquet import read_table
+
+from tests.stages.conftest import Project, make_photos, make_project
+
+
+def retrain(project: Project) -> str:
+    return project.run("python", "-m", "pipelines.retrain").stderr  # where Prefect logs to
+
+
+def verdict(project: Project) -> Any:
+    return json.loads((project.root / "data/promotion/verdict.json").read_text())
+
+
+def splits(project: Project) -> dict[str, str]:
+    manifest = read_table(project.root / "data/prepared/manifest.parquet", columns=["name", "split"]).to_pydict()
+    return dict(zip(manifest["name"], manifest["split"], strict=True))
+
+
+def test_new_photos_become_a_model_that_takes_the_champion_s_place(tmp_path: Path) -> None:
+    project, bucket = make_project(tmp_path / "project"), tmp_path / "bucket"
+    make_photos(bucket, 40, seed=0)
+    project.run("dvc", "import-url", str(bucket), "data/raw/photos")
+    for key, value in {
+        "data.source": "folder", "data.root": "data/raw/photos", "data.image_size": 32,
+        "promote.margin": 0.9, "pipelines.publish": "commit",
+    }.items():  # fmt: skip
+        project.set_param(key, value)
+    project.commit()
+    assert "models:/refit/1 is the champion, the first" in retrain(project)
+    first, before = verdict(project), splits(project)
+
+    make_photos(bucket, 20, seed=1, prefix="new")
+    said = retrain(project)
+    ran = re.findall(r"Running stage '(\w+)'", said)
+    assert {"prepare", "fit", "test"} <= set(ran)
+    found, after = verdict(project), splits(project)
+    assert found["outcome"] == "promoted"
+    assert found["champion"]["sha256"] == first["model_sha256"] != found["model_sha256"]
+    tests = [name for name, split in after.items() if split == "test"]
+    assert found["comparison"]["images"] == sum(before.get(name) not in ("train", "val") for name in tests)
+    assert found["seen"] == sum(before.get(name) == "val" for name in tests), "none was trained on, some chosen by"
+    assert MlflowClient(f"sqlite:///{project.root}/mlflow.db").get_model_version_by_alias("refit", "champion").tags == {
+        "model_sha256": found["model_sha256"]
+    }
+
+    committed = project.run("git", "log", "-2", "--format=%s", "--name-only").stdout.split("\n")
+    assert [line for line in committed if line] == [
+        f"Model {found['model_sha256'][:12]}", "data/raw/photos.dvc", "dvc.lock",
+        f"Model {first['model_sha256'][:12]}", "dvc.lock",
+    ]  # fmt: skip
+    assert project.run("git", "status", "--porcelain").stdout == ""
+    assert "Running stage" not in retrain(project)
+    assert verdict(project)["outcome"] == "unchanged"
