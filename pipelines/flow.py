@@ -69,22 +69,19 @@ async def bring_up_to_date(graph: Graph, limits: PipelinesParams) -> None:
 
     Raises TaskFailedError with the own error of each stage that failed; what depends on it does not start.
     """
-    if failures := await _run_stages(graph, limits.stage_time_limit, limits.stage_retries):
+    if failures := await _run_stages(graph, limits):
         raise TaskFailedError("; ".join(failures))
     facts = await asyncio.to_thread(read_facts)  # it may wait for MLflow
     get_run_logger().info(as_text(facts))
     await acreate_markdown_artifact(as_markdown(facts), key=SUMMARY_KEY)
 
 
-async def _run_stages(graph: Graph, time_limit: float, retries: int) -> list[str]:
+async def _run_stages(graph: Graph, limits: PipelinesParams) -> list[str]:
     async def run(stage: str) -> State[None] | None:
         upstream = [await running[name] for name in graph[stage]]
         if not all(state is not None and state.is_completed() for state in upstream):
             return None
-        this = _stage_task.with_options(
-            name=stage, task_run_name=stage, timeout_seconds=time_limit * 60, retries=retries
-        )
-        return await state_of(this(stage, wait_for=upstream, return_state=True))
+        return await state_of(_within(limits, stage)(stage, wait_for=upstream, return_state=True))
 
     running = {stage: asyncio.create_task(run(stage)) for stage in graph}
     try:
@@ -94,14 +91,9 @@ async def _run_stages(graph: Graph, time_limit: float, retries: int) -> list[str
             one.cancel()
         await asyncio.gather(*running.values(), return_exceptions=True)
 
-    failures = []
-    for stage, one in running.items():
-        state = one.result()
-        if state is not None and state.name == "TimedOut":
-            failures.append(f"stage {stage!r} took longer than pipelines.stage_time_limit = {time_limit:g} minutes")
-        elif state is not None and not state.is_completed():
-            failures.append(state.message or f"stage {stage!r} ended as {state.name}")
-    return failures
+    states = {stage: one.result() for stage, one in running.items()}
+    faults = [_fault(f"stage {stage!r}", state, limits) for stage, state in states.items() if state is not None]
+    return [fault for fault in faults if fault]
 
 
 def state_of(run: object) -> Coroutine[Any, Any, State[None]]:
@@ -113,30 +105,35 @@ def _worth_another_try(_task: Task[..., object], _run: TaskRun, state: State[obj
     return state.name != "UserError"
 
 
-async def run_step(name: str, *command: str) -> None:
-    """Run a command that is no stage as a task. Raises TaskFailedError."""
-    this = _command_task.with_options(name=name, task_run_name=name)
-    state = await state_of(this(name, command, return_state=True))
-    if not state.is_completed():
-        raise TaskFailedError(state.message or f"{name} ended as {state.name}")
+async def run_step(limits: PipelinesParams, name: str, *command: str) -> None:
+    """Run a command that is no stage, within a stage's limits. Raises TaskFailedError."""
+    state = await state_of(_within(limits, name)(name, command, return_state=True))
+    if fault := _fault(name, state, limits):
+        raise TaskFailedError(fault)
+
+
+def _within(limits: PipelinesParams, name: str) -> Callable[..., object]:
+    return _task.with_options(
+        name=name, task_run_name=name, timeout_seconds=limits.stage_time_limit * 60, retries=limits.stage_retries
+    )
+
+
+def _fault(what: str, state: State[None], limits: PipelinesParams) -> str | None:
+    """Why it did not complete; None where it did."""
+    if state.name == "TimedOut":
+        return f"{what} took longer than pipelines.stage_time_limit = {limits.stage_time_limit:g} minutes"
+    return None if state.is_completed() else state.message or f"{what} ended as {state.name}"
 
 
 # Not .submit()ted but awaited: Prefect's task runner lets time limits fire late and cancellation wait for the stage.
 @task(cache_policy=NO_CACHE, persist_result=False, retry_condition_fn=_worth_another_try)
-async def _stage_task(stage: str) -> State[None] | None:
+async def _task(name: str, command: Sequence[str] = ()) -> State[None] | None:
+    """Run the command, or the stage of that name where there is none."""
+    log = get_run_logger().info
     try:
-        await run_stage(stage, get_run_logger().info)
+        await (run_command(name, command, log) if command else run_stage(name, log))
     except CommandFailedError as error:
         return Failed(name="UserError" if error.exit_code == USER_ERROR else "Failed", message=str(error))
-    return None
-
-
-@task(cache_policy=NO_CACHE, persist_result=False)
-async def _command_task(name: str, command: Sequence[str]) -> State[None] | None:
-    try:
-        await run_command(name, command, get_run_logger().info)
-    except CommandFailedError as error:
-        return Failed(message=str(error))
     return None
 
 

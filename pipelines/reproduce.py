@@ -2,7 +2,7 @@
 
 import sys
 
-from prefect import flow
+from prefect import flow  # after pipelines.flow, which sees to it that Prefect is quiet
 from prefect.client.schemas.objects import State
 from prefect.states import Failed
 

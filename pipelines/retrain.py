@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from prefect import flow
+from prefect import flow  # after pipelines.flow, which sees to it that Prefect is quiet
 from prefect.artifacts import acreate_markdown_artifact
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
@@ -16,7 +16,7 @@ from pipelines.dvc_graph import read_imports
 from pipelines.flow import TaskFailedError, alone_here, bring_up_to_date, run_flow, run_step
 from refit.command import take_no_arguments
 from refit.files import read_json
-from refit.params import load_params
+from refit.params import PipelinesParams, load_params
 
 PROMOTION = Path("data/promotion")
 PROMOTION_KEY = "refit-promotion"
@@ -31,19 +31,19 @@ async def retrain() -> State[None]:
     """
     try:
         params = load_params()
-        how = params.pipelines.publish
+        limits, how = params.pipelines, params.pipelines.publish
         if "mlflow" not in params.tracking.loggers:
             raise ValueError("params.yaml: tracking.loggers has no mlflow, which keeps the champion; add it")
         with alone_here() as graph:
             check_publishable(how)
             for imported in read_imports():
-                await run_step(f"update {imported}", "dvc", "--wait-for-lock", "update", imported)
-            await bring_up_to_date(graph, params.pipelines)
-            await run_step("promote", sys.executable, "-m", "refit.promote")
+                await run_step(limits, f"update {imported}", "dvc", "--wait-for-lock", "update", imported)
+            await bring_up_to_date(graph, limits)
+            await run_step(limits, "promote", sys.executable, "-m", "refit.promote")
             verdict = read_json(PROMOTION / "verdict.json", "python -m refit.promote")
             await acreate_markdown_artifact((PROMOTION / "promotion.md").read_text(), key=PROMOTION_KEY)
             if verdict["outcome"] != "kept":  # where it is unchanged, an earlier run may have failed to
-                await publish(how, f"Model {verdict['model_sha256'][:12]}\n\n{verdict['why']}")
+                await publish(limits, f"Model {verdict['model_sha256'][:12]}\n\n{verdict['why']}")
     except (ValueError, TaskFailedError) as error:
         return Failed(message=str(error))
     return Completed(name=verdict["outcome"].capitalize(), message=verdict["why"])
@@ -66,16 +66,16 @@ def check_publishable(how: str) -> None:
         raise ValueError(f"pipelines.publish = {how} needs a remote for the data: dvc remote add --default NAME URL")
 
 
-async def publish(how: str, message: str) -> None:
+async def publish(limits: PipelinesParams, message: str) -> None:
     """Commit what DVC wrote of the model and of the images it came from, and push that."""
-    if how == "none":
+    if limits.publish == "none":
         return
     if files := [file for file, _ in _uncommitted() if _is_of_dvc(file)]:
-        await run_step("add", "git", "add", "--", *files)
-        await run_step("commit", "git", "commit", "--message", message, "--", *files)
-    if how == "push":
-        await run_step("push data", "dvc", "--wait-for-lock", "push")
-        await run_step("push", "git", "push")
+        await run_step(limits, "add", "git", "add", "--", *files)
+        await run_step(limits, "commit", "git", "commit", "--message", message, "--", *files)
+    if limits.publish == "push":
+        await run_step(limits, "push data", "dvc", "--wait-for-lock", "push")
+        await run_step(limits, "push", "git", "push")
 
 
 def _uncommitted() -> list[tuple[str, bool]]:

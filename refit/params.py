@@ -355,9 +355,9 @@ class TrackingParams(Section):
 
 class PipelinesParams(Section):
     stage_time_limit: Positive
-    """Time limit of each stage in a Prefect flow, minutes. Past it the stage's processes are ended."""
+    """Time limit of each stage, and each other step, in a Prefect flow, minutes. Past it its processes are ended."""
     stage_retries: Annotated[int, Field(ge=0, le=10)]
-    """How often a Prefect flow runs a stage again after it failed (never after a user's error, exit code 2)."""
+    """How often a Prefect flow runs a stage or step again after it failed (never after a user's error, exit code 2)."""
     publish: Literal["none", "commit", "push"]
     """What a retraining flow does with a new champion: nothing; git commit of dvc.lock and *.dvc; that, dvc push and
     git push."""

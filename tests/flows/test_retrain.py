@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from tests.flows.toy import Server, Toy, error_of
+from tests.processes import eventually
 
 
 def last_run(server: Server) -> dict[str, Any]:
@@ -47,6 +48,8 @@ def test_a_run_ends_by_the_name_of_what_became_of_the_model_and_shows_why(
     run = last_run(server)
     assert (run["state"]["type"], run["state"]["name"]) == ("COMPLETED", outcome.capitalize())
     assert run["state"]["message"] == f"models:/refit/2 was {outcome}"
+    events = {"filter": {"event": {"name": [f"prefect.flow-run.{outcome.capitalize()}"]}}}
+    eventually(lambda: server.post("/events/filter", events)["events"], "what an automation may wait for has happened")
     artifacts = server.post("/artifacts/filter", {"flow_runs": {"id": {"any_": [run["id"]]}}})
     assert {artifact["key"]: artifact["data"].strip() for artifact in artifacts} == {
         "refit-summary": "| accuracy | 0.5 |",

@@ -48,6 +48,8 @@ def test_a_reader_who_has_seen_enough_is_no_error(name: str) -> None:
         "refit.summary",
         "pipelines.doctor",
         "pipelines.reproduce",
+        "pipelines.retrain",
+        "refit.promote",
         "pipelines.smoke",
         "pipelines.verify",
     ],

@@ -116,6 +116,32 @@ def predictions_of_version(sha256: str) -> list[str]:
     return predictions_of(folder, RIVAL, load_params())
 
 
+@pytest.mark.parametrize("at", ["register", "make_champion", "write_verdict"])
+def test_a_promotion_that_is_cut_off_is_completed_by_the_next(
+    at: str, trained: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class PowerCutError(BaseException):
+        pass
+
+    step = getattr(promote, at)
+
+    def cut(*arguments: Any) -> None:
+        if at != "write_verdict":
+            step(*arguments)
+        raise PowerCutError
+
+    trained(fit__max_epochs=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(promote, at, cut)
+        with pytest.raises(PowerCutError):
+            promote.main()
+    assert not PROMOTION.exists()
+    promote.main()
+    champion = find_champion("refit")
+    assert champion is not None
+    assert (champion.number, champion.sha256) == ("1", verdict()["model_sha256"])
+
+
 def test_a_champion_is_judged_by_the_names_of_its_classes(trained: Any) -> None:
     """A class that came later stands between the others and moves their numbers."""
     trained(fit__max_epochs=1)

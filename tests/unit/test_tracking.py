@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from refit import register as register_command
-from refit.registry import register
+from refit.registry import fetch_artifact, find_champion, make_champion, register
 from refit.tracking import EXPERIMENT, TrackedRun, find_run, log_to_model_run, model_sha256, tracking_uri
 from refit.training.run_logger import RunLogger
 
@@ -410,7 +410,13 @@ def test_a_server_holds_the_run_and_killed_in_mid_fit_changes_no_weight(
         link = find_run(sha256)
         assert link is not None
         assert link.url.startswith(url)
-        assert register(repository / "data/model", "refit") == (("refit", "1", sha256), True)
+        version, new = register(repository / "data/model", "refit")
+        assert (version, new) == (("refit", "1", sha256), True)
+        assert find_champion("refit") is None
+        make_champion(version, "the first")
+        assert find_champion("refit") == version
+        fetched, seen = fetch_artifact(version, repository)
+        assert ((fetched / "model.safetensors").read_bytes(), seen) == (b"weights", None)
 
         logger = RunLogger(PARAMS, {})
         capsys.readouterr()
