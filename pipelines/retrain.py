@@ -43,7 +43,7 @@ async def retrain() -> State[None]:
             verdict = read_json(PROMOTION / "verdict.json", "python -m refit.promote")
             await acreate_markdown_artifact((PROMOTION / "promotion.md").read_text(), key=PROMOTION_KEY)
             if verdict["outcome"] != "kept":  # where it is unchanged, an earlier run may have failed to
-                await publish(limits, f"Model {verdict['model_sha256'][:12]}\n\n{verdict['why']}")
+                await publish(limits, f"Model {verdict['model']}\n\n{verdict['why']}")
     except (ValueError, TaskFailedError) as error:
         return Failed(message=str(error))
     return Completed(name=verdict["outcome"].capitalize(), message=verdict["why"])

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from refit.files import repository_root, write_bytes, write_csv, write_json
 from refit.params import load_params
 from refit.quiet import QUIET
-from refit.tracking import EXPERIMENT, log_to_model_run, model_sha256
+from refit.tracking import EXPERIMENT, log_to_model_run, model_name, model_sha256
 from refit.training.run_logger import FitLogger, RunLogger
 
 LOGS = Path("data/logs")
@@ -227,7 +227,7 @@ class _WandB(FitLogger, WandbLogger):
     def finish(self, model_dir: Path, network: nn.Module, images: Tensor) -> None:
         sha256 = model_sha256(model_dir)
         self.experiment.config.update({"model_sha256": sha256}, allow_val_change=True)
-        self.experiment.name = sha256[:8]
+        self.experiment.name = model_name(sha256)
         self.experiment.finish()
 
     def fail(self) -> None:

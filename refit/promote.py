@@ -19,7 +19,7 @@ from refit.params import Params, PromoteParams, load_params
 from refit.registry import CHAMPION, Version, fetch_artifact, find_champion, make_champion, register, short_hashes
 from refit.reports.comparison import Comparison, compare
 from refit.summary import Fact, as_lines, as_markdown
-from refit.tracking import EXPERIMENT, log_to_model_run, model_sha256
+from refit.tracking import EXPERIMENT, log_to_model_run, model_name, model_sha256
 
 MODEL, EVALUATION = Path("data/model"), Path("data/evaluation")
 PROMOTION = Path("data/promotion")
@@ -80,11 +80,12 @@ def main() -> None:
 def read_challenger() -> Challenger:
     """Raises ValueError where the model in data/model was not tested, or by a debug run."""
     sha256, test = model_sha256(MODEL), read_json(EVALUATION / "test.json", "dvc repro")
-    if test.get("tested") != sha256[:12]:
-        raise ValueError(f"model {sha256[:12]} has not been tested; run: dvc repro")
+    model = model_name(sha256)
+    if test.get("tested") != model:
+        raise ValueError(f"model {model} has not been tested; run: dvc repro")
     if test.get("debug"):
         raise ValueError(
-            f"the test of model {sha256[:12]} is a debug run; take the debug section of params.yaml back to what it "
+            f"the test of model {model} is a debug run; take the debug section of params.yaml back to what it "
             "was, and run: dvc repro"
         )
     with (EVALUATION / "outcomes.csv").open(encoding="utf-8", newline="") as file:
@@ -159,12 +160,14 @@ def decide(challenger: Challenger, rivalry: Rivalry | None, promote: PromotePara
 
 def as_facts(challenger: Challenger, rivalry: Rivalry | None, verdict: Verdict) -> list[Fact]:
     images = len(challenger.outcomes)
-    facts = [Fact("new model", f"{challenger.sha256[:12]}, accuracy {challenger.accuracy:.4f} on {images:,} images")]
+    facts = [
+        Fact("new model", f"{model_name(challenger.sha256)}, accuracy {challenger.accuracy:.4f} on {images:,} images")
+    ]
     if rivalry:
         champion, of, seen, _ = rivalry
         left_out = f"; {seen:,} are left out, on which the champion was trained" if seen else ""
         facts += [
-            Fact("champion", f"{champion.uri}, {champion.sha256[:12]}"),
+            Fact("champion", f"{champion.uri}, {model_name(champion.sha256)}"),
             Fact("compared", f"{of.accuracy:.4f} with {of.rival_accuracy:.4f} on {of.images:,} images{left_out}"),
             Fact(
                 "difference",
@@ -176,7 +179,11 @@ def as_facts(challenger: Challenger, rivalry: Rivalry | None, verdict: Verdict) 
 
 
 def write_verdict(challenger: Challenger, rivalry: Rivalry | None, verdict: Verdict, facts: list[Fact]) -> None:
-    values: dict[str, Any] = {**verdict._asdict(), "model_sha256": challenger.sha256}
+    values: dict[str, Any] = {
+        **verdict._asdict(),
+        "model": model_name(challenger.sha256),
+        "model_sha256": challenger.sha256,
+    }
     if rivalry:
         values |= {CHAMPION: rivalry.champion._asdict(), "comparison": asdict(rivalry.comparison), "seen": rivalry.seen}
     with whole_folder(PROMOTION) as new:

@@ -6,7 +6,7 @@ from pathlib import Path
 from refit.command import run_command
 from refit.files import read_json
 from refit.registry import register
-from refit.tracking import EXPERIMENT, model_sha256
+from refit.tracking import EXPERIMENT, model_name, model_sha256
 
 MODEL, TEST = Path("data/model"), Path("data/evaluation/test.json")
 
@@ -16,11 +16,15 @@ def main(arguments: list[str]) -> None:
         raise ValueError("usage: python -m refit.register [NAME]")
     name = arguments[0] if arguments else EXPERIMENT
     sha256 = model_sha256(MODEL)
+    model = model_name(sha256)
     tested = read_json(TEST, "dvc repro test").get("tested") if TEST.is_file() else None
-    if tested != sha256[:12]:
-        print(f"warning: model {sha256[:12]} has not been tested; to know what it is worth: dvc repro", file=sys.stderr)
+    if tested != model:
+        print(
+            f"warning: model {model} has not been tested; to know what it is worth: dvc repro",
+            file=sys.stderr,
+        )
     version, new = register(MODEL, name)
-    print(f"model {sha256[:12]} {'is now' if new else 'was already'} {version.uri}")
+    print(f"model {model} {'is now' if new else 'was already'} {version.uri}")
 
 
 if __name__ == "__main__":

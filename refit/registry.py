@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from refit.data.prepared import PREPARED, read_hashes
 from refit.files import read_json
-from refit.tracking import DEBUG_TAG, DESCRIPTION, MODEL_TAG, WEIGHTS, ModelStore, model_sha256, open_store
+from refit.tracking import DEBUG_TAG, DESCRIPTION, MODEL_TAG, WEIGHTS, ModelStore, model_name, model_sha256, open_store
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -51,7 +51,7 @@ def register(model_dir: Path, name: str) -> tuple[Version, bool]:
             number, new = str(versions[0].version), False
         elif run is None:
             raise ValueError(
-                f"MLflow at {store.shown_uri} holds no run of model {sha256[:8]}; "
+                f"MLflow at {store.shown_uri} holds no run of model {model_name(sha256)}; "
                 "to train it again: dvc repro --force --single-item fit"
             )
         else:

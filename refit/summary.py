@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from refit.command import run_command, take_no_arguments
 from refit.files import read_json
-from refit.tracking import find_run, model_sha256
+from refit.tracking import find_run, model_name, model_sha256
 from refit.unsent import SYNC, unsent
 
 REPORT = Path("data/evaluation/report.html")
@@ -76,7 +76,7 @@ def read_facts(root: Path = Path()) -> list[Fact]:
         warnings.append(
             Fact("DEBUG RUN", "cut short by the debug section of params.yaml: these are no model's figures")
         )
-    if test.get("tested") != sha256[:12]:  # a single stage was run, such as fit
+    if test.get("tested") != model_name(sha256):  # a single stage was run, such as fit
         warnings.append(Fact("TEST IS OLD", "the figures and the report are of another model; run: dvc repro"))
     return [
         *warnings,
@@ -90,7 +90,7 @@ def read_facts(root: Path = Path()) -> list[Fact]:
         ),
         Fact("macro F1", f"{test['macro_f1']:.4f}"),
         Fact("ECE", f"{test['ece']:.4f}"),
-        Fact("model", f"data/model, sha256 {sha256[:12]}"),
+        Fact("model", f"data/model, sha256 {model_name(sha256)}"),
         Fact("report", str(REPORT), (root / REPORT).resolve().as_uri()),
         *mlflow_facts(sha256),
     ]

@@ -13,7 +13,7 @@ import torch
 from refit.command import run_command
 from refit.files import repository_root
 from refit.model_file import read_model
-from refit.tracking import TrackedRun, send_kept_test
+from refit.tracking import TrackedRun, model_name, send_kept_test
 from refit.unsent import IMAGES, MODEL, UNSENT, kept_files, kept_metrics, unsent, unsent_part
 
 
@@ -32,11 +32,11 @@ def main(arguments: list[str]) -> None:
                 if not (_send_fit(sha256) and _send_test(sha256)):
                     sys.exit(1)
             except ValueError as error:  # its system may be gone, which is no reason for the others to wait
-                print(f"error: model {sha256[:8]} still waits: {error}", file=sys.stderr)
+                print(f"error: model {model_name(sha256)} still waits: {error}", file=sys.stderr)
                 unreadable += 1
                 continue
             shutil.rmtree(unsent_part(sha256, "fit").parent)
-            print(f"MLflow has the run of model {sha256[:8]}")
+            print(f"MLflow has the run of model {model_name(sha256)}")
         if unreadable:
             sys.exit(1)
 

@@ -81,6 +81,11 @@ def model_sha256(model_dir: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def model_name(sha256: str) -> str:
+    """What people call a model: the beginning of its sha256."""
+    return sha256[:12]
+
+
 class TrackedRun:
     """The MLflow run of one fit. No method raises for a store that fails: the first failure is told, then it is silent.
 
@@ -251,7 +256,7 @@ class TrackedRun:
             print(f"MLflow: run {existing.info.run_name} ({existing.info.run_id}) holds this very model; no run added")
             return
         self._client.set_tag(self._run_id, MODEL_TAG, sha256)
-        self._client.update_run(self._run_id, name=f"{self._name} {sha256[:8]}")
+        self._client.update_run(self._run_id, name=f"{self._name} {model_name(sha256)}")
         self._log_model(sha256, classes, network, images)
 
     def _log_model(self, sha256: str, classes: Sequence[str], network: "nn.Module", images: "Tensor") -> None:
@@ -323,10 +328,9 @@ def log_to_model_run(model_sha256: str, metrics: Mapping[str, float], files: Seq
         if send_to_model_run(model_sha256, metrics, files):
             return
         if not unsent_part(model_sha256, "fit").is_dir():
-            print(f"warning: MLflow at {_hide_password(uri)} holds no run of model {model_sha256[:8]}: the test "
-                  "results are not kept there", file=sys.stderr)  # fmt: skip
+            _warn_of_no_run(uri, model_sha256)
             return
-        print(f"MLflow misses the run of model {model_sha256[:8]}, and so its test results: {SYNC}")
+        print(f"MLflow misses the run of model {model_name(model_sha256)}, and so its test results: {SYNC}")
     except Exception as error:  # noqa: BLE001, as above
         _warn(uri, error, f"the test results are not there yet; once it is back, {SYNC} sends them")
     keep_test(model_sha256, metrics, files)
@@ -353,8 +357,7 @@ def send_kept_test(model_sha256: str, metrics: Mapping[str, float], files: Seque
     """The same for what was kept; False, after a warning, where MLflow cannot be reached."""
     try:
         if not send_to_model_run(model_sha256, metrics, files):
-            print(f"warning: MLflow at {_hide_password(tracking_uri())} holds no run of model {model_sha256[:8]}: the "
-                  "test results are not kept there", file=sys.stderr)  # fmt: skip
+            _warn_of_no_run(tracking_uri(), model_sha256)
     except Exception as error:  # noqa: BLE001, as above
         _warn(tracking_uri(), error, "what it misses still waits here")
         return False
@@ -477,6 +480,11 @@ def _failures() -> tuple[type[Exception], ...]:
 def _warn(uri: str, error: BaseException, consequence: str) -> None:
     print(f"warning: MLflow at {_hide_password(uri)} failed ({_root_cause(error)}): {consequence}",
           file=sys.stderr, flush=True)  # fmt: skip
+
+
+def _warn_of_no_run(uri: str, sha256: str) -> None:
+    print(f"warning: MLflow at {_hide_password(uri)} holds no run of model {model_name(sha256)}: the test results are "
+          "not kept there", file=sys.stderr)  # fmt: skip
 
 
 def _root_cause(error: BaseException) -> str:

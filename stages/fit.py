@@ -17,7 +17,7 @@ from refit.params import Params, load_params
 from refit.stage import run_stage
 from refit.systems.build import build_system, check_model
 from refit.systems.weights import identity
-from refit.tracking import DEBUG_TAG
+from refit.tracking import DEBUG_TAG, model_name
 from refit.training.choices import BATCH, LEARNING_RATE, read_batch, read_learning_rate, resolved_params
 from refit.training.distributed import leads_fit
 from refit.training.resume import fit_state, loaded_code
@@ -72,14 +72,14 @@ def main(params: Params) -> None:
             system.load_state_dict(best.weights)
 
         model = write_model(system, params.model, info, batch.micro_batch, resolved, debug=params.debug.shortens)
-        facts = {"fitted": model.sha256[:12], **best.row, "epochs": len(history.rows), **debug}
+        facts = {"fitted": model_name(model.sha256), **best.row, "epochs": len(history.rows), **debug}
         write_json(EVALUATION / "fit.json", facts)
         write_csv(EVALUATION / "history.csv", history.rows)
         loggers.log_metrics({f"best_{name}": value for name, value in best.row.items()})
         loggers.log_files(BATCH, LEARNING_RATE, EVALUATION / "history.csv")
         network = getattr(system, "network", system).to(memory_format=torch.contiguous_format)
         loggers.finish(MODEL, network, torch.from_numpy(data.train.images[:2]))
-    print(f"best epoch {best.row['epoch']} of {len(history.rows)}; model {model.sha256[:12]}")
+    print(f"best epoch {best.row['epoch']} of {len(history.rows)}; model {model_name(model.sha256)}")
 
 
 if __name__ == "__main__":

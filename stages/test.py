@@ -16,6 +16,7 @@ from refit.reports.classification import evaluate, predictions, worst_mistakes
 from refit.reports.embeddings import embedding_pictures
 from refit.reports.run_report import EVALUATION, write_run_report
 from refit.stage import run_stage
+from refit.tracking import model_name
 from refit.training.outputs import Outputs, figures_of_each
 from refit.training.trainer import make_trainer, refusals
 
@@ -39,7 +40,7 @@ def main(params: Params) -> None:
     figures = report.test_summary() | {name: float(value) for name, value in trainer.callback_metrics.items()}
     outcomes = _outcomes(probabilities, split, model.classes, figures_of_each(outputs, len(probabilities)))
     trial = {"debug": True} if debug else {}
-    write_json(EVALUATION / "test.json", {"tested": model.sha256[:12], **figures, **trial})
+    write_json(EVALUATION / "test.json", {"tested": model_name(model.sha256), **figures, **trial})
     write_csv(EVALUATION / "outcomes.csv", outcomes)
     with whole_folder(EVALUATION / "tables") as tables:
         write_csv(tables / "classes.csv", report.class_rows())

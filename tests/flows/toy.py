@@ -62,7 +62,7 @@ if not Path("outcome").exists():
 outcome, folder = Path("outcome").read_text(), Path("data/promotion")
 folder.mkdir(parents=True, exist_ok=True)
 why = f"models:/refit/2 was {outcome}"
-(folder / "verdict.json").write_text(json.dumps({"outcome": outcome, "why": why, "model_sha256": "0123456789abcdef"}))
+(folder / "verdict.json").write_text(json.dumps({"outcome": outcome, "why": why, "model": "0123456789ab"}))
 (folder / "promotion.md").write_text(why)
 """
 

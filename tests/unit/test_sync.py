@@ -187,7 +187,7 @@ def test_a_run_that_mlflow_missed_the_end_of_is_completed_as_if_it_had_never_bee
     sent = [point.step for point in client.get_metric_history(half.info.run_id, "val_loss")]
     assert sent in ([17], [17, 35]), "the second epoch's may have been on its way"
     done = sync_command()
-    assert (done.returncode, done.stdout, done.stderr) == (0, f"MLflow has the run of model {model[:8]}\n", "")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"MLflow has the run of model {model[:12]}\n", "")
     synced = only_run(server.url)
     assert unsent() == []
     assert sync_command().stdout == "MLflow misses nothing\n"
@@ -290,7 +290,7 @@ def test_a_kept_model_that_cannot_be_read_lets_the_others_be_sent(
     with pytest.raises(SystemExit) as ended:
         sync.main(["sync"])
     assert ended.value.code == 1
-    assert f"error: model {first[:8]} still waits: " in capsys.readouterr().err
+    assert f"error: model {first[:12]} still waits: " in capsys.readouterr().err
     assert unsent() == [first]
     (run,) = client.search_runs(["1"])
     assert run.data.tags["model_sha256"] == second

@@ -140,7 +140,7 @@ def test_a_run_holds_the_params_the_curves_the_origin_the_files_and_the_model(
     (run,) = runs()
     sha256 = model_sha256(model)
     assert run.info.status == "FINISHED"
-    assert run.info.run_name == f"digits cnn {sha256[:8]}"
+    assert run.info.run_name == f"digits cnn {sha256[:12]}"
     assert run.data.params == {
         "seed": "0", "data.source": "digits", "data.image_size": "auto", "model.network": "cnn", "model.width": "None"
     }  # fmt: skip
