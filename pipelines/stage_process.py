@@ -22,6 +22,8 @@ from refit.warm import OWNER
 USER_ERROR = 2  # the exit code by which a stage says: the user's mistake
 GRACE = 10.0  # seconds between asking a stage to end and ending it
 
+# What DVC advises whoever types its commands, after each stage, and blank lines.
+_HINTS = re.compile(r"$|To (track|enable)\b.*, run:$|\t(git add|dvc config core\.autostage) |Use `dvc push` to send ")
 _CHUNK = 1 << 16  # bytes
 _LAST_LINES = 50
 
@@ -49,12 +51,14 @@ class CommandFailedError(Exception):
 
 
 async def run_stage(stage: str, on_line: Callable[[str], None]) -> None:
-    """Bring one stage of dvc.yaml up to date, its upstream stages being so; `on_line` is given each line it prints.
+    """Bring one stage of dvc.yaml up to date, its upstream stages being so; `on_line` is given each line it prints, but
+    for DVC's hints.
 
     Raises CommandFailedError, its message the stage's own error. When cancelled, returns after the last process ended.
     """
     # The parallel neighbour may hold DVC's lock for as long as it writes its outputs to the cache.
-    exit_code, last_lines = await _run(["dvc", "--wait-for-lock", "repro", "--single-item", stage], on_line)
+    command = ["dvc", "--wait-for-lock", "repro", "--single-item", stage]
+    exit_code, last_lines = await _run(command, lambda line: None if _HINTS.match(line) else on_line(line))
     if exit_code != 0:
         raise CommandFailedError(f"stage {stage!r}", *_explain(last_lines, exit_code))
 

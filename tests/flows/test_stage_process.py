@@ -176,6 +176,19 @@ def test_a_loop_that_cancels_everything_leaves_nobody_behind(tmp_path: Path) -> 
     assert gone(pid)
 
 
+def test_a_stage_s_lines_come_without_what_dvc_advises(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
+    toy.stage("only", does="print('To enable it, run: x')")
+    toy.use_git()
+    assert "git add dvc.lock" in toy.run("dvc", "repro").stdout, "this would show nothing"
+    toy.stage("only", does="print('To enable it, run: x')  # edited")
+    monkeypatch.chdir(toy.root)
+    lines: list[str] = []
+    asyncio.run(run_stage("only", lines.append))
+    assert lines == [
+        "Running stage 'only':", "> exec python only.py", "To enable it, run: x", "Updating lock file 'dvc.lock'",
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("does", "exit_code", "message"),
     [
