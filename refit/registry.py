@@ -17,7 +17,7 @@ from refit.files import read_json
 from refit.tracking import DEBUG_TAG, DESCRIPTION, MODEL_TAG, WEIGHTS, ModelStore, model_name, model_sha256, open_store
 
 if TYPE_CHECKING:
-    from mlflow.entities import Run
+    from mlflow.entities.model_registry import ModelVersion
 
 CHAMPION = "champion"
 """The alias of the version in use: models:/NAME@champion."""
@@ -32,6 +32,8 @@ class Version(NamedTuple):
     number: str
     sha256: str
     """Of its model."""
+    run_id: str
+    """Of the run that made it, with which its files lie."""
 
     @property
     def uri(self) -> str:
@@ -45,20 +47,11 @@ def register(model_dir: Path, name: str) -> tuple[Version, bool]:
     """
     sha256 = model_sha256(model_dir)
     with open_store() as store:
-        run = store.find_run(sha256)
-        versions = store.client.search_model_versions(f"name = '{name}' and tags.{MODEL_TAG} = '{sha256}'")
-        if versions:
-            number, new = str(versions[0].version), False
-        elif run is None:
-            raise ValueError(
-                f"MLflow at {store.shown_uri} holds no run of model {model_name(sha256)}; "
-                "to train it again: dvc repro --force --single-item fit"
-            )
-        else:
-            number, new = _new_version(store, run, name, sha256), True
-        if run is not None and not _is_kept(store, run):
-            _keep(store, run, model_dir)
-        return Version(name, number, sha256), new
+        known = store.client.search_model_versions(f"name = '{name}' and tags.{MODEL_TAG} = '{sha256}'")
+        version = _version(known[0]) if known else _new_version(store, name, sha256)
+        if not _is_kept(store, version):
+            _keep(store, version, model_dir)
+        return version, not known
 
 
 def find_champion(name: str) -> Version | None:
@@ -78,7 +71,7 @@ def find_champion(name: str) -> Version | None:
                 f"models:/{name}@{CHAMPION} is version {version.version}, which Refit did not register; give the alias "
                 "to one that `make register` made, or delete it"
             )
-        return Version(name, str(version.version), version.tags[MODEL_TAG])
+        return _version(version)
 
 
 def make_champion(version: Version, why: str) -> None:
@@ -92,13 +85,12 @@ def fetch_artifact(version: Version, folder: Path) -> tuple[Path, NDArray[np.uin
     """Write the version's model to `folder`: its own folder, and the short hashes of the images it was trained on or
     chosen by, sorted; None where they are not known. Raises ValueError where MLflow does not hold the model."""
     with open_store() as store:
-        run = store.find_run(version.sha256)
-        if run is None or not _is_kept(store, run):
+        if not _is_kept(store, version):
             raise ValueError(
                 f"MLflow at {store.shown_uri} does not hold the files of {version.uri}; check out the commit that made "
                 "it, and run: dvc checkout && make register"
             )
-        model = Path(store.client.download_artifacts(run.info.run_id, _ARTIFACT, str(folder)))
+        model = Path(store.client.download_artifacts(version.run_id, _ARTIFACT, str(folder)))
     seen = model / _SEEN
     return model, np.load(seen) if seen.is_file() else None
 
@@ -108,10 +100,20 @@ def short_hashes(sha256: list[str]) -> NDArray[np.uint64]:
     return np.array([int(digest[:16], 16) for digest in sha256], dtype=np.uint64)
 
 
-def _new_version(store: ModelStore, run: "Run", name: str, sha256: str) -> str:
+def _version(known: "ModelVersion") -> Version:
+    return Version(known.name, str(known.version), known.tags[MODEL_TAG], known.run_id or "")
+
+
+def _new_version(store: ModelStore, name: str, sha256: str) -> Version:
     import mlflow
     from mlflow.entities import LoggedModelStatus
 
+    run = store.find_run(sha256)
+    if run is None:
+        raise ValueError(
+            f"MLflow at {store.shown_uri} holds no run of model {model_name(sha256)}; "
+            "to train it again: dvc repro --force --single-item fit"
+        )
     if DEBUG_TAG in run.data.tags:
         raise ValueError(
             f"MLflow's run {run.info.run_name} is a debug run, and its model none to register; take the debug "
@@ -123,26 +125,25 @@ def _new_version(store: ModelStore, run: "Run", name: str, sha256: str) -> str:
     if not ready:
         raise ValueError(f"MLflow's run {run.info.run_name} holds no model: it could not be exported")
     mlflow.set_tracking_uri(store.uri)
-    return str(mlflow.register_model(f"models:/{ready[0]}", name, tags={MODEL_TAG: sha256}).version)
+    return _version(mlflow.register_model(f"models:/{ready[0]}", name, tags={MODEL_TAG: sha256}))
 
 
-def _is_kept(store: ModelStore, run: "Run") -> bool:
-    return any(Path(file.path).name == WEIGHTS for file in store.client.list_artifacts(run.info.run_id, _ARTIFACT))
+def _is_kept(store: ModelStore, version: Version) -> bool:
+    return any(Path(file.path).name == WEIGHTS for file in store.client.list_artifacts(version.run_id, _ARTIFACT))
 
 
-def _keep(store: ModelStore, run: "Run", model_dir: Path) -> None:
+def _keep(store: ModelStore, version: Version, model_dir: Path) -> None:
     """Of the files the weights come last: where they are, all are."""
-    run_id = run.info.run_id
     if _is_of_prepared_data(model_dir):
         with TemporaryDirectory() as folder:
             seen = Path(folder, _SEEN)
             np.save(seen, np.unique(short_hashes(read_hashes("train", "val"))))
-            store.client.log_artifact(run_id, str(seen), _ARTIFACT)
+            store.client.log_artifact(version.run_id, str(seen), _ARTIFACT)
     else:
         print(f"warning: {PREPARED} is of other data than the model: on which it was trained is not kept with it",
               file=sys.stderr)  # fmt: skip
     for name in (DESCRIPTION, WEIGHTS):
-        store.client.log_artifact(run_id, str(model_dir / name), _ARTIFACT)
+        store.client.log_artifact(version.run_id, str(model_dir / name), _ARTIFACT)
 
 
 def _is_of_prepared_data(model_dir: Path) -> bool:

@@ -25,7 +25,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType"),  # MLflow's, of a function of its own
 ]
 
-RIVAL = Version("refit", "7", "c" * 64)
+RIVAL = Version("refit", "7", "c" * 64, "run")
 
 
 def verdict() -> Any:

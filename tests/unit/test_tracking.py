@@ -411,12 +411,14 @@ def test_a_server_holds_the_run_and_killed_in_mid_fit_changes_no_weight(
         assert link is not None
         assert link.url.startswith(url)
         version, new = register(repository / "data/model", "refit")
-        assert (version, new) == (("refit", "1", sha256), True)
+        assert (version, new) == (("refit", "1", sha256, link.run_id), True)
         assert find_champion("refit") is None
         make_champion(version, "the first")
+        monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "another")
         assert find_champion("refit") == version
         fetched, seen = fetch_artifact(version, repository)
         assert ((fetched / "model.safetensors").read_bytes(), seen) == (b"weights", None)
+        monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME")
 
         logger = RunLogger(PARAMS, {})
         capsys.readouterr()
