@@ -5,6 +5,7 @@ images, none of which either was trained on. The first champion has no rival.
 """
 
 import csv
+import hashlib
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -93,20 +94,17 @@ def read_challenger() -> Challenger:
 
 
 def face(champion: Version, challenger: Challenger, params: Params) -> Rivalry:
-    """Compare both on the test images that the champion was not trained on. Raises ValueError where it cannot take
-    these images, or this code cannot read it."""
-    from refit.data.prepared import read_hashes
-
+    """Compare both on the test images that the champion was not trained on. Raises ValueError where that cannot be."""
     with TemporaryDirectory() as folder:
         model, seen = fetch_artifact(champion, Path(folder))
-        predicted = predictions_of(model, champion, params)
+        predicted, hashes = predictions_of(model, champion, params)
     if len(predicted) != len(challenger.outcomes):
         raise ValueError("data/evaluation/outcomes.csv is of other test images than data/prepared; run: dvc repro")
     if seen is None:
         print(f"warning: which images {champion.uri} was trained on is not known: all test images count",
               file=sys.stderr)  # fmt: skip
         seen = np.array([], dtype=np.uint64)
-    fair = ~np.isin(short_hashes(read_hashes("test")), seen)
+    fair = ~np.isin(short_hashes(hashes), seen)
     actual = np.array([row["actual"] for row in challenger.outcomes])
     right = np.array([row["predicted"] for row in challenger.outcomes]) == actual
     rival_right = np.array(predicted) == actual
@@ -119,28 +117,30 @@ def face(champion: Version, challenger: Challenger, params: Params) -> Rivalry:
     return Rivalry(champion, comparison, int((~fair).sum()), differences)
 
 
-def predictions_of(folder: Path, champion: Version, params: Params) -> list[str]:
-    """The class that the model in `folder` takes each test image for."""
+def predictions_of(folder: Path, champion: Version, params: Params) -> tuple[list[str], list[str]]:
+    """The class that the model in `folder` takes each test image for, and the sha256 of that image's pixels as it sees
+    them: where they are not as the new model sees them, they are decoded once more."""
     from refit.data.module import EVALUATION_FACTOR, EvaluationLoader
-    from refit.data.prepared import read_info, read_split
+    from refit.data.pack import decode_again
+    from refit.data.prepared import Split, read_hashes, read_info, read_split
     from refit.model_file import read_model
     from refit.reports.classification import predictions
     from refit.training.outputs import predict_each
 
-    way_out = "compare them by hand, then: make register, and give its version the alias champion in MLflow"
     try:
         system, model = read_model(folder)
     except ValueError as error:
-        raise ValueError(f"the champion {champion.uri} cannot be read by this code ({error}); {way_out}") from None
-    info = read_info()
-    if (model.color, list(model.shape)) != (info.color, info.shape):
         raise ValueError(
-            f"the champion {champion.uri} takes {model.color} images of {_shape(model.shape)}, and data/prepared holds "
-            f"{info.color} ones of {_shape(info.shape)}; {way_out}"
-        )
-    loader = EvaluationLoader(read_split("test"), EVALUATION_FACTOR * model.batch_size)
+            f"the champion {champion.uri} cannot be read by this code ({error}); compare them by hand, then: "
+            "make register, and give its version the alias champion in MLflow"
+        ) from None
+    info, split, hashes = read_info(), read_split("test"), read_hashes("test")
+    if (model.color, list(model.shape)) != (info.color, info.shape):
+        split = Split(decode_again("test", params.data, model.color, model.shape[1:]), split.labels)
+        hashes = [hashlib.sha256(image.tobytes()).hexdigest() for image in split.images]
+    loader = EvaluationLoader(split, EVALUATION_FACTOR * model.batch_size)
     outputs = predict_each(system, loader, params.trainer, params.debug).gather()
-    return [model.classes[best] for best in predictions(outputs["probabilities"].numpy())]
+    return [model.classes[best] for best in predictions(outputs["probabilities"].numpy())], hashes
 
 
 def decide(challenger: Challenger, rivalry: Rivalry | None, promote: PromoteParams) -> Verdict:
@@ -190,10 +190,6 @@ def write_verdict(challenger: Challenger, rivalry: Rivalry | None, verdict: Verd
         write_json(new / "verdict.json", values)
         write_bytes(new / "promotion.md", as_markdown(facts).encode())
         write_csv(new / "differences.csv", rivalry.differences if rivalry else [])
-
-
-def _shape(shape: tuple[int, ...] | list[int]) -> str:
-    return "x".join(map(str, shape))
 
 
 if __name__ == "__main__":

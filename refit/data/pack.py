@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from refit.data.images import BadImageError, Header, decode, read_header
-from refit.data.prepared import FORMAT, Color, DatasetInfo, Pixels
-from refit.data.sources import SPLITS, Item, Source, SplitName
+from refit.data.prepared import FORMAT, Color, DatasetInfo, Pixels, read_names
+from refit.data.sources import SPLITS, Item, Source, SplitName, open_source
 from refit.data.splits import assign_splits, find_label_conflicts
 from refit.files import as_text, write_json
 from refit.params import DataParams
@@ -82,6 +82,24 @@ def pack(source: Source, data: DataParams, seed: int, folder: Path) -> tuple[Dat
         "left_out_copies": assigned.count(None),
         "imbalance": round(max(train_classes.values()) / min(train_classes.values()), 4),
     }
+
+
+def decode_again(split: str, data: DataParams, color: Color, size: tuple[int, int]) -> Pixels:
+    """The images of a prepared split as a model of other images takes them: uint8 (N, C, *size), in their order.
+
+    Raises ValueError that names one that the source has no more, or that cannot be decoded.
+    """
+    items = {as_text(item.name): item for item in open_source(data).list_items()}
+    names = read_names(split)
+    for name in names:
+        if name not in items:
+            raise ValueError(f"{name} is not below data.root = {data.root!r} any more; run: dvc repro")
+    images = []
+    for item, image in _in_threads(partial(decode, color=color, size=size), [items[name] for name in names]):
+        if isinstance(image, BadImageError):
+            raise ValueError(f"{as_text(item.name)}: {image}; run: dvc repro")  # noqa: TRY004, the user's
+        images.append(image)
+    return np.stack(images)
 
 
 def _fault(name: str, reason: object, data: DataParams) -> None:

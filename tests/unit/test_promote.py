@@ -12,7 +12,7 @@ from mlflow import MlflowClient
 from refit import promote
 from refit.data.pack import pack
 from refit.data.prepared import read_hashes, read_split
-from refit.data.sources import open_source
+from refit.data.sources import Source, open_source
 from refit.model_file import MODEL
 from refit.params import load_params
 from refit.promote import PROMOTION, Challenger, Rivalry, decide, predictions_of
@@ -103,14 +103,14 @@ def test_images_that_the_champion_was_trained_on_do_not_count(
     assert 20 < sum(unseen) < 200
     found = verdict()
     assert (found["comparison"]["images"], found["seen"]) == (sum(unseen), len(tested) - sum(unseen))
-    theirs = predictions_of_version(found["champion"]["sha256"])
+    theirs, _ = predictions_of_version(found["champion"]["sha256"])
     actual = [str(label) for label in read_split("test").labels]
     right = np.array([a == b for a, b in zip(actual, theirs, strict=True)])[unseen]
     assert found["comparison"]["rival_accuracy"] == pytest.approx(right.mean())
     assert "are left out, on which the champion was trained" in (PROMOTION / "promotion.md").read_text()
 
 
-def predictions_of_version(sha256: str) -> list[str]:
+def predictions_of_version(sha256: str) -> tuple[list[str], list[str]]:
     (run,) = MlflowClient().search_runs(["1"], filter_string=f"tags.model_sha256 = '{sha256}'")
     folder = Path(MlflowClient().download_artifacts(run.info.run_id, "artifact", "."))
     return predictions_of(folder, RIVAL, load_params())
@@ -145,18 +145,51 @@ def test_a_promotion_that_is_cut_off_is_completed_by_the_next(
 def test_a_champion_is_judged_by_the_names_of_its_classes(trained: Any) -> None:
     """A class that came later stands between the others and moves their numbers."""
     trained(fit__max_epochs=1)
-    before = predictions_of(MODEL, RIVAL, load_params())
+    before, _ = predictions_of(MODEL, RIVAL, load_params())
     description = json.loads((MODEL / "model.json").read_text())
     description["classes"] = [f"class {name}" for name in description["classes"]]
     (MODEL / "model.json").write_text(json.dumps(description))
-    assert predictions_of(MODEL, RIVAL, load_params()) == [f"class {name}" for name in before]
+    assert predictions_of(MODEL, RIVAL, load_params())[0] == [f"class {name}" for name in before]
 
 
-def test_a_champion_of_images_of_another_shape_is_a_line(trained: Any) -> None:
+def test_a_champion_of_larger_images_sees_them_as_it_was_trained_to(
+    trained: Any, prepared_workspace: Path, changed: Changed
+) -> None:
+    """And what it was trained on is known by its own pixels."""
+
+    def prepare(**keys: object) -> None:
+        data = changed({"data.root": str(prepared_workspace), **keys})
+        shutil.rmtree("data/prepared")
+        Path("data/prepared").mkdir()
+        pack(open_source(data.data), data.data, data.seed, Path("data/prepared"))
+
+    prepare(**{"data.image_size": 16, "seed": 1})
+    own = trained(fit__max_epochs=2, data__root=str(prepared_workspace))
+    promote.main()
+    seen, right = set(read_hashes("train", "val")), read_hashes("test")
+    assert predictions_of(MODEL, RIVAL, load_params())[1] == right
+    prepare(**{"data.image_size": 16})
+    unseen = [digest not in seen for digest in read_hashes("test")]
+    expected = predictions_of(MODEL, RIVAL, load_params())
+    prepare()
+    trained(fit__max_epochs=1, data__root=str(prepared_workspace))
+    promote.main()
+    found = verdict()
+    assert (found["comparison"]["images"], found["seen"]) == (sum(unseen), 359 - sum(unseen))
+    theirs = predictions_of_version(found["champion"]["sha256"])
+    assert theirs == expected
+    actual = [str(label) for label in read_split("test").labels]
+    hits = np.array([a == b for a, b in zip(actual, theirs[0], strict=True)])[unseen]
+    assert found["comparison"]["rival_accuracy"] == pytest.approx(hits.mean())
+    assert hits.mean() > 0.5 * own
+
+
+def test_a_champion_that_cannot_be_compared_is_a_line(trained: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     trained(fit__max_epochs=1)
     description = json.loads((MODEL / "model.json").read_text())
     (MODEL / "model.json").write_text(json.dumps({**description, "shape": [1, 16, 16]}))
-    with pytest.raises(ValueError, match=r"models:/refit/7 takes grey images of 1x16x16, and data/prepared .* 1x8x8; "):
+    monkeypatch.setattr("refit.data.pack.open_source", lambda _: Source((), lambda: []))
+    with pytest.raises(ValueError, match=r"^\d+ is not below data.root = 'data/raw' any more; run: dvc repro"):
         predictions_of(MODEL, RIVAL, load_params())
     (MODEL / "model.json").write_text(json.dumps({**description, "format": 1}))
     with pytest.raises(ValueError, match=r"^the champion models:/refit/7 cannot be read by this code \(.*format"):
