@@ -3,6 +3,7 @@
 The flow for a schedule. It ends as Promoted, Kept (the champion stays) or Unchanged (the champion is this very model).
 """
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -81,7 +82,7 @@ async def publish(limits: PipelinesParams, message: str) -> None:
 def _uncommitted() -> list[tuple[str, bool]]:
     """The files that differ from the last commit's, and whether git knows them."""
     command = ["git", "status", "--porcelain", "-z", "--no-renames", "--untracked-files=all"]
-    entries = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split("\0")
+    entries = os.fsdecode(subprocess.run(command, capture_output=True, check=True).stdout).split("\0")
     return [(entry[3:], not entry.startswith("??")) for entry in entries if entry]
 
 
