@@ -102,6 +102,10 @@ register: .venv/ready  ## the current model as a new version in MLflow's registr
 promote: .venv/ready  ## the current model as MLflow's champion, if it is good enough beside the one in use
 	@python -m refit.promote
 
+.PHONY: versus
+versus: .venv/ready  ## is experiment A better than B (or what is here), and what is different? make versus A=NAME [B=NAME]
+	@python -m pipelines.versus $(A) $(B)
+
 # dvc exp show has a column for every parameter, metric and hash; here only what differs, and the accuracies. It leaves
 # out what a terminal is too narrow for, and that is what was varied: a wide line wraps instead. Where `tested` is not
 # `fitted`, as after an experiment of fit alone, the test's accuracy is another model's.

@@ -18,15 +18,13 @@ from refit.command import run_command, take_no_arguments
 from refit.files import read_json, whole_folder, write_bytes, write_csv, write_json
 from refit.params import Params, PromoteParams, load_params
 from refit.registry import CHAMPION, Version, fetch_artifact, find_champion, make_champion, register, short_hashes
-from refit.reports.comparison import Comparison, compare
+from refit.reports.comparison import Comparison, Row, paired
 from refit.summary import Fact, as_lines, as_markdown
 from refit.tracking import EXPERIMENT, log_to_model_run, model_name, model_sha256
 
 MODEL, EVALUATION = Path("data/model"), Path("data/evaluation")
 PROMOTION = Path("data/promotion")
 """verdict.json, promotion.md and differences.csv: what was decided last, and why."""
-
-Row = dict[str, str]
 
 
 class Challenger(NamedTuple):
@@ -105,16 +103,10 @@ def face(champion: Version, challenger: Challenger, params: Params) -> Rivalry:
               file=sys.stderr)  # fmt: skip
         seen = np.array([], dtype=np.uint64)
     fair = ~np.isin(short_hashes(hashes), seen)
-    actual = np.array([row["actual"] for row in challenger.outcomes])
-    right = np.array([row["predicted"] for row in challenger.outcomes]) == actual
-    rival_right = np.array(predicted) == actual
-    differences = [
-        {"file": row["file"], "actual": row["actual"], "predicted": row["predicted"], "champion_predicted": theirs}
-        for row, theirs, differs in zip(challenger.outcomes, predicted, fair & (right != rival_right), strict=True)
-        if differs
-    ]
-    comparison = compare(right[fair], rival_right[fair], params.test.confidence)
-    return Rivalry(champion, comparison, int((~fair).sum()), differences)
+    files = [row["file"] for row in challenger.outcomes]
+    theirs = {file: predicted[i] for i, file in enumerate(files) if fair[i]}
+    comparison, differences = paired(challenger.outcomes, "champion", theirs, params.test.confidence)
+    return Rivalry(champion, comparison, len(files) - len(theirs), differences)
 
 
 def predictions_of(folder: Path, champion: Version, params: Params) -> tuple[list[str], list[str]]:

@@ -140,7 +140,7 @@ def _keep(store: ModelStore, version: Version, model_dir: Path) -> None:
             np.save(seen, np.unique(short_hashes(read_hashes("train", "val"))))
             store.client.log_artifact(version.run_id, str(seen), _ARTIFACT)
     else:
-        print(f"warning: {PREPARED} is of other data than the model: on which it was trained is not kept with it",
+        print(f"warning: {PREPARED} is of other data than the model, so which images it saw is not kept with it",
               file=sys.stderr)  # fmt: skip
     for name in (DESCRIPTION, WEIGHTS):
         store.client.log_artifact(version.run_id, str(model_dir / name), _ARTIFACT)

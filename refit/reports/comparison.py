@@ -1,6 +1,7 @@
 """Two classifiers on the same images: is one better, and how sure may one be of that?"""
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -8,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Bools = NDArray[np.bool_]
+Row = dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,20 @@ class Comparison:
     @property
     def difference(self) -> float:
         return self.accuracy - self.rival_accuracy
+
+
+def paired(
+    rows: Sequence[Row], name: str, predicted: Mapping[str, str], confidence: float
+) -> tuple[Comparison, list[Row]]:
+    """Compare a model with another by their predictions, and list the images that one of them has right.
+
+    rows: `file`, `actual` and `predicted` of each test image, as in outcomes.csv; predicted: what the other model takes
+    a file for, `name` in the list. Images that it lacks do not count.
+    """
+    both = [{key: row[key] for key in ("file", "actual", "predicted")} | {name: predicted[row["file"]]}
+            for row in rows if row["file"] in predicted]  # fmt: skip
+    right, other_right = (np.array([row[who] == row["actual"] for row in both], bool) for who in ("predicted", name))
+    return compare(right, other_right, confidence), [both[i] for i in np.flatnonzero(right != other_right)]
 
 
 def compare(right: Bools, rival_right: Bools, confidence: float) -> Comparison:

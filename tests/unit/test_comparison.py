@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from refit.reports.comparison import compare
+from refit.reports.comparison import compare, paired
 
 
 def outcomes(both: int, only_this: int, only_rival: int, neither: int) -> tuple[np.ndarray, np.ndarray]:
@@ -37,6 +37,20 @@ def test_two_that_agree_on_every_image_differ_by_little_only_where_images_are_ma
     found = compare(*outcomes(images, 0, 0, 0), confidence=0.95)
     assert found.difference == 0
     assert 0.9 * widest < found.high == -found.low <= widest
+
+
+def test_images_that_the_other_lacks_do_not_count_and_the_list_is_of_those_that_one_has_right() -> None:
+    rows = [
+        {"file": file, "actual": "cat", "predicted": predicted, "probability": "0.5"}
+        for file, predicted in {"a": "cat", "b": "dog", "c": "cat", "d": "dog", "e": "cat"}.items()
+    ]
+    found, differing = paired(rows, "other", {"a": "cat", "b": "cat", "c": "dog", "d": "cow", "x": "cat"}, 0.95)
+    assert (found.images, found.only_this, found.only_rival) == (4, 1, 1)
+    assert differing == [
+        {"file": "b", "actual": "cat", "predicted": "dog", "other": "cat"},
+        {"file": "c", "actual": "cat", "predicted": "cat", "other": "dog"},
+    ]
+    assert paired(rows, "other", {}, 0.95)[0].images == 0
 
 
 def test_the_interval_stays_within_what_a_difference_can_be() -> None:

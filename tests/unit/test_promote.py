@@ -74,7 +74,7 @@ def test_the_first_is_promoted_and_a_better_one_and_a_worse_one_is_not(
     assert verdict()["outcome"] == "kept"
     assert find_champion("refit") == champion
     rows = (PROMOTION / "differences.csv").read_text().splitlines()
-    assert rows[0] == "file,actual,predicted,champion_predicted"
+    assert rows[0] == "file,actual,predicted,champion"
     assert len(rows) - 1 == verdict()["comparison"]["only_this"] + verdict()["comparison"]["only_rival"]
     for row in rows[1:]:
         _, actual, predicted, champion_predicted = row.split(",")

@@ -1,0 +1,76 @@
+"""`make versus`: two experiments of the real project, compared image by image."""
+
+import csv
+import re
+from pathlib import Path
+
+from tests.stages.conftest import Project
+
+OUTCOMES = "data/evaluation/outcomes.csv"
+
+
+def outcomes(project: Project) -> dict[str, dict[str, str]]:
+    with (project.root / OUTCOMES).open(newline="") as file:
+        return {row["file"]: row for row in csv.DictReader(file)}
+
+
+def versus(project: Project, *names: str, ok: bool = True) -> str:
+    done = project.run("python", "-m", "pipelines.versus", *names, ok=ok)
+    return done.stdout or done.stderr
+
+
+def right(rows: dict[str, dict[str, str]]) -> set[str]:
+    return {file for file, row in rows.items() if row["predicted"] == row["actual"]}
+
+
+def test_two_experiments_are_compared_on_the_images_that_both_were_tested_on(project: Project) -> None:
+    wide = outcomes(project)
+    project.run("dvc", "exp", "run", "--name", "thin", "-S", "model.width=4", "-S", "fit.max_epochs=1", "test")
+    thin = outcomes(project)
+    project.restore()
+    assert outcomes(project) == wide
+
+    said = versus(project, "thin")
+    alone, alone_here = len(right(thin) - right(wide)), len(right(wide) - right(thin))
+    assert alone_here > 100, "this would show nothing"
+    assert f"{len(right(thin)) / 359:.4f} with {len(right(wide)) / 359:.4f} on 359 images of both" in said
+    assert re.search(rf"difference +{(alone - alone_here) / 359:+.4f} \(confidence interval -0\.\d+ to -0\.\d+\)", said)
+    assert re.search(r"verdict +B is better", said)
+    params = said.partition("Parameters that differ\n")[2].partition("\n\n")[0].splitlines()
+    assert params == ["  fit.max_epochs  A 1, B 3", "  model.width     A 4, B None"]
+    counts = re.findall(r"right by A alone (\d+), by B alone (\d+)", said)
+    assert [sum(map(int, column)) for column in zip(*counts, strict=True)] == [alone, alone_here]
+    file, actual, a, b = re.findall(r"^  (\d+) +is (\d): A (\d), B (\d)$", said, re.MULTILINE)[0]
+    assert (actual, a, b) == (wide[file]["actual"], thin[file]["predicted"], wide[file]["predicted"])
+    assert re.search(r"verdict +A is better", versus(project, "HEAD", "thin"))
+    same = versus(project, "HEAD", "workspace")
+    assert re.search(r"verdict +no more than chance may do", same)
+    assert "it is the code, the images or the versions" in same
+
+
+def test_an_image_that_only_one_was_tested_on_or_that_was_labelled_anew_does_not_count(project: Project) -> None:
+    path = project.root / OUTCOMES
+    header, first, second, *rest = path.read_text().splitlines()
+    file, actual, *others = second.split(",")
+    anew = ",".join([file, str((int(actual) + 1) % 10), *others])
+    path.unlink()  # it may be a link into DVC's cache
+    path.write_text("\n".join([header, f"x{first}", anew, *rest, ""]))
+    assert "on 357 images of both" in versus(project, "HEAD")
+    path.write_text("\n".join([header, *(f"x{row}" for row in (first, second, *rest)), ""]))
+    assert "HEAD and workspace have no test image in common" in versus(project, "HEAD", ok=False)
+    project.restore()
+
+
+def test_what_cannot_be_compared_is_a_line(project: Project, tmp_path: Path) -> None:
+    def line(*names: str) -> str:
+        (said,) = versus(project, *names, ok=False).splitlines()
+        return said
+
+    assert line("gone") == "error: gone is no experiment, commit, branch or tag; `dvc exp list` has the names"
+    assert line().startswith("error: usage: python -m pipelines.versus A [B]")
+    assert line("a", "b", "c").startswith("error: usage: ")
+    (project.root / OUTCOMES).rename(tmp_path / "away")
+    assert line("HEAD").startswith("error: workspace holds no test (")
+    project.restore()
+    (first,) = project.run("git", "rev-list", "--max-parents=0", "HEAD").stdout.split()
+    assert line(first).startswith(f"error: {first} holds no test (")
