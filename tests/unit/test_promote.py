@@ -3,21 +3,23 @@
 import json
 import shutil
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 from mlflow import MlflowClient
 
-from refit import promote
+from refit import promote, registry
 from refit.data.pack import pack
 from refit.data.prepared import read_hashes, read_split
 from refit.data.sources import Source, open_source
 from refit.model_file import MODEL
 from refit.params import load_params
 from refit.promote import PROMOTION, Challenger, Rivalry, decide, predictions_of
-from refit.registry import Version, find_champion, register
+from refit.registry import Version, fetch_artifact, find_champion, register
 from refit.reports.comparison import Comparison
+from refit.tracking import model_sha256
 from tests.unit.conftest import Changed, Fit, run_test
 
 pytestmark = [
@@ -116,23 +118,27 @@ def predictions_of_version(sha256: str) -> tuple[list[str], list[str]]:
     return predictions_of(folder, RIVAL, load_params())
 
 
-@pytest.mark.parametrize("at", ["register", "make_champion", "write_verdict"])
+@pytest.mark.parametrize(
+    ("where", "at"),
+    [(registry, "_keep"), (promote, "register"), (promote, "make_champion"), (promote, "write_verdict")],
+    ids=lambda at: at if isinstance(at, str) else "",
+)
 def test_a_promotion_that_is_cut_off_is_completed_by_the_next(
-    at: str, trained: Any, monkeypatch: pytest.MonkeyPatch
+    where: ModuleType, at: str, trained: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     class PowerCutError(BaseException):
         pass
 
-    step = getattr(promote, at)
+    step = getattr(where, at)
 
     def cut(*arguments: Any) -> None:
-        if at != "write_verdict":
+        if at in ("register", "make_champion"):
             step(*arguments)
         raise PowerCutError
 
     trained(fit__max_epochs=1)
     with monkeypatch.context() as patch:
-        patch.setattr(promote, at, cut)
+        patch.setattr(where, at, cut)
         with pytest.raises(PowerCutError):
             promote.main()
     assert not PROMOTION.exists()
@@ -140,6 +146,10 @@ def test_a_promotion_that_is_cut_off_is_completed_by_the_next(
     champion = find_champion("refit")
     assert champion is not None
     assert (champion.number, champion.sha256) == ("1", verdict()["model_sha256"])
+    model, seen = fetch_artifact(champion, tmp_path)
+    assert model_sha256(model) == champion.sha256
+    assert seen is not None
+    assert len(seen) == len(set(read_hashes("train", "val")))
 
 
 def test_a_champion_is_judged_by_the_names_of_its_classes(trained: Any) -> None:
