@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from pipelines.doctor import mend_records
-from pipelines.dvc_graph import Graph, read_graph
+from pipelines.dvc_graph import Graph, read_graph, read_sources
 from pipelines.stage_process import USER_ERROR, CommandFailedError, run_command, run_stage
 from refit.params import PipelinesParams, load_params
 from refit.quiet import QUIET
@@ -69,6 +69,9 @@ async def bring_up_to_date(graph: Graph, limits: PipelinesParams) -> None:
 
     Raises TaskFailedError with the own error of each stage that failed; what depends on it does not start.
     """
+    for source in read_sources():
+        if source.edited and not source.imported:  # what `dvc add` knows, edited: `dvc repro` keeps it anew as well
+            await run_step(limits, f"keep {source.path}", "dvc", "--wait-for-lock", "commit", "--force", source.file)
     if failures := await _run_stages(graph, limits):
         raise TaskFailedError("; ".join(failures))
     facts = await asyncio.to_thread(read_facts)  # it may wait for MLflow

@@ -13,7 +13,7 @@ from prefect.artifacts import acreate_markdown_artifact
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
-from pipelines.dvc_graph import read_imports
+from pipelines.dvc_graph import read_sources
 from pipelines.flow import TaskFailedError, alone_here, bring_up_to_date, run_flow, run_step
 from refit.command import take_no_arguments
 from refit.files import read_json
@@ -37,8 +37,10 @@ async def retrain() -> State[None]:
             raise ValueError("params.yaml: tracking.loggers has no mlflow, which keeps the champion; add it")
         with alone_here() as graph:
             check_publishable(how)
-            for imported in read_imports():
-                await run_step(limits, f"update {imported}", "dvc", "--wait-for-lock", "update", imported)
+            if how == "push" and _output("git", "rev-list", "@{push}..HEAD"):  # an earlier run failed to push
+                await push(limits)
+            for file in imports_to_update():
+                await run_step(limits, f"update {file}", "dvc", "--wait-for-lock", "update", file)
             await bring_up_to_date(graph, limits)
             await run_step(limits, "promote", sys.executable, "-m", "refit.promote")
             verdict = read_json(PROMOTION / "verdict.json", "python -m refit.promote")
@@ -50,40 +52,78 @@ async def retrain() -> State[None]:
     return Completed(name=verdict["outcome"].capitalize(), message=verdict["why"])
 
 
+def imports_to_update() -> list[str]:
+    """The .dvc files of imported data. Raises ValueError where an update would lose something of it."""
+    imports = [source for source in read_sources() if source.imported]
+    for source in imports:
+        if source.edited:
+            raise ValueError(
+                f"{source.path} is not as {source.file} has it, and an update would undo that; change it where it is "
+                f"imported from, and have it as it was here: dvc checkout --force {source.file}"
+            )
+        if not source.at_hand:
+            raise ValueError(f"{source.file}: what it is imported from is not there, or holds nothing")
+    return [source.file for source in imports]
+
+
 def check_publishable(how: str) -> None:
     """Raises ValueError where what pipelines.publish asks for cannot be done, before hours of training."""
-    if how == "none":
-        return
-    if not _succeeds("git", "rev-parse", "--verify", "HEAD"):
-        raise ValueError(f"pipelines.publish = {how} needs a git repository with a commit; make one, or set it to none")
-    if others := [file for file, known in _uncommitted() if known and not _is_of_dvc(file)]:
+    if how != "none":
+        check_committable(how)
+    if how == "push":
+        for needed, command in {
+            "a branch to push to: git push --set-upstream origin BRANCH": "git rev-parse --symbolic-full-name @{push}",
+            "a remote for the data: dvc remote add --default NAME URL": f"{sys.executable} -m dvc remote default",
+            "git to be able to push; what is wrong is said by: git push --dry-run": "git push --dry-run",
+        }.items():
+            if not _succeeds(*command.split()):
+                raise ValueError(f"pipelines.publish = {how} needs {needed}")
+
+
+def check_committable(how: str) -> None:
+    """Raises ValueError where nothing can be committed, or what is committed could not make the model again."""
+    for needed, command in {
+        "a git repository with a commit; make one, or set it to none": "git rev-parse --verify HEAD",
+        "a branch to commit to: git switch BRANCH": "git symbolic-ref --quiet HEAD",
+        "to know who commits: git config user.name NAME, and user.email": "git var GIT_COMMITTER_IDENT",
+    }.items():
+        if not _succeeds(*command.split()):
+            raise ValueError(f"pipelines.publish = {how} needs {needed}")
+    code = ("refit/", "stages/")  # also where git does not know it yet
+    others = [file for file, known in _uncommitted() if not _is_of_dvc(file) and (known or file.startswith(code))]
+    if others:
         raise ValueError(
             f"pipelines.publish = {how}: {', '.join(others)} is not committed, and so no commit could make the model "
             "again; commit it, or set pipelines.publish to none"
         )
-    if how == "push" and not _succeeds("git", "rev-parse", "--symbolic-full-name", "@{push}"):
-        raise ValueError(f"pipelines.publish = {how} needs a branch to push to: git push --set-upstream origin BRANCH")
-    if how == "push" and not _succeeds(sys.executable, "-m", "dvc", "remote", "default"):
-        raise ValueError(f"pipelines.publish = {how} needs a remote for the data: dvc remote add --default NAME URL")
 
 
 async def publish(limits: PipelinesParams, message: str) -> None:
     """Commit what DVC wrote of the model and of the images it came from, and push that."""
     if limits.publish == "none":
         return
+    check_committable(limits.publish)  # once more: training took its time
     if files := [file for file, _ in _uncommitted() if _is_of_dvc(file)]:
-        await run_step(limits, "add", "git", "add", "--", *files)
+        await run_step(limits, "add", "git", "add", "--all", "--", *files)
         await run_step(limits, "commit", "git", "commit", "--message", message, "--", *files)
     if limits.publish == "push":
-        await run_step(limits, "push data", "dvc", "--wait-for-lock", "push")
-        await run_step(limits, "push", "git", "push")
+        await push(limits)
+
+
+async def push(limits: PipelinesParams) -> None:
+    await run_step(limits, "push data", "dvc", "--wait-for-lock", "push")
+    await run_step(limits, "push", "git", "push")
 
 
 def _uncommitted() -> list[tuple[str, bool]]:
-    """The files that differ from the last commit's, and whether git knows them."""
-    command = ["git", "status", "--porcelain", "-z", "--no-renames", "--untracked-files=all"]
-    entries = os.fsdecode(subprocess.run(command, capture_output=True, check=True).stdout).split("\0")
-    return [(entry[3:], not entry.startswith("??")) for entry in entries if entry]
+    """The files below this folder that differ from the last commit's, and whether git knows them."""
+    status = _output("git", "status", "--porcelain", "-z", "--no-renames", "--untracked-files=all", "--", ".")
+    here = _output("git", "rev-parse", "--show-prefix").strip()  # git names them from its own root
+    return [(entry[3:].removeprefix(here), not entry.startswith("??")) for entry in status.split("\0") if entry]
+
+
+def _output(*command: str) -> str:
+    return os.fsdecode(subprocess.run(command, capture_output=True, check=True).stdout)
 
 
 def _succeeds(*command: str) -> bool:

@@ -5,6 +5,7 @@ were tested on, so that neither was trained on any.
 """
 
 import csv
+import io
 import json
 from collections import Counter
 from collections.abc import Callable
@@ -43,6 +44,8 @@ def main(arguments: list[str]) -> None:
         raise ValueError("usage: python -m pipelines.versus A [B], each an experiment, commit, branch or tag")
     confidence = load_params().test.confidence
     a, b = (read_tested(name) for name in (*arguments, HERE)[:2])
+    if a.params.get("data.source") != b.params.get("data.source"):
+        raise ValueError(f"{a.name} and {b.name} are of other images: data.source differs")
     labels = {row["file"]: row["actual"] for row in a.outcomes}  # an image that was labelled anew is another
     theirs = {row["file"]: row["predicted"] for row in b.outcomes if row["actual"] == labels.get(row["file"])}
     comparison, differences = paired(a.outcomes, "other", theirs, confidence)
@@ -59,7 +62,7 @@ def read_tested(revision: str) -> Tested:
     try:
         read = _reader(revision)
         test = json.loads(read("data/evaluation/test.json"))
-        outcomes = list(csv.DictReader(read("data/evaluation/outcomes.csv").splitlines()))
+        outcomes = list(csv.DictReader(io.StringIO(read("data/evaluation/outcomes.csv"), newline="")))
         params = yaml.safe_load(read("params.yaml"))
     except SCMError:
         raise ValueError(f"{revision} is no experiment, commit, branch or tag; `dvc exp list` has the names") from None

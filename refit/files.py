@@ -61,6 +61,12 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
     write_bytes(path, text.getvalue().encode())
 
 
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """The rows of a table that write_csv wrote."""
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
     """A new empty folder to fill, which takes the place of `path` if the block ends well and is removed if not."""

@@ -4,7 +4,6 @@ It may where promote.min_accuracy and promote.margin allow it: compared with the
 images, none of which either was trained on. The first champion has no rival.
 """
 
-import csv
 import hashlib
 import sys
 from dataclasses import asdict
@@ -15,16 +14,31 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from refit.command import run_command, take_no_arguments
-from refit.files import read_json, whole_folder, write_bytes, write_csv, write_json
+from refit.data.prepared import Split, read_hashes, read_info, read_names, read_split
+from refit.files import read_csv, read_json, whole_folder, write_bytes, write_csv, write_json
 from refit.params import Params, PromoteParams, load_params
-from refit.registry import CHAMPION, Version, fetch_artifact, find_champion, make_champion, register, short_hashes
+from refit.registry import (
+    CHAMPION,
+    OUTCOMES,
+    TEST,
+    Version,
+    fetch,
+    find_champion,
+    find_version,
+    make_champion,
+    register,
+    short_hashes,
+    was_tested,
+)
 from refit.reports.comparison import Comparison, Row, paired
 from refit.summary import Fact, as_lines, as_markdown
-from refit.tracking import EXPERIMENT, log_to_model_run, model_name, model_sha256
+from refit.tracking import EXPERIMENT, model_name, model_sha256, open_store, send_to_model_run
 
-MODEL, EVALUATION = Path("data/model"), Path("data/evaluation")
+MODEL = Path("data/model")
 PROMOTION = Path("data/promotion")
 """verdict.json, promotion.md and differences.csv: what was decided last, and why."""
+WAY_OUT = "compare them by hand, then: make register, and give its version the alias champion in MLflow"
+MAY_CHANGE = 0.01  # of the predictions: other hardware computes other last bits
 
 
 class Challenger(NamedTuple):
@@ -43,6 +57,8 @@ class Rivalry(NamedTuple):
     comparison: Comparison
     seen: int
     """Test images that the champion was trained on or chosen by, and that are left out."""
+    unknown: int
+    """Test images of classes that the champion does not know."""
     differences: list[Row]
     """The images that one of the two has right."""
 
@@ -55,16 +71,21 @@ class Verdict(NamedTuple):
 
 def main() -> None:
     params, challenger = load_params(), read_challenger()
-    champion, rivalry = find_champion(EXPERIMENT), None
+    champion, before, rivalry = find_champion(EXPERIMENT), find_version(EXPERIMENT, challenger.sha256), None
     if champion is None:
         verdict = decide(challenger, None, params.promote)
     elif champion.sha256 == challenger.sha256:
         verdict = Verdict("unchanged", f"{champion.uri} is this very model")
+    elif before and before.was_champion and int(champion.number) < int(before.number):  # so a person went back
+        verdict = Verdict("kept", f"{champion.uri} stays the champion: this model, {before.uri}, was it before and was "
+                                  "withdrawn; to have it again, give it the alias champion in MLflow")  # fmt: skip
     else:
         rivalry = face(champion, challenger, params)
         verdict = decide(challenger, rivalry, params.promote)
     if verdict.outcome == "promoted":
         version, _ = register(MODEL, EXPERIMENT)
+        if version.sha256 != challenger.sha256:
+            raise ValueError(f"{MODEL} was changed meanwhile, to {model_name(version.sha256)}; run it again")
         verdict = Verdict("promoted", f"{version.uri} is the champion, {verdict.why}")
         make_champion(version, verdict.why)
 
@@ -72,49 +93,63 @@ def main() -> None:
     write_verdict(challenger, rivalry, verdict, facts)
     if rivalry:
         gain = {"accuracy_beside_champion": rivalry.comparison.difference}
-        log_to_model_run(challenger.sha256, gain, sorted(PROMOTION.iterdir()))
+        with open_store():  # not kept for a run that waits to be sent: it stands here
+            send_to_model_run(challenger.sha256, gain, sorted(PROMOTION.iterdir()))
     print("\n".join(["Promotion", *as_lines(facts)]))
 
 
 def read_challenger() -> Challenger:
-    """Raises ValueError where the model in data/model was not tested, or by a debug run."""
-    sha256, test = model_sha256(MODEL), read_json(EVALUATION / "test.json", "dvc repro")
-    model = model_name(sha256)
-    if test.get("tested") != model:
-        raise ValueError(f"model {model} has not been tested; run: dvc repro")
+    """Raises ValueError where the model in data/model was not tested, or by a debug run, or on images that are no more
+    those of data/prepared."""
+    sha256 = model_sha256(MODEL)
+    if not was_tested(sha256):
+        raise ValueError(f"model {model_name(sha256)} has not been tested; run: dvc repro")
+    test = read_json(TEST, "dvc repro")
     if test.get("debug"):
         raise ValueError(
-            f"the test of model {model} is a debug run; take the debug section of params.yaml back to what it "
-            "was, and run: dvc repro"
+            f"the test of model {model_name(sha256)} is a debug run; take the debug section of params.yaml back to "
+            "what it was, and run: dvc repro"
         )
-    with (EVALUATION / "outcomes.csv").open(encoding="utf-8", newline="") as file:
-        return Challenger(sha256, float(test["accuracy"]), list(csv.DictReader(file)))
+    outcomes = read_csv(OUTCOMES)
+    if [row["file"] for row in outcomes] != read_names("test"):
+        raise ValueError(f"{OUTCOMES} is of other test images than data/prepared; run: dvc repro")
+    return Challenger(sha256, float(test["accuracy"]), outcomes)
 
 
 def face(champion: Version, challenger: Challenger, params: Params) -> Rivalry:
     """Compare both on the test images that the champion was not trained on. Raises ValueError where that cannot be."""
+    files, labels = ([row[column] for row in challenger.outcomes] for column in ("file", "actual"))
     with TemporaryDirectory() as folder:
-        model, seen = fetch_artifact(champion, Path(folder))
-        predicted, hashes = predictions_of(model, champion, params)
-    if len(predicted) != len(challenger.outcomes):
-        raise ValueError("data/evaluation/outcomes.csv is of other test images than data/prepared; run: dvc repro")
-    if seen is None:
+        kept = fetch(champion, Path(folder))
+        classes, predicted, hashes = predictions_of(kept.model_dir, champion, params)
+    if not set(labels) & set(classes):
+        raise ValueError(
+            f"the champion {champion.uri} knows none of today's classes: it has another task; to begin anew, delete "
+            "the alias champion in MLflow"
+        )
+    again = [kept.predicted[file] == theirs for file, theirs in zip(files, predicted, strict=True)
+             if file in kept.predicted]  # fmt: skip
+    if again.count(False) > max(1, MAY_CHANGE * len(again)):
+        raise ValueError(
+            f"the champion {champion.uri} takes {again.count(False)} of {len(again)} images for another class than "
+            f"when it was tested: today's code, or these images, are not what they were then; {WAY_OUT}"
+        )
+    if kept.seen is None:
         print(f"warning: which images {champion.uri} was trained on is not known: all test images count",
               file=sys.stderr)  # fmt: skip
-        seen = np.array([], dtype=np.uint64)
+    seen = np.array([], np.uint64) if kept.seen is None else kept.seen
     fair = ~np.isin(short_hashes(hashes), seen)
-    files = [row["file"] for row in challenger.outcomes]
     theirs = {file: predicted[i] for i, file in enumerate(files) if fair[i]}
     comparison, differences = paired(challenger.outcomes, "champion", theirs, params.test.confidence)
-    return Rivalry(champion, comparison, len(files) - len(theirs), differences)
+    unknown = sum(label not in classes for label in labels)
+    return Rivalry(champion, comparison, len(files) - len(theirs), unknown, differences)
 
 
-def predictions_of(folder: Path, champion: Version, params: Params) -> tuple[list[str], list[str]]:
-    """The class that the model in `folder` takes each test image for, and the sha256 of that image's pixels as it sees
-    them: where they are not as the new model sees them, they are decoded once more."""
+def predictions_of(folder: Path, champion: Version, params: Params) -> tuple[list[str], list[str], list[str]]:
+    """The classes that the model in `folder` knows; which of them it takes each test image for; and the sha256 of that
+    image's pixels as it sees them: where that is not as the new model does, they are decoded once more."""
     from refit.data.module import EVALUATION_FACTOR, EvaluationLoader
     from refit.data.pack import decode_again
-    from refit.data.prepared import Split, read_hashes, read_info, read_split
     from refit.model_file import read_model
     from refit.reports.classification import predictions
     from refit.training.outputs import predict_each
@@ -122,17 +157,15 @@ def predictions_of(folder: Path, champion: Version, params: Params) -> tuple[lis
     try:
         system, model = read_model(folder)
     except ValueError as error:
-        raise ValueError(
-            f"the champion {champion.uri} cannot be read by this code ({error}); compare them by hand, then: "
-            "make register, and give its version the alias champion in MLflow"
-        ) from None
+        raise ValueError(f"the champion {champion.uri} cannot be read by this code ({error}); {WAY_OUT}") from None
     info, split, hashes = read_info(), read_split("test"), read_hashes("test")
     if (model.color, list(model.shape)) != (info.color, info.shape):
         split = Split(decode_again("test", params.data, model.color, model.shape[1:]), split.labels)
         hashes = [hashlib.sha256(image.tobytes()).hexdigest() for image in split.images]
     loader = EvaluationLoader(split, EVALUATION_FACTOR * model.batch_size)
-    outputs = predict_each(system, loader, params.trainer, params.debug).gather()
-    return [model.classes[best] for best in predictions(outputs["probabilities"].numpy())], hashes
+    whole = params.debug.model_copy(update={"fast_dev_run": 0, "limit_test_batches": 1.0})
+    outputs = predict_each(system, loader, params.trainer, whole).gather()
+    return model.classes, [model.classes[best] for best in predictions(outputs["probabilities"].numpy())], hashes
 
 
 def decide(challenger: Challenger, rivalry: Rivalry | None, promote: PromoteParams) -> Verdict:
@@ -156,10 +189,11 @@ def as_facts(challenger: Challenger, rivalry: Rivalry | None, verdict: Verdict) 
         Fact("new model", f"{model_name(challenger.sha256)}, accuracy {challenger.accuracy:.4f} on {images:,} images")
     ]
     if rivalry:
-        champion, of, seen, _ = rivalry
+        champion, of, seen, unknown, _ = rivalry
         left_out = f"; {seen:,} are left out, on which the champion was trained" if seen else ""
+        new_classes = f"; {unknown:,} images are of classes that it does not know" if unknown else ""
         facts += [
-            Fact("champion", f"{champion.uri}, {model_name(champion.sha256)}"),
+            Fact("champion", f"{champion.uri}, {model_name(champion.sha256)}{new_classes}"),
             Fact("compared", f"{of.accuracy:.4f} with {of.rival_accuracy:.4f} on {of.images:,} images{left_out}"),
             Fact(
                 "difference",
@@ -178,6 +212,7 @@ def write_verdict(challenger: Challenger, rivalry: Rivalry | None, verdict: Verd
     }
     if rivalry:
         values |= {CHAMPION: rivalry.champion._asdict(), "comparison": asdict(rivalry.comparison), "seen": rivalry.seen}
+        values["unknown"] = rivalry.unknown
     with whole_folder(PROMOTION) as new:
         write_json(new / "verdict.json", values)
         write_bytes(new / "promotion.md", as_markdown(facts).encode())

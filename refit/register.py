@@ -4,11 +4,10 @@ import sys
 from pathlib import Path
 
 from refit.command import run_command
-from refit.files import read_json
-from refit.registry import register
+from refit.registry import register, was_tested
 from refit.tracking import EXPERIMENT, model_name, model_sha256
 
-MODEL, TEST = Path("data/model"), Path("data/evaluation/test.json")
+MODEL = Path("data/model")
 
 
 def main(arguments: list[str]) -> None:
@@ -17,8 +16,7 @@ def main(arguments: list[str]) -> None:
     name = arguments[0] if arguments else EXPERIMENT
     sha256 = model_sha256(MODEL)
     model = model_name(sha256)
-    tested = read_json(TEST, "dvc repro test").get("tested") if TEST.is_file() else None
-    if tested != model:
+    if not was_tested(sha256):
         print(
             f"warning: model {model} has not been tested; to know what it is worth: dvc repro",
             file=sys.stderr,

@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refit.data.prepared import PREPARED, read_hashes
-from refit.files import read_json
+from refit.files import read_csv, read_json
 from refit.tracking import DEBUG_TAG, DESCRIPTION, MODEL_TAG, WEIGHTS, ModelStore, model_name, model_sha256, open_store
+from refit.unsent import SYNC, unsent_part
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -23,6 +24,8 @@ CHAMPION = "champion"
 """The alias of the version in use: models:/NAME@champion."""
 _ARTIFACT = "artifact"
 _SEEN = "seen.npy"
+TEST, OUTCOMES = Path("data/evaluation/test.json"), Path("data/evaluation/outcomes.csv")
+_WAS_CHAMPION = "was_champion"
 
 
 class Version(NamedTuple):
@@ -34,10 +37,22 @@ class Version(NamedTuple):
     """Of its model."""
     run_id: str
     """Of the run that made it, with which its files lie."""
+    was_champion: bool
+    """Now or before."""
 
     @property
     def uri(self) -> str:
         return f"models:/{self.name}/{self.number}"
+
+
+class Kept(NamedTuple):
+    """What is kept of a version."""
+
+    model_dir: Path
+    seen: NDArray[np.uint64] | None
+    """Short hashes of the images it was trained on or chosen by; None where they are not known."""
+    predicted: dict[str, str]
+    """What it took each test image for when it was registered, by the image's name; empty where that is not known."""
 
 
 def register(model_dir: Path, name: str) -> tuple[Version, bool]:
@@ -49,9 +64,17 @@ def register(model_dir: Path, name: str) -> tuple[Version, bool]:
     with open_store() as store:
         known = store.client.search_model_versions(f"name = '{name}' and tags.{MODEL_TAG} = '{sha256}'")
         version = _version(known[0]) if known else _new_version(store, name, sha256)
-        if not _is_kept(store, version):
+        kept = _kept(store, version)
+        if WEIGHTS not in kept or (_SEEN not in kept and _is_of_prepared_data(model_dir)):
             _keep(store, version, model_dir)
         return version, not known
+
+
+def find_version(name: str, sha256: str) -> Version | None:
+    """The version of this model; None where it is none. Raises ValueError where MLflow cannot be reached."""
+    with open_store() as store:
+        known = store.client.search_model_versions(f"name = '{name}' and tags.{MODEL_TAG} = '{sha256}'")
+        return _version(known[0]) if known else None
 
 
 def find_champion(name: str) -> Version | None:
@@ -78,21 +101,27 @@ def make_champion(version: Version, why: str) -> None:
     """Give the version its alias, which leaves the one before it, and say why in its description."""
     with open_store() as store:
         store.client.update_model_version(version.name, version.number, why)
+        store.client.set_model_version_tag(version.name, version.number, _WAS_CHAMPION, "true")
         store.client.set_registered_model_alias(version.name, CHAMPION, version.number)
 
 
-def fetch_artifact(version: Version, folder: Path) -> tuple[Path, NDArray[np.uint64] | None]:
-    """Write the version's model to `folder`: its own folder, and the short hashes of the images it was trained on or
-    chosen by, sorted; None where they are not known. Raises ValueError where MLflow does not hold the model."""
+def fetch(version: Version, folder: Path) -> Kept:
+    """Bring what is kept of a version to `folder`. Raises ValueError where MLflow does not hold its model."""
     with open_store() as store:
-        if not _is_kept(store, version):
+        if WEIGHTS not in _kept(store, version):
             raise ValueError(
                 f"MLflow at {store.shown_uri} does not hold the files of {version.uri}; check out the commit that made "
                 "it, and run: dvc checkout && make register"
             )
         model = Path(store.client.download_artifacts(version.run_id, _ARTIFACT, str(folder)))
-    seen = model / _SEEN
-    return model, np.load(seen) if seen.is_file() else None
+    seen, outcomes = model / _SEEN, model / OUTCOMES.name
+    predicted = {row["file"]: row["predicted"] for row in read_csv(outcomes)} if outcomes.is_file() else {}
+    return Kept(model, np.load(seen) if seen.is_file() else None, predicted)
+
+
+def was_tested(sha256: str) -> bool:
+    """Whether the figures in data/evaluation are of this model."""
+    return TEST.is_file() and read_json(TEST, "dvc repro test").get("tested") == model_name(sha256)
 
 
 def short_hashes(sha256: list[str]) -> NDArray[np.uint64]:
@@ -101,7 +130,8 @@ def short_hashes(sha256: list[str]) -> NDArray[np.uint64]:
 
 
 def _version(known: "ModelVersion") -> Version:
-    return Version(known.name, str(known.version), known.tags[MODEL_TAG], known.run_id or "")
+    tags = known.tags
+    return Version(known.name, str(known.version), tags[MODEL_TAG], known.run_id or "", _WAS_CHAMPION in tags)
 
 
 def _new_version(store: ModelStore, name: str, sha256: str) -> Version:
@@ -109,6 +139,8 @@ def _new_version(store: ModelStore, name: str, sha256: str) -> Version:
     from mlflow.entities import LoggedModelStatus
 
     run = store.find_run(sha256)
+    if run is None and unsent_part(sha256, "fit").is_dir():
+        raise ValueError(f"MLflow misses the run of model {model_name(sha256)}; to send it: {SYNC}")
     if run is None:
         raise ValueError(
             f"MLflow at {store.shown_uri} holds no run of model {model_name(sha256)}; "
@@ -128,8 +160,8 @@ def _new_version(store: ModelStore, name: str, sha256: str) -> Version:
     return _version(mlflow.register_model(f"models:/{ready[0]}", name, tags={MODEL_TAG: sha256}))
 
 
-def _is_kept(store: ModelStore, version: Version) -> bool:
-    return any(Path(file.path).name == WEIGHTS for file in store.client.list_artifacts(version.run_id, _ARTIFACT))
+def _kept(store: ModelStore, version: Version) -> set[str]:
+    return {Path(file.path).name for file in store.client.list_artifacts(version.run_id, _ARTIFACT)}
 
 
 def _keep(store: ModelStore, version: Version, model_dir: Path) -> None:
@@ -142,8 +174,9 @@ def _keep(store: ModelStore, version: Version, model_dir: Path) -> None:
     else:
         print(f"warning: {PREPARED} is of other data than the model, so which images it saw is not kept with it",
               file=sys.stderr)  # fmt: skip
-    for name in (DESCRIPTION, WEIGHTS):
-        store.client.log_artifact(version.run_id, str(model_dir / name), _ARTIFACT)
+    outcomes = [OUTCOMES] if was_tested(version.sha256) and OUTCOMES.is_file() else []
+    for file in (*outcomes, model_dir / DESCRIPTION, model_dir / WEIGHTS):
+        store.client.log_artifact(version.run_id, str(file), _ARTIFACT)
 
 
 def _is_of_prepared_data(model_dir: Path) -> bool:

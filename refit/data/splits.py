@@ -19,7 +19,7 @@ def assign_splits(items: Sequence[Item], hashes: Sequence[str], data: DataParams
     `hashes` names each item's pixels. Splits that the source has are kept; a missing one is drawn from the training
     images, class by class and over groups of identical pixels, so that all copies of an image fall on one side. What is
     drawn of an image depends on its name: as others come and go it stays where it is, but for the few at a border
-    between two splits. Test borders on val alone: no image goes from train to test at once.
+    between two splits. Where val is drawn too, test borders on val alone.
     """
     own = {item.split for item in items if item.split is not None}
     assigned: list[SplitName | None] = [None] * len(items)

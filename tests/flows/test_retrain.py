@@ -73,8 +73,34 @@ def test_new_images_where_dvc_imports_them_from_are_fetched_first(
         assert toy.note("counted") == str(images)
         (bucket / "two.png").write_text("2")
     assert toy.note("only.tries") == "xx"
-    toy.flow("retrain")
+    assert toy.flow("retrain").returncode == 0
     assert toy.note("only.tries") == "xx", "nothing new: nothing runs"
+
+    (toy.root / "out/photos/mine.png").write_text("3")
+    done = toy.flow("retrain")
+    assert error_of(done).startswith("error: out/photos is not as out/photos.dvc has it, and an update would undo that")
+    assert (toy.root / "out/photos/mine.png").exists()
+    (toy.root / "out/photos/mine.png").unlink()
+    for image in bucket.iterdir():
+        image.unlink()
+    done = toy.flow("retrain")
+    assert error_of(done) == "error: out/photos.dvc: what it is imported from is not there, or holds nothing"
+    assert len(list((toy.root / "out/photos").iterdir())) == 2
+
+
+def test_images_that_dvc_knows_and_that_were_edited_are_kept_as_dvc_repro_keeps_them(toy_with_server: Toy) -> None:
+    toy = toy_with_server
+    (toy.root / "out/photos").mkdir()
+    (toy.root / "out/photos/one.png").write_text("1")
+    toy.run("dvc", "add", "out/photos")
+    toy.stage("only", after=("photos",))
+    (toy.root / "outcome").write_text("kept")
+    before = (toy.root / "out/photos.dvc").read_text()
+    (toy.root / "out/photos/two.png").write_text("2")
+    done = toy.flow("retrain")
+    assert done.returncode == 0, done.stdout
+    assert (toy.root / "out/photos.dvc").read_text() != before
+    assert toy.run("dvc", "status").stdout.strip() == "Data and pipelines are up to date."
 
 
 def test_what_is_promoted_is_committed_and_pushed_and_what_is_kept_is_not(
@@ -103,19 +129,22 @@ def test_what_is_promoted_is_committed_and_pushed_and_what_is_kept_is_not(
     assert len(commits(toy)) == 3, "nothing to commit"
 
 
-def test_a_push_that_failed_is_made_up_for_by_the_next_run(published: Toy) -> None:
+def test_a_push_that_failed_is_made_up_for_by_the_next_run_whatever_it_ends_in(published: Toy) -> None:
     toy = published
     (toy.root / "outcome").write_text("promoted")
     code = Path(toy.run("git", "remote", "get-url", "origin").stdout.strip())
-    code.rename(code.with_name("away"))
+    toy.stage("only", does=f"Path({str(code)!r}).rename({str(code.with_name('away'))!r})")
+    toy.run("git", "commit", "--quiet", "--all", "--message", "it goes away")
     done = toy.flow("retrain")
     assert done.returncode == 1
     assert error_of(done).startswith(f"error: push failed: '{code}' does not appear to be a git repository")
+    done = toy.flow("retrain")
+    assert error_of(done).endswith("needs git to be able to push; what is wrong is said by: git push --dry-run")
     code.with_name("away").rename(code)
-    (toy.root / "outcome").write_text("unchanged")
+    (toy.root / "outcome").write_text("kept")
     done = toy.flow("retrain")
     assert done.returncode == 0, done.stdout
-    assert commits(toy, "origin/main") == ["Model 0123456789ab", "remote", "toy"]
+    assert commits(toy, "origin/main") == ["Model 0123456789ab", "it goes away", "remote", "toy"]
 
 
 def test_what_could_not_be_published_is_told_before_any_work(published: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,6 +170,13 @@ def test_what_could_not_be_published_is_told_before_any_work(published: Toy, mon
     with pytest.raises(ValueError, match="push needs a branch to push to: git push --set-upstream origin BRANCH"):
         check_publishable("push")
     check_publishable("commit")
+    (toy.root / "refit/mine.py").touch()
+    with pytest.raises(ValueError, match=r"refit/mine\.py is not committed"):
+        check_publishable("commit")
+    (toy.root / "refit/mine.py").unlink()
+    toy.run("git", "checkout", "--quiet", "--detach")
+    with pytest.raises(ValueError, match="commit needs a branch to commit to: git switch BRANCH"):
+        check_publishable("commit")
     (toy.root / ".git").rename(toy.root / ".not_git")
     with pytest.raises(ValueError, match="commit needs a git repository with a commit; make one, or set it to none"):
         check_publishable("commit")

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from mlflow import MlflowClient
 
 from refit import promote, registry
@@ -17,7 +18,7 @@ from refit.data.sources import Source, open_source
 from refit.model_file import MODEL
 from refit.params import load_params
 from refit.promote import PROMOTION, Challenger, Rivalry, decide, predictions_of
-from refit.registry import Version, fetch_artifact, find_champion, register
+from refit.registry import Version, fetch, find_champion, register
 from refit.reports.comparison import Comparison
 from refit.tracking import model_sha256
 from tests.unit.conftest import Changed, Fit, run_test
@@ -27,7 +28,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType"),  # MLflow's, of a function of its own
 ]
 
-RIVAL = Version("refit", "7", "c" * 64, "run")
+RIVAL = Version("refit", "7", "c" * 64, "run", was_champion=True)
 
 
 def verdict() -> Any:
@@ -105,14 +106,14 @@ def test_images_that_the_champion_was_trained_on_do_not_count(
     assert 20 < sum(unseen) < 200
     found = verdict()
     assert (found["comparison"]["images"], found["seen"]) == (sum(unseen), len(tested) - sum(unseen))
-    theirs, _ = predictions_of_version(found["champion"]["sha256"])
+    _, theirs, _ = predictions_of_version(found["champion"]["sha256"])
     actual = [str(label) for label in read_split("test").labels]
     right = np.array([a == b for a, b in zip(actual, theirs, strict=True)])[unseen]
     assert found["comparison"]["rival_accuracy"] == pytest.approx(right.mean())
     assert "are left out, on which the champion was trained" in (PROMOTION / "promotion.md").read_text()
 
 
-def predictions_of_version(sha256: str) -> tuple[list[str], list[str]]:
+def predictions_of_version(sha256: str) -> tuple[list[str], list[str], list[str]]:
     (run,) = MlflowClient().search_runs(["1"], filter_string=f"tags.model_sha256 = '{sha256}'")
     folder = Path(MlflowClient().download_artifacts(run.info.run_id, "artifact", "."))
     return predictions_of(folder, RIVAL, load_params())
@@ -146,20 +147,21 @@ def test_a_promotion_that_is_cut_off_is_completed_by_the_next(
     champion = find_champion("refit")
     assert champion is not None
     assert (champion.number, champion.sha256) == ("1", verdict()["model_sha256"])
-    model, seen = fetch_artifact(champion, tmp_path)
-    assert model_sha256(model) == champion.sha256
-    assert seen is not None
-    assert len(seen) == len(set(read_hashes("train", "val")))
+    kept = fetch(champion, tmp_path)
+    assert model_sha256(kept.model_dir) == champion.sha256
+    assert kept.seen is not None
+    assert len(kept.seen) == len(set(read_hashes("train", "val")))
+    assert len(kept.predicted) == 359
 
 
 def test_a_champion_is_judged_by_the_names_of_its_classes(trained: Any) -> None:
     """A class that came later stands between the others and moves their numbers."""
     trained(fit__max_epochs=1)
-    before, _ = predictions_of(MODEL, RIVAL, load_params())
+    _, before, _ = predictions_of(MODEL, RIVAL, load_params())
     description = json.loads((MODEL / "model.json").read_text())
     description["classes"] = [f"class {name}" for name in description["classes"]]
     (MODEL / "model.json").write_text(json.dumps(description))
-    assert predictions_of(MODEL, RIVAL, load_params())[0] == [f"class {name}" for name in before]
+    assert predictions_of(MODEL, RIVAL, load_params())[1] == [f"class {name}" for name in before]
 
 
 def test_a_champion_of_larger_images_sees_them_as_it_was_trained_to(
@@ -177,7 +179,7 @@ def test_a_champion_of_larger_images_sees_them_as_it_was_trained_to(
     own = trained(fit__max_epochs=2, data__root=str(prepared_workspace))
     promote.main()
     seen, right = set(read_hashes("train", "val")), read_hashes("test")
-    assert predictions_of(MODEL, RIVAL, load_params())[1] == right
+    assert predictions_of(MODEL, RIVAL, load_params())[2] == right
     prepare(**{"data.image_size": 16})
     unseen = [digest not in seen for digest in read_hashes("test")]
     expected = predictions_of(MODEL, RIVAL, load_params())
@@ -189,9 +191,79 @@ def test_a_champion_of_larger_images_sees_them_as_it_was_trained_to(
     theirs = predictions_of_version(found["champion"]["sha256"])
     assert theirs == expected
     actual = [str(label) for label in read_split("test").labels]
-    hits = np.array([a == b for a, b in zip(actual, theirs[0], strict=True)])[unseen]
+    hits = np.array([a == b for a, b in zip(actual, theirs[1], strict=True)])[unseen]
     assert found["comparison"]["rival_accuracy"] == pytest.approx(hits.mean())
     assert hits.mean() > 0.5 * own
+
+
+def test_a_champion_that_was_withdrawn_does_not_come_back_by_itself(trained: Any) -> None:
+    trained(learning_rate=1e-4, fit__max_epochs=1)
+    promote.main()
+    trained()
+    promote.main()
+    client = MlflowClient()
+    client.set_registered_model_alias("refit", "champion", "1")
+    promote.main()
+    assert verdict()["outcome"] == "kept"
+    assert str(client.get_model_version_by_alias("refit", "champion").version) == "1"
+    assert "this model, models:/refit/2, was it before and was withdrawn" in verdict()["why"]
+
+
+def test_a_champion_that_today_s_code_makes_another_model_of_is_not_judged_by_that(
+    trained: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained()
+    promote.main()
+    trained(fit__max_epochs=1)
+    monkeypatch.setattr(torch.nn.functional, "relu", torch.tanh)
+    monkeypatch.setattr(torch.nn.ReLU, "forward", lambda self, values: torch.tanh(values))
+    monkeypatch.setattr(torch.nn.GELU, "forward", lambda self, values: torch.tanh(values))
+    with pytest.raises(ValueError, match=r"models:/refit/1 takes \d+ of 359 images for another class than when it was"):
+        promote.main()
+    assert find_champion("refit") is not None
+    assert verdict()["outcome"] == "promoted", "the last one's"
+
+
+def test_a_champion_of_another_task_is_a_line_and_classes_that_it_does_not_know_are_told(trained: Any) -> None:
+    trained(fit__max_epochs=1)
+    promote.main()
+    (run,) = MlflowClient().search_runs(["1"])
+    kept = Path(run.info.artifact_uri.removeprefix("file://"), "artifact")
+    description = json.loads((kept / "model.json").read_text())
+    (kept / "outcomes.csv").unlink()
+    trained(fit__max_epochs=2)
+    (kept / "model.json").write_text(json.dumps({**description, "classes": [f"cat {i}" for i in range(10)]}))
+    with pytest.raises(ValueError, match="models:/refit/1 knows none of today's classes: it has another task"):
+        promote.main()
+    (kept / "model.json").write_text(json.dumps({**description, "classes": [*"012345678", "nine"]}))
+    promote.main()
+    nines = [str(label) for label in read_split("test").labels].count("9")
+    assert f"; {nines} images are of classes that it does not know" in (PROMOTION / "promotion.md").read_text()
+    assert verdict()["unknown"] == nines
+
+
+def test_a_test_of_other_images_than_those_prepared_is_a_line(
+    trained: Any, prepared_workspace: Path, changed: Changed
+) -> None:
+    trained(fit__max_epochs=1)
+    data = changed({"data.root": str(prepared_workspace), "seed": 1})
+    shutil.rmtree("data/prepared")
+    Path("data/prepared").mkdir()
+    pack(open_source(data.data), data.data, 1, Path("data/prepared"))
+    with pytest.raises(ValueError, match=r"outcomes.csv is of other test images than data/prepared; run: dvc repro"):
+        promote.main()
+
+
+def test_a_model_registered_before_its_images_were_at_hand_gets_what_is_missing(trained: Any, tmp_path: Path) -> None:
+    trained(fit__max_epochs=1)
+    info = Path("data/prepared/dataset.json")
+    told = info.read_text()
+    info.write_text(json.dumps({**json.loads(told), "sha256": "other"}))
+    version, _ = register(MODEL, "refit")
+    assert fetch(version, tmp_path).seen is None
+    info.write_text(told)
+    register(MODEL, "refit")
+    assert fetch(version, tmp_path).seen is not None
 
 
 def test_a_champion_that_cannot_be_compared_is_a_line(trained: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -262,7 +334,7 @@ def test_the_rule(
     accuracy: float, low: float | None, keys: dict[str, float], outcome: str, why: str, changed: Changed
 ) -> None:
     rules = changed({f"promote.{name}": value for name, value in keys.items()}).promote
-    rivalry = None if low is None else Rivalry(RIVAL, Comparison(100, 0.9, 0.88, 5, 3, low, 0.1), 0, [])
+    rivalry = None if low is None else Rivalry(RIVAL, Comparison(100, 0.9, 0.88, 5, 3, low, 0.1), 0, 0, [])
     found = decide(Challenger("a" * 64, accuracy, []), rivalry, rules)
     assert found.outcome == outcome
     assert why in found.why

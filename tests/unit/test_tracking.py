@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from refit import register as register_command
-from refit.registry import fetch_artifact, find_champion, make_champion, register
+from refit.registry import Version, fetch, find_champion, make_champion, register
 from refit.tracking import EXPERIMENT, TrackedRun, find_run, log_to_model_run, model_sha256, tracking_uri
 from refit.training.run_logger import RunLogger
 
@@ -411,13 +411,13 @@ def test_a_server_holds_the_run_and_killed_in_mid_fit_changes_no_weight(
         assert link is not None
         assert link.url.startswith(url)
         version, new = register(repository / "data/model", "refit")
-        assert (version, new) == (("refit", "1", sha256, link.run_id), True)
+        assert (version, new) == (Version("refit", "1", sha256, link.run_id, was_champion=False), True)
         assert find_champion("refit") is None
         make_champion(version, "the first")
         monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "another")
-        assert find_champion("refit") == version
-        fetched, seen = fetch_artifact(version, repository)
-        assert ((fetched / "model.safetensors").read_bytes(), seen) == (b"weights", None)
+        assert find_champion("refit") == version._replace(was_champion=True)
+        model_dir, seen, predicted = fetch(version, repository)
+        assert ((model_dir / "model.safetensors").read_bytes(), seen, predicted) == (b"weights", None, {})
         monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME")
 
         logger = RunLogger(PARAMS, {})
