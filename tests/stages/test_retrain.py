@@ -47,9 +47,8 @@ def test_new_photos_become_a_model_that_takes_the_champion_s_place(tmp_path: Pat
     tests = [name for name, split in after.items() if split == "test"]
     assert found["comparison"]["images"] == sum(before.get(name) not in ("train", "val") for name in tests)
     assert found["seen"] == sum(before.get(name) == "val" for name in tests), "none was trained on, some chosen by"
-    assert MlflowClient(f"sqlite:///{project.root}/mlflow.db").get_model_version_by_alias("refit", "champion").tags == {
-        "model_sha256": found["model_sha256"]
-    }
+    client = MlflowClient(f"sqlite:///{project.root}/mlflow.db")
+    assert client.get_model_version_by_alias("refit", "champion").tags["model_sha256"] == found["model_sha256"]
 
     committed = project.run("git", "log", "-2", "--format=%s", "--name-only").stdout.split("\n")
     assert [line for line in committed if line] == [
