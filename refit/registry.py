@@ -62,19 +62,18 @@ def register(model_dir: Path, name: str) -> tuple[Version, bool]:
     """
     sha256 = model_sha256(model_dir)
     with open_store() as store:
-        known = store.client.search_model_versions(f"name = '{name}' and tags.{MODEL_TAG} = '{sha256}'")
-        version = _version(known[0]) if known else _new_version(store, name, sha256)
+        known = _find_version(store, name, sha256)
+        version = known or _new_version(store, name, sha256)
         kept = _kept(store, version)
         if WEIGHTS not in kept or (_SEEN not in kept and _is_of_prepared_data(model_dir)):
             _keep(store, version, model_dir)
-        return version, not known
+        return version, known is None
 
 
 def find_version(name: str, sha256: str) -> Version | None:
     """The version of this model; None where it is none. Raises ValueError where MLflow cannot be reached."""
     with open_store() as store:
-        known = store.client.search_model_versions(f"name = '{name}' and tags.{MODEL_TAG} = '{sha256}'")
-        return _version(known[0]) if known else None
+        return _find_version(store, name, sha256)
 
 
 def find_champion(name: str) -> Version | None:
@@ -127,6 +126,11 @@ def was_tested(sha256: str) -> bool:
 def short_hashes(sha256: list[str]) -> NDArray[np.uint64]:
     """The first 8 bytes of each: enough to tell the images of a data set from one another."""
     return np.array([int(digest[:16], 16) for digest in sha256], dtype=np.uint64)
+
+
+def _find_version(store: ModelStore, name: str, sha256: str) -> Version | None:
+    versions = store.client.search_model_versions(f"name = '{name}' and tags.{MODEL_TAG} = '{sha256}'")
+    return _version(versions[0]) if versions else None
 
 
 def _version(known: "ModelVersion") -> Version:
