@@ -9,7 +9,7 @@ UV_VERSION := 0.13.9
 .PHONY: repro
 repro: .venv/ready  ## the environment, then the pipeline: whatever params.yaml or the code made stale
 	dvc repro
-	python -m refit.summary
+	python -m refit.reports.summary
 
 .PHONY: help
 help:  ## this list
@@ -28,26 +28,26 @@ test: .venv/ready  ## everything CI runs: lint, format, types, then the tests, f
 	test -x .venv/bin/python || python3 -m venv .venv
 	python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
 	uv pip sync --quiet --python .venv/bin/python --require-hashes --compile-bytecode requirements.lock
-	python -m pipelines.offline_plots .venv/dvc_plots.html
+	python -m pipelines.tools.offline_plots .venv/dvc_plots.html
 	dvc config --local plots.html_template ../.venv/dvc_plots.html
 	touch $@
 
 .PHONY: verify
 verify: .venv/ready  ## the last commit again from nothing, in a clean folder: is every file what dvc.lock says?
-	python -m pipelines.verify
+	python -m pipelines.tools.verify
 
 .PHONY: smoke
 smoke: .venv/ready  ## every stage of every system on a few batches, in a folder of its own (under a minute)
-	@python -m pipelines.smoke
+	@python -m pipelines.tools.smoke
 
 .PHONY: sanity
 sanity: .venv/ready  ## can what params.yaml describes learn a few images by heart? If not, why (under a minute)
 	@dvc repro --quiet prepare
-	@python -m refit.sanity
+	@python -m refit.commands.sanity
 
 .PHONY: doctor
 doctor: .venv/ready  ## what runs that were cut off left behind, and its removal where nothing is at work
-	@python -m pipelines.doctor
+	@python -m pipelines.tools.doctor
 
 .PHONY: bench
 bench: .venv/ready  ## the speed of data path, training and pipeline (under ten minutes): benchmarks/results.json, and a table of each
@@ -96,15 +96,15 @@ mlflow: .venv/ready  ## the runs of the local store, at http://127.0.0.1:5000
 
 .PHONY: register
 register: .venv/ready  ## the current model as a new version in MLflow's registry: make register [NAME=refit]
-	python -m refit.register $(NAME)
+	python -m refit.commands.register $(NAME)
 
 .PHONY: promote
 promote: .venv/ready  ## the current model as MLflow's champion, if it is good enough beside the one in use
-	@python -m refit.promote
+	@python -m refit.commands.promote
 
 .PHONY: versus
 versus: .venv/ready  ## is experiment A better than B (or what is here), and what is different? make versus A=NAME [B=NAME]
-	@python -m pipelines.versus $(A) $(B)
+	@python -m pipelines.tools.versus $(A) $(B)
 
 # dvc exp show has a column for every parameter, metric and hash; here only what differs, and the accuracies. It leaves
 # out what a terminal is too narrow for, and that is what was varied: a wide line wraps instead. Where `tested` is not

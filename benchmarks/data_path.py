@@ -13,8 +13,8 @@ from torch.utils.data import DataLoader
 from benchmarks.compare import Result, command_line, compare, interleave
 from benchmarks.raw import made_split
 from benchmarks.rivals import PerImage, small_image_transforms
-from refit.data.module import AnyBatch, TrainLoader
-from refit.data.prepared import Split
+from refit.artifacts.prepared import Split
+from refit.batches.datamodule import AnyBatch, TrainLoader
 from refit.params import AugmentParams
 from refit.systems.networks import Normalize
 

@@ -26,11 +26,11 @@ from benchmarks.compare import Result, command_line, compare, interleave
 from benchmarks.photos import against_reference
 from benchmarks.raw import made_split, our_network, raw_loop
 from benchmarks.workspace import empty_workspace, fit, workspace, write_tuning
-from refit.data.module import EvaluationLoader
-from refit.data.prepared import read_split
-from refit.model_file import read_model
+from refit.artifacts.model import read_model
+from refit.artifacts.prepared import read_split
+from refit.batches.datamodule import EvaluationLoader
+from refit.inference.outputs import Outputs
 from refit.params import TrainerParams, check_params
-from refit.training.outputs import Outputs
 from refit.training.trainer import make_trainer
 
 COLOUR, PHOTO = (3, 32, 32), (3, 176, 176)

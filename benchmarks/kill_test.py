@@ -106,7 +106,7 @@ def disturbed(project: Path, seconds: float, chance: random.Random, most: int) -
 
 def mend(project: Path) -> list[str]:
     """Which of DVC's own files `make doctor` had to mend."""
-    doctor = [sys.executable, "-m", "pipelines.doctor"]
+    doctor = [sys.executable, "-m", "pipelines.tools.doctor"]
     said = subprocess.run(doctor, cwd=project, env=ENVIRONMENT, check=True, capture_output=True, text=True).stdout
     return re.findall(r"^(?:removed|restored) +(\.dvc/tmp/rwlock|dvc\.lock):", said, re.MULTILINE)
 
@@ -138,7 +138,7 @@ def wait_for_moment(
 
 def is_warm(process: psutil.Process, project: Path) -> bool:
     try:
-        return "refit.warm" in process.cmdline() and Path(process.cwd()) == project
+        return "refit.runtime.warm" in process.cmdline() and Path(process.cwd()) == project
     except (psutil.NoSuchProcess, psutil.ZombieProcess):
         return False
 

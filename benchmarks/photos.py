@@ -16,8 +16,8 @@ from benchmarks.compare import Result, compare, interleave
 from benchmarks.raw import our_network, without_normalize
 from benchmarks.rivals import reference
 from benchmarks.workspace import fit, workspace
+from refit.artifacts.prepared import Split
 from refit.data.images import decode, open_image
-from refit.data.prepared import Split
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from refit.data.prepared import Split
+from refit.artifacts.prepared import Split
 from refit.params import ModelParams
 from refit.systems.networks import Normalize, build_network
 

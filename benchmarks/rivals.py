@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
-from refit.data.prepared import Split
+from refit.artifacts.prepared import Split
 
 
 class PerImage(Dataset[tuple[Tensor, int]]):

@@ -23,8 +23,8 @@ from benchmarks.photos import against_reference
 from benchmarks.raw import made_split, our_network, raw_loop, without_normalize
 from benchmarks.rivals import template
 from benchmarks.workspace import PARAMS, fit, workspace
-from refit.data.prepared import Split
-from refit.training.run_logger import RunLogger
+from refit.artifacts.prepared import Split
+from refit.tracking.run_logger import RunLogger
 
 GREY = (1, 28, 28)  # Fashion-MNIST's shape
 AUGMENTED: dict[str, Any] = {"augment__shift": 2, "augment__flip": True}
@@ -134,7 +134,7 @@ def _share_of_tracking() -> float:
             super().log_metrics(*args, **options)
             in_tracking += time.perf_counter() - began
 
-    with patch("refit.loggers.RunLogger", Timed):
+    with patch("refit.tracking.loggers.RunLogger", Timed):
         seconds = fit(epochs=2, model__width=16)
     return 100 * in_tracking / seconds
 

@@ -18,10 +18,10 @@ import yaml
 import refit.training.train
 import stages.fit
 from benchmarks.rivals import Clock
-from refit.data.prepared import FORMAT, PREPARED, DatasetInfo, Split
-from refit.files import write_json
+from refit.artifacts.choices import BATCH, LEARNING_RATE, BatchChoice, LearningRateChoice
+from refit.artifacts.files import write_json
+from refit.artifacts.prepared import FORMAT, PREPARED, DatasetInfo, Split
 from refit.params import check_params
-from refit.training.choices import BATCH, LEARNING_RATE, BatchChoice, LearningRateChoice
 from refit.training.trainer import hardware_class, make_trainer
 
 PARAMS = yaml.safe_load((Path(__file__).resolve().parents[1] / "params.yaml").read_text(encoding="utf-8"))

@@ -16,9 +16,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from matplotlib.path import Path
 
-from refit.data.prepared import Pixels, read_info, read_split
+from refit.artifacts.choices import read_batch, read_learning_rate
+from refit.artifacts.prepared import Pixels, read_info, read_split
 from refit.reports.plots import BLUE, FAINT, GREEN, INK, ORANGE, QUIET, STYLE, percent
-from refit.training.choices import read_batch, read_learning_rate
 
 PICTURE = pathlib.Path("docs/pipeline.png")
 DATA = pathlib.Path("data")

@@ -13,12 +13,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
-from pipelines.doctor import mend_records
 from pipelines.dvc_graph import Graph, read_graph, read_sources
 from pipelines.stage_process import USER_ERROR, CommandFailedError, run_command, run_stage
+from pipelines.tools.doctor import mend_records
 from refit.params import PipelinesParams, load_params
-from refit.quiet import QUIET
-from refit.summary import as_markdown, as_text, read_facts
+from refit.reports.summary import as_markdown, as_text, read_facts
+from refit.runtime.environment import QUIET
 
 os.environ.update(QUIET | os.environ)  # here, since Prefect looks while it is imported
 

@@ -7,8 +7,8 @@ from prefect.client.schemas.objects import State
 from prefect.states import Failed
 
 from pipelines.flow import TaskFailedError, alone_here, bring_up_to_date, run_flow
-from refit.command import take_no_arguments
 from refit.params import load_params
+from refit.runtime.command import take_no_arguments
 
 
 # A run that fails as it should returns a Failed state instead of raising: its message is then the stage's own error

@@ -15,9 +15,9 @@ from prefect.states import Completed, Failed
 
 from pipelines.dvc_graph import read_sources
 from pipelines.flow import TaskFailedError, alone_here, bring_up_to_date, run_flow, run_step
-from refit.command import take_no_arguments
-from refit.files import read_json
+from refit.artifacts.files import read_json
 from refit.params import PipelinesParams, load_params
+from refit.runtime.command import take_no_arguments
 
 PROMOTION = Path("data/promotion")
 PROMOTION_KEY = "refit-promotion"
@@ -42,8 +42,8 @@ async def retrain() -> State[None]:
             for file in imports_to_update():
                 await run_step(limits, f"update {file}", "dvc", "--wait-for-lock", "update", file)
             await bring_up_to_date(graph, limits)
-            await run_step(limits, "promote", sys.executable, "-m", "refit.promote")
-            verdict = read_json(PROMOTION / "verdict.json", "python -m refit.promote")
+            await run_step(limits, "promote", sys.executable, "-m", "refit.commands.promote")
+            verdict = read_json(PROMOTION / "verdict.json", "python -m refit.commands.promote")
             await acreate_markdown_artifact((PROMOTION / "promotion.md").read_text(), key=PROMOTION_KEY)
             if verdict["outcome"] != "kept":  # where it is unchanged, an earlier run may have failed to
                 await publish(limits, f"Model {verdict['model']}\n\n{verdict['why']}")

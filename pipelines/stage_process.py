@@ -16,8 +16,8 @@ from pathlib import Path
 
 from anyio import CancelScope
 
-from refit.quiet import QUIET
-from refit.warm import OWNER
+from refit.runtime.environment import QUIET
+from refit.runtime.warm import OWNER
 
 USER_ERROR = 2  # the exit code by which a stage says: the user's mistake
 GRACE = 10.0  # seconds between asking a stage to end and ending it

@@ -3,8 +3,8 @@
 import os
 import sys
 
-from refit.parent import die_with_parent
-from refit.warm import run_warm
+from refit.runtime.parent import die_with_parent
+from refit.runtime.warm import run_warm
 
 if sys.argv[0] == "-m":  # as a stage's process, which imports this before all that takes seconds
     if sys.argv[1:]:

@@ -9,10 +9,10 @@ import shutil
 from importlib.util import find_spec
 from pathlib import Path
 
+from refit.artifacts.files import write_bytes
 from refit.data.sources import open_source
-from refit.files import write_bytes
 from refit.params import OUR_NETWORKS, OUR_SYSTEMS, WEIGHTS_FILES, Params
-from refit.stage import run_stage
+from refit.runtime.stage import run_stage
 
 SCHEMA = Path("docs/params.schema.json")
 USERS_FOLDERS = (Path("data/raw"), Path("data/new"), WEIGHTS_FILES)  # two are defaults of data.root, predict.images

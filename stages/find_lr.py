@@ -5,13 +5,13 @@ from dataclasses import asdict
 
 import pytorch_lightning as pl
 
-from refit.data.module import PreparedData
-from refit.data.prepared import read_info
-from refit.files import write_csv, write_json
+from refit.artifacts.choices import LEARNING_RATE, LEARNING_RATE_CURVE, read_batch
+from refit.artifacts.files import write_csv, write_json
+from refit.artifacts.prepared import read_info
+from refit.batches.datamodule import PreparedData
 from refit.params import Params
-from refit.stage import run_stage
+from refit.runtime.stage import run_stage
 from refit.systems.build import build_system
-from refit.training.choices import LEARNING_RATE, LEARNING_RATE_CURVE, read_batch
 from refit.training.tuning import find_learning_rate
 
 READS = ("seed", "augment", "model", "optimizer", "loss", "trainer")

@@ -8,17 +8,17 @@ from pathlib import Path
 import pytorch_lightning as pl
 import torch
 
-from refit.data.module import PreparedData
-from refit.data.prepared import read_info
-from refit.files import write_csv, write_json
-from refit.loggers import FitLoggers, chosen_loggers
-from refit.model_file import MODEL, write_model
+from refit.artifacts.choices import BATCH, LEARNING_RATE, read_batch, read_learning_rate, resolved_params
+from refit.artifacts.files import write_csv, write_json
+from refit.artifacts.model import MODEL, write_model
+from refit.artifacts.prepared import read_info
+from refit.batches.datamodule import PreparedData
 from refit.params import Params, load_params
-from refit.stage import run_stage
+from refit.runtime.stage import run_stage
 from refit.systems.build import build_system, check_model
 from refit.systems.weights import identity
-from refit.tracking import DEBUG_TAG, model_name
-from refit.training.choices import BATCH, LEARNING_RATE, read_batch, read_learning_rate, resolved_params
+from refit.tracking.loggers import FitLoggers, chosen_loggers
+from refit.tracking.runs import DEBUG_TAG, model_name
 from refit.training.distributed import leads_fit
 from refit.training.resume import fit_state, loaded_code
 from refit.training.train import train

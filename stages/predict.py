@@ -7,15 +7,15 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from refit.data.folder import FolderLoader
+from refit.artifacts.files import as_text, whole_folder, write_csv, write_json
+from refit.artifacts.model import read_model
+from refit.artifacts.prepared import read_names, read_split
+from refit.batches.datamodule import EVALUATION_FACTOR, EvaluationLoader
+from refit.batches.folder import FolderLoader
 from refit.data.images import find_images
-from refit.data.module import EVALUATION_FACTOR, EvaluationLoader
-from refit.data.prepared import read_names, read_split
-from refit.files import as_text, whole_folder, write_csv, write_json
-from refit.model_file import read_model
+from refit.inference.outputs import figures_of_each, predict_each
 from refit.params import Params
-from refit.stage import run_stage
-from refit.training.outputs import figures_of_each, predict_each
+from refit.runtime.stage import run_stage
 
 READS = ("trainer", "predict", "debug")
 PREDICTIONS = Path("data/predictions")

@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
+from refit.artifacts.files import whole_folder, write_json
+from refit.artifacts.prepared import PREPARED
 from refit.data.pack import pack
-from refit.data.prepared import PREPARED
 from refit.data.sources import open_source
-from refit.files import whole_folder, write_json
 from refit.params import Params
-from refit.stage import run_stage
+from refit.runtime.stage import run_stage
 
 READS = ("seed", "data")
 REPORT = Path("data/prepared_report.json")

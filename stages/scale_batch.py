@@ -4,14 +4,14 @@ from dataclasses import asdict
 
 import pytorch_lightning as pl
 
-from refit.data.augment import NO_AUGMENTATION
-from refit.data.module import PreparedData
-from refit.data.prepared import read_info
-from refit.files import write_json
+from refit.artifacts.choices import BATCH
+from refit.artifacts.files import write_json
+from refit.artifacts.prepared import read_info
+from refit.batches.augment import NO_AUGMENTATION
+from refit.batches.datamodule import PreparedData
 from refit.params import OptimizerParams, Params
-from refit.stage import run_stage
+from refit.runtime.stage import run_stage
 from refit.systems.build import build_system
-from refit.training.choices import BATCH
 from refit.training.tuning import choose_effective_batch, scale_batch
 
 READS = ("seed", "model", "batch", "trainer")

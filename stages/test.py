@@ -6,18 +6,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from refit.data.module import EVALUATION_FACTOR, EvaluationLoader
-from refit.data.prepared import Split, read_names, read_split
-from refit.files import whole_folder, write_csv, write_json
-from refit.loggers import log_to_model
-from refit.model_file import read_model
+from refit.artifacts.files import whole_folder, write_csv, write_json
+from refit.artifacts.model import read_model
+from refit.artifacts.prepared import Split, read_names, read_split
+from refit.batches.datamodule import EVALUATION_FACTOR, EvaluationLoader
+from refit.evaluation.classification import evaluate, predictions, worst_mistakes
+from refit.inference.outputs import Outputs, figures_of_each
 from refit.params import Params
-from refit.reports.classification import evaluate, predictions, worst_mistakes
 from refit.reports.embeddings import embedding_pictures
 from refit.reports.run_report import EVALUATION, write_run_report
-from refit.stage import run_stage
-from refit.tracking import model_name
-from refit.training.outputs import Outputs, figures_of_each
+from refit.runtime.stage import run_stage
+from refit.tracking.loggers import log_to_model
+from refit.tracking.runs import model_name
 from refit.training.trainer import make_trainer, refusals
 
 READS = ("trainer", "test", "debug")

@@ -1,1 +1,1 @@
-"""From raw images to batches."""
+"""From raw files to the prepared data set."""

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from refit.data.prepared import Color, Pixels
+from refit.artifacts.prepared import Color, Pixels
 
 MAX_PIXELS = 128 * 2**20  # decoded, this is half a GiB of RGBA: no photo, but a decompression bomb
 _SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})

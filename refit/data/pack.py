@@ -15,13 +15,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from refit.artifacts.files import as_text, write_json
+from refit.artifacts.prepared import FORMAT, Color, DatasetInfo, Pixels, read_names
 from refit.data.images import BadImageError, Header, decode, read_header
-from refit.data.prepared import FORMAT, Color, DatasetInfo, Pixels, read_names
 from refit.data.sources import SPLITS, Item, Source, SplitName, open_source
 from refit.data.splits import assign_splits, find_label_conflicts
-from refit.files import as_text, write_json
 from refit.params import DataParams
-from refit.progress import progress
+from refit.runtime.progress import progress
 
 AUTO_SIZE = 128  # pixels, where images of several sizes come with image_size: auto
 Result = TypeVar("Result")

@@ -15,8 +15,8 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
+from refit.artifacts.files import as_text
 from refit.data.images import find_images, open_image
-from refit.files import as_text
 from refit.params import DataParams, nearest
 
 SplitName = Literal["train", "val", "test"]

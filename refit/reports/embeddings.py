@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from sklearn.decomposition import PCA
 from torch import Tensor
 
-from refit.data.prepared import Split
+from refit.artifacts.prepared import Split
 from refit.reports.plots import DPI, WIDTH, as_png, headline
 
 MOST_NAMED = 20  # classes

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined, Template
 
-from refit.files import write_bytes
-from refit.reports.classification import ClassificationReport
+from refit.artifacts.files import write_bytes
+from refit.evaluation.classification import ClassificationReport
 from refit.reports.plots import DPI, percent
 
 Facts = Mapping[str, object]

@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
-from refit.reports.classification import ClassificationReport, CurvePoint
+from refit.evaluation.classification import ClassificationReport, CurvePoint
 
 DPI = 150
 WIDTH = 8.0  # inches

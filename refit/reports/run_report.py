@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from refit.data.prepared import read_info
-from refit.files import read_json, whole_folder, write_bytes
-from refit.model_file import ModelDescription
+from refit.artifacts.choices import LEARNING_RATE_CURVE, read_batch, read_learning_rate
+from refit.artifacts.files import read_json, whole_folder, write_bytes
+from refit.artifacts.model import ModelDescription
+from refit.artifacts.prepared import read_info
+from refit.evaluation.classification import ClassificationReport
 from refit.reports import plots
-from refit.reports.classification import ClassificationReport
 from refit.reports.page import Pictures, write_report
-from refit.training.choices import LEARNING_RATE_CURVE, read_batch, read_learning_rate
 
 EVALUATION = Path("data/evaluation")
 PAGE = EVALUATION / "report.html"

@@ -7,7 +7,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
-from refit.data.module import EVALUATION_FACTOR, Batch, EvaluationLoader, PreparedData
+from refit.batches.datamodule import EVALUATION_FACTOR, Batch, EvaluationLoader, PreparedData
 from refit.params import OptimizerParams
 from refit.systems.networks import Normalize, conv
 from refit.systems.system import System

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
-from refit.data.module import Batch, MixedBatch, PreparedData
+from refit.batches.datamodule import Batch, MixedBatch, PreparedData
 from refit.params import LossParams, OptimizerParams
 from refit.systems.system import System
 

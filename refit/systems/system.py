@@ -9,10 +9,10 @@ from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from refit.data.module import PreparedData
+from refit.batches.datamodule import PreparedData
 from refit.params import OptimizerParams
 from refit.systems.networks import fit_whitening
-from refit.training.optimizers import configure_optimizers
+from refit.systems.optimizers import configure_optimizers
 
 
 class System(pl.LightningModule):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 from torchmetrics import Metric
 
-from refit.data.module import Batch, PreparedData, TrainLoader
+from refit.batches.datamodule import Batch, PreparedData, TrainLoader
 from refit.params import FitParams
 
 

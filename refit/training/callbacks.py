@@ -16,7 +16,7 @@ from rich.progress import ProgressColumn, Task
 from rich.text import Text
 from torch import Tensor
 
-from refit.data.module import TrainLoader
+from refit.batches.datamodule import TrainLoader
 from refit.params import FitParams
 from refit.training.averaging import Average
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 
+from refit.artifacts.choices import BatchChoice
 from refit.params import TrainerParams
-from refit.training.choices import BatchChoice
 from refit.training.trainer import hardware_class, make_trainer
 
 _LEADER = "REFIT_LEADER"  # in the environment: the leader's process id

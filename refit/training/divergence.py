@@ -11,8 +11,8 @@ import torch.distributed as dist
 from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
-from refit.data.module import TrainLoader
-from refit.files import repository_root, write_json
+from refit.artifacts.files import repository_root, write_json
+from refit.batches.datamodule import TrainLoader
 
 
 class Step(NamedTuple):

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pytorch_lightning.profilers import AdvancedProfiler, Profiler, PyTorchProfiler, SimpleProfiler
 
-from refit.files import repository_root
+from refit.artifacts.files import repository_root
 
 PROFILES = "data/logs/profile"
 LINES_SHOWN = 40

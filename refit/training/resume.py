@@ -29,10 +29,10 @@ from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
-from refit.files import repository_root, write_bytes, write_json
-from refit.parent import PARENT_ENDED, hear_of_parents_end
-from refit.tracking import flatten
-from refit.training.together import Together
+from refit.artifacts.files import repository_root, write_bytes, write_json
+from refit.runtime.parent import PARENT_ENDED, hear_of_parents_end
+from refit.tracking.runs import flatten
+from refit.training.collectives import Together
 
 STATES = Path("data/state")
 INPUTS = "inputs.json"
@@ -57,7 +57,7 @@ def loaded_code() -> dict[str, str]:
     modules = [module for name, module in sys.modules.items() if name.partition(".")[0] in names]
     files = {Path(file).resolve() for module in modules if (file := getattr(module, "__file__", None))}
     ours = sorted(file for file in files if any(file.is_relative_to(package) for package in packages))
-    ours.remove(_PROJECT / "refit/warm.py")
+    ours.remove(_PROJECT / "refit/runtime/warm.py")
     return {str(file.relative_to(_PROJECT)): hashlib.sha256(file.read_bytes()).hexdigest() for file in ours}
 
 

@@ -4,16 +4,16 @@ import numpy as np
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback, EarlyStopping
 
-from refit.data.module import PreparedData
-from refit.loggers import FitLoggers
+from refit.artifacts.choices import BatchChoice
+from refit.batches.datamodule import PreparedData
 from refit.params import Params
+from refit.tracking.loggers import FitLoggers
+from refit.tracking.pictures import FirstBatch, Histograms
 from refit.training.averaging import make_average
 from refit.training.callbacks import Best, EpochFacts, History
-from refit.training.choices import BatchChoice
 from refit.training.distributed import OwnRandomness, devices_of_fit, share_batch
 from refit.training.divergence import FiniteLoss
 from refit.training.finetuning import FrozenBackbone
-from refit.training.pictures import FirstBatch, Histograms
 from refit.training.profile import make_profiler, show_profile
 from refit.training.resume import FitState
 from refit.training.trainer import make_trainer, refusals

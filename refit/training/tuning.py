@@ -16,9 +16,9 @@ from pytorch_lightning.tuner.tuning import Tuner
 from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor
 
-from refit.data.module import Batch, PreparedData, TrainLoader
+from refit.artifacts.choices import BatchChoice, LearningRateChoice
+from refit.batches.datamodule import Batch, PreparedData, TrainLoader
 from refit.params import BatchParams, OptimizerParams, TrainerParams
-from refit.training.choices import BatchChoice, LearningRateChoice
 from refit.training.trainer import hardware_class, make_trainer
 
 MIN_STEPS_AN_EPOCH = 16

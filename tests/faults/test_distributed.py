@@ -55,7 +55,7 @@ def test_signals_and_a_killed_process_end_the_fit_and_it_goes_on_to_the_same_bit
             leader = fit_process(project)
             (other,) = Path(f"/proc/{leader}/task/{leader}/children").read_text().split()
             assert b"stages.fit" in Path(f"/proc/{other}/cmdline").read_bytes()
-            servers = [command for command in processes_in(project.root) if "refit.warm" in command]
+            servers = [command for command in processes_in(project.root) if "refit.runtime.warm" in command]
             assert len(servers) == 2 * int(warm), "the warm process and its child, the fit's leader, and no other"
             if how == "SIGTERM":
                 os.kill(leader, signal.SIGTERM)

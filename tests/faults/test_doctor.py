@@ -35,7 +35,7 @@ Doctor = Callable[[], tuple[int, str]]
 @pytest.fixture
 def doctor(project: Project) -> Doctor:
     def run() -> tuple[int, str]:
-        done = project.run(sys.executable, "-m", "pipelines.doctor", ok=False, PYTHONPATH=str(ROOT))
+        done = project.run(sys.executable, "-m", "pipelines.tools.doctor", ok=False, PYTHONPATH=str(ROOT))
         return done.returncode, done.stdout + done.stderr
 
     return run

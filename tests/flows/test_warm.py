@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from refit import warm
-from refit.parent import _is_orphan
-from refit.quiet import QUIET
+from refit.runtime import warm
+from refit.runtime.environment import QUIET
+from refit.runtime.parent import _is_orphan
 from tests.flows.toy import PROJECT, Toy, gone
 from tests.processes import PATIENCE, alive, eventually
 
@@ -86,7 +86,7 @@ def test_stages_are_children_of_one_process_which_ends_with_dvc(toy: WarmToy) ->
     assert done.returncode == 0, done.stdout
     one, two = toy.about("one"), toy.about("two")
     assert one["parent"] == two["parent"]
-    assert "refit.warm" in str(one["command"])
+    assert "refit.runtime.warm" in str(one["command"])
     assert gone(pid(one["parent"]))
     assert [one[key] for key in ("stage", "name", "warm")] == ["one", "__main__", True]
     assert two["stage"] == "two"
@@ -212,7 +212,7 @@ def test_real_libraries_start_no_thread_touch_no_gpu_and_leave_the_stages_nothin
     """Or a fork of the process that imported them would not be safe, or not be worth it."""
     code = """
 import importlib, sys, threading
-from refit import warm
+from refit.runtime import warm
 import torch
 
 def refuse(*_):

@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import yaml
 
-from refit.quiet import QUIET
+from refit.runtime.environment import QUIET
 from tests.processes import alive, eventually
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -84,8 +84,8 @@ class Toy:
             shutil.copy(PROJECT / name, root / name)
         for module in ("__init__", "command", "files", "params", "parent", "quiet", "warm"):
             shutil.copy(PROJECT / f"refit/{module}.py", root / f"refit/{module}.py")
-        (root / "refit/summary.py").write_text(_SUMMARY)
-        (root / "refit/promote.py").write_text(_PROMOTE)
+        (root / "refit/reports/summary.py").write_text(_SUMMARY)
+        (root / "refit/commands/promote.py").write_text(_PROMOTE)
         (root / "pipelines").symlink_to(PROJECT / "pipelines")
         (root / ".venv").symlink_to(sys.prefix)
         (root / ".dvc").mkdir()  # what a fresh clone has of DVC, without git

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.workspace import copy_working_tree
+from pipelines.tools.workspace import copy_working_tree
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -57,11 +57,11 @@ def test_a_changed_parameter_makes_stale_what_reads_it_and_nothing_else(
 @pytest.mark.parametrize(
     ("file", "stages"),
     [
-        ("refit/tracking.py", {"fit", "test"}),
+        ("refit/tracking/runs.py", {"fit", "test"}),
         ("refit/reports/plots.py", {"test"}),
-        ("refit/data/folder.py", {"predict"}),
-        ("refit/summary.py", set()),
-        ("refit/sync.py", set()),
+        ("refit/batches/folder.py", {"predict"}),
+        ("refit/reports/summary.py", set()),
+        ("refit/commands/sync.py", set()),
         ("pipelines/reproduce.py", set()),
         ("README.md", set()),
     ],
@@ -243,7 +243,7 @@ def test_verify_runs_all_of_the_last_commit_again_and_names_the_file_that_differ
     project.commit()
     cache = project.root / ".dvc/cache"
     cache.rename(cache.with_name("elsewhere"))  # as in a new clone
-    done = project.run(sys.executable, "-m", "pipelines.verify", ok=False)
+    done = project.run(sys.executable, "-m", "pipelines.tools.verify", ok=False)
     cache.with_name("elsewhere").rename(cache)
     project.run("git", "reset", "--quiet", "--hard", "HEAD~1")
     lines = done.stdout.splitlines()

@@ -17,7 +17,7 @@ def test_smoke_runs_every_stage_of_every_system_as_edited_and_touches_nothing(pr
     project.set_param("loss.class_weights", "balanced")
     project.set_param("augment.mixup", 0.2)
     before = everything(project)
-    said = project.run("python", "-m", "pipelines.smoke").stdout
+    said = project.run("python", "-m", "pipelines.tools.smoke").stdout
     assert everything(project) == before
     assert re.findall(r"smoke: (\w+) goes through all stages", said) == ["classifier", "autoencoder"]
     stages = re.findall(r"Running stage '(\w+)'", said)
@@ -27,7 +27,7 @@ def test_smoke_runs_every_stage_of_every_system_as_edited_and_touches_nothing(pr
 
 def test_smoke_fails_with_the_stage_that_fails(project: Project) -> None:
     project.set_param("fit.patience", "soon")
-    failed = project.run("python", "-m", "pipelines.smoke", ok=False)
+    failed = project.run("python", "-m", "pipelines.tools.smoke", ok=False)
     assert failed.returncode != 0
     assert "fit.patience = 'soon'" in failed.stderr
     assert "error: classifier does not go through all stages" in failed.stderr

@@ -15,7 +15,7 @@ def outcomes(project: Project) -> dict[str, dict[str, str]]:
 
 
 def versus(project: Project, *names: str, ok: bool = True) -> str:
-    done = project.run("python", "-m", "pipelines.versus", *names, ok=ok)
+    done = project.run("python", "-m", "pipelines.tools.versus", *names, ok=ok)
     return done.stdout or done.stderr
 
 
@@ -67,7 +67,7 @@ def test_what_cannot_be_compared_is_a_line(project: Project, tmp_path: Path) -> 
         return said
 
     assert line("gone") == "error: gone is no experiment, commit, branch or tag; `dvc exp list` has the names"
-    assert line().startswith("error: usage: python -m pipelines.versus A [B]")
+    assert line().startswith("error: usage: python -m pipelines.tools.versus A [B]")
     assert line("a", "b", "c").startswith("error: usage: ")
     (project.root / OUTCOMES).rename(tmp_path / "away")
     assert line("HEAD").startswith("error: workspace holds no test (")

@@ -30,6 +30,8 @@ def imports_of(file: Path) -> frozenset[Path]:
         else:
             continue
         found |= {ROOT / f"{name.replace('.', '/')}.py" for name in names}
+        if "refit.params" in names:
+            found.add(ROOT / "refit/params/__init__.py")
     return frozenset(path for path in found if path.is_file())
 
 
@@ -74,7 +76,7 @@ def test_packages_hold_no_code_outside_their_modules_that_could_change_a_result(
     for package in ("refit", "stages", "pipelines"):
         for file in (ROOT / package).rglob("__init__.py"):
             if package == "stages":
-                assert imports_of(file) == {ROOT / "refit/parent.py", ROOT / "refit/warm.py"}
+                assert imports_of(file) == {ROOT / "refit/runtime/parent.py", ROOT / "refit/runtime/warm.py"}
             else:
                 body = ast.parse(file.read_text()).body
                 assert all(isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) for node in body), file
@@ -100,18 +102,18 @@ def test_training_code_knows_neither_scheduler_nor_versions(package: str) -> Non
 def test_only_tracking_and_the_registry_know_mlflow() -> None:
     knowing = {file.name for package in ("refit", "stages", "pipelines") for file in (ROOT / package).rglob("*.py")
                if "mlflow" in module_names(file)}  # fmt: skip
-    assert knowing == {"tracking.py", "registry.py"}
+    assert knowing == {"runs.py", "registry.py"}
 
 
 def test_one_place_knows_the_loggers() -> None:
-    """Their names stand in params.py, which says what may be chosen, and in quiet.py."""
+    """Their names stand in refit/params, which says what may be chosen, and in environment.py."""
     knowing = {
         file.name
         for package in ("refit", "stages", "pipelines")
         for file in (ROOT / package).rglob("*.py")
         if re.search("tensorboard|wandb|CSVLogger", file.read_text(), re.IGNORECASE)
     }
-    assert knowing == {"loggers.py", "params.py", "quiet.py"}
+    assert knowing == {"loggers.py", "__init__.py", "environment.py"}
 
 
 def test_pipelines_reach_no_torch() -> None:

@@ -1,0 +1,125 @@
+"""`make doctor`: what runs that were cut off have left here; mended where nothing runs that might still need it."""
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import yaml
+from dvc.rwlock import SCHEMA
+from dvc.schema import COMPILED_LOCKFILE_SCHEMA
+from voluptuous import Invalid
+
+from refit.runtime.command import take_no_arguments
+
+# Of fits; as refit/training/resume.py and train.py, which take seconds to import, have them.
+STATES, DIVERGED = "data/state", "diverged.json"
+_WORKERS = ("stages.", "pipelines.", "refit.")  # what Python runs as a module
+
+
+def main() -> None:
+    """Exits 0 where all is well or was mended, and 1 where a person has to decide."""
+    root = Path.cwd()
+    if not (root / ".dvc").is_dir():
+        sys.exit("error: no .dvc is here; run from the repository's root")
+    at_work = processes(root)
+    for pid, command in at_work.items():
+        print(f"at work  process {pid}: {command}")
+    for path, what in [*broken_records(root, set(at_work)), *half_written(root)]:
+        print(f"{'left' if at_work else mend(path):8} {path.relative_to(root)}: {what}")
+    for folder in sorted(path.parent for path in (root / STATES).glob("*/inputs.json")):
+        print(f"state    {folder.relative_to(root)}: {describe(folder)}")
+    if is_half_merged(root / "dvc.lock"):
+        sys.exit("error: dvc.lock holds both sides of a merge; to have this branch's: git checkout HEAD -- dvc.lock")
+    print("all else is well")
+
+
+def mend_records(root: Path) -> list[str]:
+    """Mend what a killed `dvc` left of its own files, if nothing is at work in this folder; a line for each."""
+    if processes(root):
+        return []
+    return [f"{mend(path)} {path.relative_to(root)}: {what}" for path, what in broken_records(root, set())]
+
+
+def mend(path: Path) -> str:
+    """Remove what was left there; or, of `dvc.lock`, have the last commit's again. Returns which of the two."""
+    if path.name == "dvc.lock":
+        restore = ["git", "restore", "--source=HEAD", "--worktree", path.name]
+        if subprocess.run(restore, cwd=path.parent, capture_output=True, check=False).returncode == 0:
+            return "restored"
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    return "removed"
+
+
+def processes(root: Path) -> dict[int, str]:
+    """The process id and command of each dvc, stage and flow in this folder, or in an experiment's below it."""
+    ours = {psutil.Process().pid, *(parent.pid for parent in psutil.Process().parents())}
+    found = {}
+    for process in psutil.process_iter():
+        try:
+            command, folder = process.cmdline(), process.cwd()
+        except psutil.Error:  # another user's, or gone meanwhile
+            continue
+        is_worker = any(Path(word).name == "dvc" or word.startswith(_WORKERS) for word in command[:4])
+        if process.pid not in ours and is_worker and Path(folder).is_relative_to(root):
+            found[process.pid] = " ".join(command)
+    return found
+
+
+def broken_records(root: Path, at_work: set[int]) -> Iterator[tuple[Path, str]]:
+    """Files that stop every `dvc` command; DVC writes neither in one go. Its other locks end with their process."""
+    path = root / ".dvc/tmp/rwlock"  # who reads and writes what
+    if path.is_file():
+        try:
+            record = SCHEMA(json.loads(path.read_bytes()))
+        except (ValueError, Invalid):
+            yield path, "DVC's record of locks was cut short; every dvc command fails at it"
+        else:
+            readers = [info["pid"] for infos in record["read"].values() for info in infos]
+            holders = {*readers, *(info["pid"] for info in record["write"].values())}
+            if holders and not holders & at_work:
+                yield path, f"locks of process {', '.join(map(str, sorted(holders)))}, which is no dvc at work here"
+    path = root / "dvc.lock"
+    if path.is_file() and not is_half_merged(path):
+        try:
+            COMPILED_LOCKFILE_SCHEMA(yaml.safe_load(path.read_text(encoding="utf-8")))
+        except (yaml.YAMLError, UnicodeDecodeError, Invalid):
+            yield path, "was cut short; what has run since the last commit is in DVC's cache of runs"
+
+
+def is_half_merged(lock: Path) -> bool:
+    """Whether git left both sides of a merge in it, of which only a person can choose."""
+    return lock.is_file() and any(line.startswith(b"<<<<<<< ") for line in lock.read_bytes().splitlines())
+
+
+def half_written(root: Path) -> Iterator[tuple[Path, str]]:
+    """Files and folders that were to take the place of an output, of a state, or of MLflow's new store."""
+    stages = yaml.safe_load((root / "dvc.yaml").read_text(encoding="utf-8"))["stages"].values()
+    outs = [out for stage in stages for kind in ("outs", "metrics") for out in stage.get(kind, [])]
+    folders = {(root / (next(iter(out)) if isinstance(out, dict) else out)).parent for out in outs}
+    for folder in sorted(folders | set((root / STATES).glob("*/")) | set((root / STATES / "mlflow").glob("*/"))):
+        yield from ((path, "half-written") for path in sorted(folder.glob(".*.partial")))
+    yield from ((path.parent, "a half-made MLflow store") for path in sorted((root / "mlruns").glob("tmp*/mlflow.db")))
+
+
+def describe(folder: Path) -> str:
+    """The newest state of a fit, and whether it is as it was written; and how the fit ended, where its loss did."""
+    states = sorted(folder.glob("step-*.ckpt"))
+    size = sum(path.stat().st_size for path in states) / 1e6
+    diverged = f"Its loss became no number: {DIVERGED} in it tells where. " if (folder / DIVERGED).is_file() else ""
+    if not states:
+        return f"a fit that began and saved no state. {diverged}Not wanted: rm -r {folder}"
+    digest = states[-1].with_name(f"{states[-1].name}.sha256")
+    is_whole = digest.is_file() and digest.read_text() == hashlib.sha256(states[-1].read_bytes()).hexdigest()
+    verdict = "whole" if is_whole else "not whole, and will be passed over"
+    count = "1 state" if len(states) == 1 else f"{len(states)} states"
+    return f"{count}, {size:.1f} MB; {states[-1].name} is {verdict}. {diverged}Not wanted: rm -r {folder}"
+
+
+if __name__ == "__main__":
+    take_no_arguments()
+    main()

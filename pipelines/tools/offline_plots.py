@@ -1,0 +1,46 @@
+"""Let `dvc plots show` and `dvc plots diff` draw without a network: `python -m pipelines.tools.offline_plots PAGE`.
+
+DVC's own page loads Vega from a content delivery network. PAGE is a page for it that holds Vega itself;
+DVC uses it once its setting plots.html_template names it.
+"""
+
+import sys
+from pathlib import Path
+
+import vl_convert
+
+from refit.artifacts.files import write_bytes
+
+VEGA_LITE = "5.21"  # DVC's plots are written for version 5
+
+# DVC fills {refresh_tag} and {plot_divs}; its {scripts}, the tags that load Vega, has no place here.
+PAGE = """\
+<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+{refresh_tag}
+<title>DVC plots</title>
+<style>
+  body { font-family: system-ui, sans-serif; }
+  img { max-width: 46vw; height: auto; }
+</style>
+<script>VEGA</script>
+</head>
+<body>
+{plot_divs}
+</body>
+</html>
+"""
+
+
+def offline_page() -> str:
+    """DVC's page with Vega, Vega-Lite and Vega-Embed in it."""
+    vega = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=VEGA_LITE)
+    assert "</script" not in vega, "would end the script before its end"
+    assert "{plot_divs}" not in vega, "DVC would fill it in"
+    return PAGE.replace("VEGA", vega)
+
+
+if __name__ == "__main__":
+    write_bytes(Path(sys.argv[1]), offline_page().encode())

@@ -1,0 +1,61 @@
+"""`make smoke`: every stage of every system once, on a few batches, in a folder of its own.
+
+It is the code and the params.yaml of this folder as they are now; outputs, dvc.lock, cache and MLflow stay untouched.
+"""
+
+import os
+import subprocess
+import sys
+import time
+from copy import deepcopy
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import yaml
+
+from pipelines.tools.workspace import bring_images, copy_working_tree
+from refit.params import OUR_SYSTEMS
+from refit.runtime.command import take_no_arguments
+from refit.runtime.warm import OWNER
+
+BATCHES = 2
+
+
+def main() -> None:
+    """Exits as the first `dvc repro` that fails, or 0."""
+    root = Path.cwd()
+    with TemporaryDirectory() as folder:
+        copy = Path(folder) / "refit"
+        copy_working_tree(root, copy)
+        bring_images(root, copy)
+        subprocess.run(["git", "init", "--quiet", str(copy)], check=True)
+        share_prepared(root, copy)
+        params = yaml.safe_load((copy / "params.yaml").read_text(encoding="utf-8"))
+        environment = {**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db", OWNER: str(os.getpid())}
+        own = params["model"]["system"]
+        for system in dict.fromkeys([*OUR_SYSTEMS, own]):
+            began = time.monotonic()
+            trial = deepcopy(params)
+            if system != own:  # which may not take what is chosen for another
+                trial["model"] |= {"system": system, "system_arguments": {}}
+                trial["fit"]["monitor"] = "val_loss"
+                trial["augment"] |= {"mixup": 0.0, "cutmix": 0.0}
+                trial["loss"]["class_weights"] = "none"
+                trial["trainer"]["strategy"] = "auto"
+            trial["debug"]["fast_dev_run"] = BATCHES
+            (copy / "params.yaml").write_text(yaml.safe_dump(trial), encoding="utf-8")
+            done = subprocess.run(["dvc", "repro", "--no-commit"], cwd=copy, env=environment, check=False)
+            if done.returncode:
+                print(f"error: {system} does not go through all stages", file=sys.stderr)
+                sys.exit(done.returncode)
+            print(f"smoke: {system} goes through all stages, {time.monotonic() - began:.0f} s", flush=True)
+
+
+def share_prepared(root: Path, copy: Path) -> None:
+    """A data set that is in the cache is taken from there; `--no-commit` adds nothing to it."""
+    subprocess.run(["dvc", "config", "--local", "cache.dir", str(root / ".dvc/cache")], cwd=copy, check=True)
+
+
+if __name__ == "__main__":
+    take_no_arguments()
+    main()

@@ -1,0 +1,55 @@
+"""What the tuning stages chose: the small files between them and `fit`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from refit.artifacts.files import read_json
+from refit.params import Params
+
+BATCH = Path("data/tuning/batch.json")
+LEARNING_RATE = Path("data/tuning/learning_rate.json")
+LEARNING_RATE_CURVE = Path("data/tuning/learning_rate.csv")
+
+
+@dataclass(frozen=True)
+class BatchChoice:
+    """Sizes in images; effective_batch = micro_batch x accumulate_grad_batches."""
+
+    effective_batch: int
+    micro_batch: int
+    accumulate_grad_batches: int
+    chosen_by: Literal["params", "auto"]
+    hardware: str
+    """The hardware class that the micro-batch was found on."""
+    memory_budget: int | None
+    """Bytes; None on an accelerator, whose own memory is the budget."""
+    tried: list[dict[str, Any]]
+    """Each micro-batch that was tried: its size, the bytes of its step (on a CPU), and whether it fits."""
+
+
+@dataclass(frozen=True)
+class LearningRateChoice:
+    learning_rate: float
+    chosen_by: Literal["params", "find_lr", "fallback"]
+    suggestion: float | None
+
+
+def read_batch(path: Path = BATCH) -> BatchChoice:
+    return BatchChoice(**read_json(path, "dvc repro scale_batch"))
+
+
+def read_learning_rate(path: Path = LEARNING_RATE) -> LearningRateChoice:
+    return LearningRateChoice(**read_json(path, "dvc repro find_lr"))
+
+
+def resolved_params(params: Params, batch: BatchChoice, rate: LearningRateChoice) -> dict[str, Any]:
+    """The sections that `params` has as plain values, with what was found in place of `auto`."""
+    values = params.model_dump(mode="json")
+    values["optimizer"]["learning_rate"] = rate.learning_rate
+    values["batch"] = {
+        "size": batch.effective_batch,
+        "micro_batch": batch.micro_batch,
+        "accumulate_grad_batches": batch.accumulate_grad_batches,
+    }
+    return values

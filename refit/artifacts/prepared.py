@@ -1,0 +1,90 @@
+"""The prepared data set on disk, and reading it.
+
+A folder of few files: for each split `SPLIT_images.npy`, uint8 (N, C, H, W), and `SPLIT_labels.npy`, int64 (N,);
+`dataset.json`; and `manifest.parquet`, one row an image. A split is one array, so a batch is one gather; what is too
+large to be read at once is memory-mapped.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from refit.artifacts.files import read_json
+
+Color = Literal["grey", "rgb"]
+Pixels = npt.NDArray[np.uint8]
+
+PREPARED = Path("data/prepared")
+FORMAT = 1
+READ_AT_ONCE = 2 * 2**30  # bytes: to map a file and touch its pages in random order takes several times as long
+
+
+@dataclass(frozen=True)
+class Split:
+    images: Pixels
+    """uint8 (N, C, H, W); memory-mapped where it is large."""
+    labels: npt.NDArray[np.int64]
+    """(N,)."""
+
+    def first(self, images: int) -> "Split":
+        return Split(self.images[:images], self.labels[:images])
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """What dataset.json holds."""
+
+    format: int
+    source: str
+    classes: list[str]
+    color: Color
+    shape: list[int]
+    """C, H, W of every image."""
+    counts: dict[str, int]
+    """Images in each split."""
+    mean: list[float]
+    """Of the train split, by channel, with pixels scaled to 0..1."""
+    std: list[float]
+    sha256: str
+    """Of every split's images and labels: names this data set's content."""
+
+    def as_json(self) -> dict[str, object]:
+        return asdict(self)
+
+
+def read_info(folder: Path = PREPARED) -> DatasetInfo:
+    """Raises ValueError where there is no prepared data set, or one of another format."""
+    path = folder / "dataset.json"
+    values = read_json(path, "dvc repro prepare")
+    if values.get("format") != FORMAT:
+        raise ValueError(f"{path} has format {values.get('format')!r}, expected {FORMAT}; run: dvc repro prepare")
+    return DatasetInfo(**values)
+
+
+def read_names(split: str, folder: Path = PREPARED) -> list[str]:
+    """The name of each image of a split, in the order of its rows."""
+    return _of_each("name", [split], folder)
+
+
+def read_hashes(*splits: str, folder: Path = PREPARED) -> list[str]:
+    """The sha256 of each image's pixels, in the order of the rows of these splits."""
+    return _of_each("sha256", splits, folder)
+
+
+def _of_each(column: str, splits: Sequence[str], folder: Path) -> list[str]:
+    from pyarrow.parquet import read_table  # only who names images pays for it
+
+    manifest = read_table(folder / "manifest.parquet", columns=[column, "split"]).to_pydict()
+    return [value for value, own in zip(manifest[column], manifest["split"], strict=True) if own in splits]
+
+
+def read_split(name: str, folder: Path = PREPARED) -> Split:
+    """The images and labels of `train`, `val` or `test`."""
+    images = folder / f"{name}_images.npy"
+    # Mapped copy-on-write: PyTorch has no read-only tensors, and nothing here writes.
+    mapped: Literal["c"] | None = "c" if images.stat().st_size > READ_AT_ONCE else None
+    return Split(np.load(images, mmap_mode=mapped), np.load(folder / f"{name}_labels.npy"))

@@ -1,0 +1,158 @@
+"""Augmentation of a whole batch at once, with random choices of its own for each image."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from refit.batches.mixing import draw_mixes
+from refit.batches.operations import a_few_at_once
+from refit.batches.policies import apply_policy, draw_jitter, draw_policy, jitter
+from refit.params import AugmentParams
+
+ASPECT_RATIOS = (3 / 4, 4 / 3)  # of a crop, width to height
+
+
+NO_AUGMENTATION = AugmentParams(
+    shift=0, flip=False, cutout=0, crop_area=1, color_jitter=0, policy="none", mixup=0, cutmix=0
+)
+
+
+class Draws(NamedTuple):
+    """The random choices for each image; None for what `augment` of params.yaml does not ask for."""
+
+    shift: Tensor | None = None
+    """int64 (N, 2): down and right, pixels."""
+    flip: Tensor | None = None
+    """bool (N,)."""
+    cutout: Tensor | None = None
+    """int64 (N, 2): row and column of the cut square's centre."""
+    crop: Tensor | None = None
+    """float32 (N, 4): row and column of the crop's centre, its height and width, as shares of the image's."""
+    jitter: Tensor | None = None
+    """float32 (N, 3): factors of brightness, contrast and saturation."""
+    operations: Tensor | None = None
+    """int64 (N, rounds): of the policy, places in `policies.OPERATIONS`."""
+    strengths: Tensor | None = None
+    """float32 (N, rounds): of each operation, -1 to 1."""
+    share: Tensor | None = None
+    """float32 (N,), where images are mixed: how much of the image itself is left, the rest being its partner's."""
+    box: Tensor | None = None
+    """int64 (N, 4), where images are mixed: top, left, bottom and right of the partner's rectangle, the latter two not
+    in it; all 0 where the two are blended."""
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> "Draws":
+        return Draws._make(choice if choice is None else change(choice) for choice in self)
+
+    def take(self, indices: Tensor) -> "Draws":
+        return self.each(lambda choice: choice[indices])
+
+    def to(self, device: torch.device) -> "Draws":
+        return self.each(lambda choice: choice.to(device))
+
+
+def check_size(params: AugmentParams, height: int, width: int) -> None:
+    """Raises ValueError where a shift or cutout could leave nothing of images of this size, in pixels."""
+    for key, pixels in {"shift": params.shift, "cutout": params.cutout}.items():
+        if pixels >= min(height, width):
+            raise ValueError(
+                f"augment.{key} = {pixels} can leave nothing of images of {height}x{width} pixels; expected less than "
+                f"{min(height, width)}"
+            )
+
+
+def draw(params: AugmentParams, images: int, size: tuple[int, int], random: np.random.Generator) -> Draws | None:
+    """Choices for `images` images of `size` (height, width): one epoch's, drawn at once and taken batch by batch.
+
+    None where nothing is to be drawn.
+    """
+    # A generator each, so that none of these draws depends on whether the others are made.
+    of_shift, of_flip, of_cutout, of_crop, of_jitter, of_policy, of_mixes = random.spawn(7)
+    draws = Draws()
+    if params.shift:
+        shift = of_shift.integers(-params.shift, params.shift, (images, 2), endpoint=True)
+        draws = draws._replace(shift=torch.from_numpy(shift))
+    if params.flip:
+        draws = draws._replace(flip=torch.from_numpy(of_flip.random(images) < 0.5))
+    if params.cutout:
+        draws = draws._replace(cutout=torch.from_numpy(of_cutout.integers(0, size, (images, 2))))
+    if params.crop_area < 1:
+        draws = draws._replace(crop=torch.from_numpy(_crops(params.crop_area, images, of_crop)))
+    if params.color_jitter:
+        draws = draws._replace(jitter=draw_jitter(params, images, of_jitter))
+    if params.policy != "none":
+        operations, strengths = draw_policy(params.policy, images, of_policy)
+        draws = draws._replace(operations=operations, strengths=strengths)
+    if params.mixup or params.cutmix:
+        share, box = draw_mixes(params, images, size, of_mixes)
+        draws = draws._replace(share=share, box=box)
+    return draws if any(choice is not None for choice in draws) else None
+
+
+def _crops(least_area: float, images: int, random: np.random.Generator) -> npt.NDArray[np.float32]:
+    area = random.uniform(least_area, 1, images)
+    lowest, highest = np.maximum(ASPECT_RATIOS[0], area), np.minimum(ASPECT_RATIOS[1], 1 / area)  # no side above 1
+    ratio = np.exp(random.uniform(np.log(lowest), np.log(highest)))
+    sides = np.sqrt(np.stack((area / ratio, area * ratio), axis=1))
+    centres = sides / 2 + random.random((images, 2)) * (1 - sides)
+    return np.concatenate((centres, sides), axis=1).astype(np.float32)
+
+
+def augment(images: Tensor, draws: Draws, params: AugmentParams) -> Tensor:
+    """Crop, shift, flip, jitter, follow the policy and cut out: uint8 (N, C, H, W) to the same shape. Outside an image
+    all is zero. Mixing is not done here."""
+    count, channels, height, width = images.shape
+    flip = draws.flip
+    if draws.crop is not None and flip is not None and draws.shift is None:  # else the shift comes in between
+        images, flip = a_few_at_once(_resized_crop, images, draws.crop, flip), None
+    elif draws.crop is not None:
+        images = a_few_at_once(_resized_crop, images, draws.crop)
+    rows = torch.arange(height, device=images.device).expand(count, -1)
+    columns = torch.arange(width, device=images.device).expand(count, -1)
+    cut = None
+    if draws.cutout is not None:
+        centre_row, centre_column = draws.cutout[:, :1], draws.cutout[:, 1:]
+        down, right = rows - centre_row + params.cutout // 2, columns - centre_column + params.cutout // 2
+        cut = ((down >= 0) & (down < params.cutout))[:, :, None] & ((right >= 0) & (right < params.cutout))[:, None, :]
+    if flip is not None:
+        columns = torch.where(flip[:, None], width - 1 - columns, columns)
+    if draws.shift is not None:
+        images = F.pad(images, [params.shift] * 4)
+        rows = rows - draws.shift[:, :1] + params.shift
+        columns = columns - draws.shift[:, 1:] + params.shift
+    if flip is not None or draws.shift is not None:
+        pixels = (rows[:, :, None] * images.shape[3] + columns[:, None, :]).view(count, 1, -1)
+        images = images.flatten(2).gather(2, pixels.expand(-1, channels, -1)).view(count, channels, height, width)
+    if draws.jitter is not None:
+        images = a_few_at_once(jitter, images, draws.jitter)
+    if draws.operations is not None and draws.strengths is not None:
+        follow = partial(apply_policy, policy=params.policy)
+        images = a_few_at_once(follow, images, draws.operations, draws.strengths)
+    if cut is not None:
+        images = images.masked_fill(cut[:, None], 0)
+    return images
+
+
+def _resized_crop(images: Tensor, crop: Tensor, flip: Tensor | None = None) -> Tensor:
+    """Each image's crop at the size of the whole, by bilinear interpolation; mirrored where `flip`."""
+    _, _, height, width = images.shape
+    # grid_sample counts from -1 to 1, from one border of the image to the other.
+    rows, columns = (
+        2 * crop[:, axis, None] - 1 + crop[:, 2 + axis, None] * _pixel_centres(pixels, crop.device)
+        for axis, pixels in enumerate((height, width))
+    )
+    if flip is not None:
+        columns = torch.where(flip[:, None], columns.flip(1), columns)
+    grid = torch.stack((columns[:, None, :].expand(-1, height, -1), rows[:, :, None].expand(-1, -1, width)), dim=3)
+    cropped = F.grid_sample(images.float(), grid, mode="bilinear", padding_mode="border", align_corners=False)
+    return cropped.round_().to(torch.uint8)
+
+
+def _pixel_centres(pixels: int, device: torch.device) -> Tensor:
+    """From -1 to 1."""
+    return (2 * torch.arange(pixels, device=device) + 1) / pixels - 1

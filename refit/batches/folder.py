@@ -1,0 +1,45 @@
+"""New images from a folder, decoded batch by batch as the model was trained to see them."""
+
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from refit.artifacts.prepared import Color, Pixels
+from refit.batches.datamodule import Batch
+from refit.data.images import BadImageError, decode, open_image
+
+
+class FolderLoader:
+    """Batches of the images that can be decoded; `files` and `unreadable` grow as it is walked."""
+
+    def __init__(self, files: Sequence[Path], color: Color, size: tuple[int, int], batch_size: int) -> None:
+        self.batches = [files[start : start + batch_size] for start in range(0, len(files), batch_size)]
+        self.color: Color = color
+        self.size = size
+        self.files: list[Path] = []
+        """Those decoded, in order: a row of the predictions each."""
+        self.unreadable: dict[Path, str] = {}
+        """Those that could not be decoded, and why."""
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Batch]:
+        with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow decodes without the interpreter's lock
+            for files in self.batches:
+                decoded = [image for image in pool.map(self._decode, files) if image is not None]
+                self.files += [file for file in files if file not in self.unreadable]
+                if decoded:
+                    yield Batch(torch.from_numpy(np.stack(decoded)), labels=torch.full((len(decoded),), -1))
+
+    def _decode(self, file: Path) -> Pixels | None:
+        try:
+            with open_image(file) as image:
+                return decode(image, self.color, self.size)
+        except BadImageError as error:
+            self.unreadable[file] = str(error)
+            return None

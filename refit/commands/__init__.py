@@ -1,0 +1,1 @@
+"""What `make` runs that is neither a stage nor a flow."""

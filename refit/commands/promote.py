@@ -1,0 +1,224 @@
+"""May the model that was just tested become the champion? If so it does: `python -m refit.commands.promote`.
+
+It may where promote.min_accuracy and promote.margin allow it: compared with the champion in use on the same test
+images, none of which either was trained on. The first champion has no rival.
+"""
+
+import hashlib
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from refit.artifacts.files import read_csv, read_json, whole_folder, write_bytes, write_csv, write_json
+from refit.artifacts.prepared import Split, read_hashes, read_info, read_names, read_split
+from refit.evaluation.comparison import Comparison, Row, paired
+from refit.params import Params, PromoteParams, load_params
+from refit.reports.summary import Fact, as_lines, as_markdown
+from refit.runtime.command import run_command, take_no_arguments
+from refit.tracking.registry import (
+    CHAMPION,
+    OUTCOMES,
+    TEST,
+    Version,
+    fetch,
+    find_champion,
+    find_version,
+    make_champion,
+    register,
+    short_hashes,
+    was_tested,
+)
+from refit.tracking.runs import EXPERIMENT, model_name, model_sha256, open_store, send_to_model_run
+
+MODEL = Path("data/model")
+PROMOTION = Path("data/promotion")
+"""verdict.json, promotion.md and differences.csv: what was decided last, and why."""
+WAY_OUT = "compare them by hand, then: make register, and give its version the alias champion in MLflow"
+MAY_CHANGE = 0.01  # of the predictions: other hardware computes other last bits
+
+
+class Challenger(NamedTuple):
+    """The model that was just tested."""
+
+    sha256: str
+    accuracy: float
+    outcomes: list[Row]
+    """Of each test image: outcomes.csv."""
+
+
+class Rivalry(NamedTuple):
+    """The challenger beside the champion."""
+
+    champion: Version
+    comparison: Comparison
+    seen: int
+    """Test images that the champion was trained on or chosen by, and that are left out."""
+    unknown: int
+    """Test images of classes that the champion does not know."""
+    differences: list[Row]
+    """The images that one of the two has right."""
+
+
+class Verdict(NamedTuple):
+    outcome: Literal["promoted", "kept", "unchanged"]
+    """unchanged: it is the champion already."""
+    why: str
+
+
+def main() -> None:
+    params, challenger = load_params(), read_challenger()
+    champion, before, rivalry = find_champion(EXPERIMENT), find_version(EXPERIMENT, challenger.sha256), None
+    if champion is None:
+        verdict = decide(challenger, None, params.promote)
+    elif champion.sha256 == challenger.sha256:
+        verdict = Verdict("unchanged", f"{champion.uri} is this very model")
+    elif before and before.was_champion and int(champion.number) < int(before.number):  # so a person went back
+        verdict = Verdict("kept", f"{champion.uri} stays the champion: this model, {before.uri}, was it before and was "
+                                  "withdrawn; to have it again, give it the alias champion in MLflow")  # fmt: skip
+    else:
+        rivalry = face(champion, challenger, params)
+        verdict = decide(challenger, rivalry, params.promote)
+    if verdict.outcome == "promoted":
+        version, _ = register(MODEL, EXPERIMENT)
+        if version.sha256 != challenger.sha256:
+            raise ValueError(f"{MODEL} was changed meanwhile, to {model_name(version.sha256)}; run it again")
+        verdict = Verdict("promoted", f"{version.uri} is the champion, {verdict.why}")
+        make_champion(version, verdict.why)
+
+    facts = as_facts(challenger, rivalry, verdict)
+    write_verdict(challenger, rivalry, verdict, facts)
+    if rivalry:
+        gain = {"accuracy_beside_champion": rivalry.comparison.difference}
+        with open_store():  # not kept for a run that waits to be sent: it stands here
+            send_to_model_run(challenger.sha256, gain, sorted(PROMOTION.iterdir()))
+    print("\n".join(["Promotion", *as_lines(facts)]))
+
+
+def read_challenger() -> Challenger:
+    """Raises ValueError where the model in data/model was not tested, or by a debug run, or on images that are no more
+    those of data/prepared."""
+    sha256 = model_sha256(MODEL)
+    if not was_tested(sha256):
+        raise ValueError(f"model {model_name(sha256)} has not been tested; run: dvc repro")
+    test = read_json(TEST, "dvc repro")
+    if test.get("debug"):
+        raise ValueError(
+            f"the test of model {model_name(sha256)} is a debug run; take the debug section of params.yaml back to "
+            "what it was, and run: dvc repro"
+        )
+    outcomes = read_csv(OUTCOMES)
+    if [row["file"] for row in outcomes] != read_names("test"):
+        raise ValueError(f"{OUTCOMES} is of other test images than data/prepared; run: dvc repro")
+    return Challenger(sha256, float(test["accuracy"]), outcomes)
+
+
+def face(champion: Version, challenger: Challenger, params: Params) -> Rivalry:
+    """Compare both on the test images that the champion was not trained on. Raises ValueError where that cannot be."""
+    files, labels = ([row[column] for row in challenger.outcomes] for column in ("file", "actual"))
+    with TemporaryDirectory() as folder:
+        kept = fetch(champion, Path(folder))
+        classes, predicted, hashes = predictions_of(kept.model_dir, champion, params)
+    if not set(labels) & set(classes):
+        raise ValueError(
+            f"the champion {champion.uri} knows none of today's classes: it has another task; to begin anew, delete "
+            "the alias champion in MLflow"
+        )
+    again = [kept.predicted[file] == theirs for file, theirs in zip(files, predicted, strict=True)
+             if file in kept.predicted]  # fmt: skip
+    if again.count(False) > max(1, MAY_CHANGE * len(again)):
+        raise ValueError(
+            f"the champion {champion.uri} takes {again.count(False)} of {len(again)} images for another class than "
+            f"when it was tested: today's code, or these images, are not what they were then; {WAY_OUT}"
+        )
+    if kept.seen is None:
+        print(f"warning: which images {champion.uri} was trained on is not known: all test images count",
+              file=sys.stderr)  # fmt: skip
+    seen = np.array([], np.uint64) if kept.seen is None else kept.seen
+    fair = ~np.isin(short_hashes(hashes), seen)
+    theirs = {file: predicted[i] for i, file in enumerate(files) if fair[i]}
+    comparison, differences = paired(challenger.outcomes, "champion", theirs, params.test.confidence)
+    unknown = sum(label not in classes for label in labels)
+    return Rivalry(champion, comparison, len(files) - len(theirs), unknown, differences)
+
+
+def predictions_of(folder: Path, champion: Version, params: Params) -> tuple[list[str], list[str], list[str]]:
+    """The classes that the model in `folder` knows; which of them it takes each test image for; and the sha256 of that
+    image's pixels as it sees them: where that is not as the new model does, they are decoded once more."""
+    from refit.artifacts.model import read_model
+    from refit.batches.datamodule import EVALUATION_FACTOR, EvaluationLoader
+    from refit.data.pack import decode_again
+    from refit.evaluation.classification import predictions
+    from refit.inference.outputs import predict_each
+
+    try:
+        system, model = read_model(folder)
+    except ValueError as error:
+        raise ValueError(f"the champion {champion.uri} cannot be read by this code ({error}); {WAY_OUT}") from None
+    info, split, hashes = read_info(), read_split("test"), read_hashes("test")
+    if (model.color, list(model.shape)) != (info.color, info.shape):
+        split = Split(decode_again("test", params.data, model.color, model.shape[1:]), split.labels)
+        hashes = [hashlib.sha256(image.tobytes()).hexdigest() for image in split.images]
+    loader = EvaluationLoader(split, EVALUATION_FACTOR * model.batch_size)
+    whole = params.debug.model_copy(update={"fast_dev_run": 0, "limit_test_batches": 1.0})
+    outputs = predict_each(system, loader, params.trainer, whole).gather()
+    return model.classes, [model.classes[best] for best in predictions(outputs["probabilities"].numpy())], hashes
+
+
+def decide(challenger: Challenger, rivalry: Rivalry | None, promote: PromoteParams) -> Verdict:
+    """Whether the challenger may become the champion; without a rival where there is none yet."""
+    stays = f"{rivalry.champion.uri} stays the champion" if rivalry else "there is no champion yet"
+    if challenger.accuracy < promote.min_accuracy:
+        return Verdict("kept", f"{stays}: the new model's accuracy of {challenger.accuracy:.4f} is below "
+                               f"promote.min_accuracy = {promote.min_accuracy:g}")  # fmt: skip
+    if rivalry is None:
+        return Verdict("promoted", "the first")
+    of = rivalry.comparison
+    beside = f"the new model's accuracy beside its own is {of.difference:+.4f}, at worst {of.low:+.4f}"
+    if of.low < -promote.margin:
+        return Verdict("kept", f"{stays}: {beside}, and promote.margin allows {-promote.margin:g}")
+    return Verdict("promoted", f"after {rivalry.champion.uri}: {beside}")
+
+
+def as_facts(challenger: Challenger, rivalry: Rivalry | None, verdict: Verdict) -> list[Fact]:
+    images = len(challenger.outcomes)
+    facts = [
+        Fact("new model", f"{model_name(challenger.sha256)}, accuracy {challenger.accuracy:.4f} on {images:,} images")
+    ]
+    if rivalry:
+        champion, of, seen, unknown, _ = rivalry
+        left_out = f"; {seen:,} are left out, on which the champion was trained" if seen else ""
+        new_classes = f"; {unknown:,} images are of classes that it does not know" if unknown else ""
+        facts += [
+            Fact("champion", f"{champion.uri}, {model_name(champion.sha256)}{new_classes}"),
+            Fact("compared", f"{of.accuracy:.4f} with {of.rival_accuracy:.4f} on {of.images:,} images{left_out}"),
+            Fact(
+                "difference",
+                f"{of.difference:+.4f} (confidence interval {of.low:+.4f} to {of.high:+.4f}); "
+                f"right by the new model alone {of.only_this:,}, by the champion alone {of.only_rival:,}",
+            ),
+        ]
+    return [*facts, Fact(verdict.outcome, verdict.why)]
+
+
+def write_verdict(challenger: Challenger, rivalry: Rivalry | None, verdict: Verdict, facts: list[Fact]) -> None:
+    values: dict[str, Any] = {
+        **verdict._asdict(),
+        "model": model_name(challenger.sha256),
+        "model_sha256": challenger.sha256,
+    }
+    if rivalry:
+        values |= {CHAMPION: rivalry.champion._asdict(), "comparison": asdict(rivalry.comparison), "seen": rivalry.seen}
+        values["unknown"] = rivalry.unknown
+    with whole_folder(PROMOTION) as new:
+        write_json(new / "verdict.json", values)
+        write_bytes(new / "promotion.md", as_markdown(facts).encode())
+        write_csv(new / "differences.csv", rivalry.differences if rivalry else [])
+
+
+if __name__ == "__main__":
+    take_no_arguments()
+    run_command(lambda _: main())

@@ -1,0 +1,144 @@
+"""`make sanity`: can what params.yaml describes learn a few images by heart? If not, something in it is broken."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback
+
+from refit.artifacts.choices import LEARNING_RATE, read_learning_rate
+from refit.artifacts.prepared import read_info
+from refit.batches.augment import NO_AUGMENTATION
+from refit.batches.datamodule import PreparedData
+from refit.params import OptimizerParams, Params
+from refit.runtime.command import take_no_arguments
+from refit.runtime.stage import run_stage
+from refit.systems.build import build_system
+from refit.training.trainer import make_trainer
+
+READS = ("seed", "model", "optimizer", "loss", "fit", "trainer")
+IMAGES = 32
+STEPS = 300
+SECONDS = 50
+EVERY = 5  # steps from one look to the next
+LEARNT = 0.1  # of its first value, that a loss must fall to where there is no accuracy
+GUESSING = 0.8  # of its first value, above which a loss has learnt nothing of the labels
+SHOWN = 10  # points of the curve
+
+
+def main(params: Params) -> None:
+    """Raises ValueError with the likely causes, below the curve, where the images were not learnt."""
+    info, rate = read_info(), _learning_rate(params.optimizer)
+    pl.seed_everything(params.seed, verbose=False)
+    constant = params.optimizer.model_copy(update={"schedule": "constant"})
+    system = build_system(params.model, info, constant, params.loss, rate)
+    data = PreparedData(NO_AUGMENTATION, IMAGES, IMAGES, params.seed)
+    data.only(some_of_each_class(data.train.labels))
+
+    curve = memorise(system, data, params)
+    curve.show()
+    images = len(data.train.labels)
+    if not curve.is_learnt():
+        causes = "\n".join(f"likely: {cause}" for cause in curve.causes(rate))
+        raise ValueError(f"{images} images could not be learnt by heart in {curve.steps} steps\n{causes}")
+    print(f"{images} images were learnt by heart in {curve.steps} steps")
+
+
+def some_of_each_class(labels: npt.NDArray[np.int64], images: int = IMAGES) -> npt.NDArray[np.int64]:
+    """Rows of `images` images, or of all: the first of each class, then the second of each, and so on."""
+    of_class = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+    turn = np.concatenate([np.arange(len(rows)) for rows in of_class])
+    return np.concatenate(of_class)[np.argsort(turn, kind="stable")][:images]
+
+
+def memorise(system: pl.LightningModule, data: PreparedData, params: Params) -> "Curve":
+    """Train on the images of `data`, all in one batch, until they are learnt or it has taken too long."""
+    if not any(weight.requires_grad for weight in system.parameters()):
+        raise ValueError("every weight is frozen (requires_grad is False): nothing can be learnt")
+    before = {name: weight.detach().clone() for name, weight in system.named_parameters()}
+    curve = Curve()
+    trainer = make_trainer(
+        params.trainer,
+        max_epochs=STEPS,
+        max_time={"seconds": SECONDS},
+        check_val_every_n_epoch=EVERY,
+        gradient_clip_val=params.fit.gradient_clip_val,
+        callbacks=[curve],
+        quiet=True,
+    )
+    trainer.fit(system, datamodule=data)
+    after = {name: weight.detach().to(before[name].device) for name, weight in system.named_parameters()}
+    curve.steps = trainer.global_step
+    curve.unmoved = [name for name in before if torch.equal(before[name], after[name])]
+    return curve
+
+
+@dataclass
+class Curve(Callback):
+    """What the system says of the images it is trained on, every few steps; ends the fit when they are learnt."""
+
+    points: list[dict[str, float]] = field(default_factory=list)
+    steps: int = 0
+    unmoved: Sequence[str] = ()
+    """Weights that came out as they went in."""
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        figures = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val_")}
+        if "val_loss" not in figures:
+            raise ValueError(f"{type(pl_module).__name__} logs no val_loss in its validation_step; see docs/systems.md")
+        self.points.append({"step": trainer.global_step, **figures})
+        trainer.should_stop = self.is_learnt() or not math.isfinite(figures["val_loss"])
+
+    def is_learnt(self) -> bool:
+        if not self.points:
+            return False
+        first, last = self.points[0], self.points[-1]
+        return last["val_accuracy"] == 1 if "val_accuracy" in last else last["val_loss"] <= LEARNT * first["val_loss"]
+
+    def show(self) -> None:
+        for point in self.points[:: max(1, len(self.points) // SHOWN)]:
+            print("  ".join(f"{name} {value:.4g}" for name, value in point.items()))
+
+    def causes(self, rate: float) -> list[str]:
+        """Why the images were not learnt, the likeliest first."""
+        if not self.points:
+            return [f"{SECONDS} s are too short for {EVERY} steps: take smaller images (data.image_size) or a smaller "
+                    "network"]  # fmt: skip
+        first, last = self.points[0]["val_loss"], self.points[-1]["val_loss"]
+        causes = []
+        if self.unmoved:
+            some = ", ".join(self.unmoved[:3]) + (", ..." if len(self.unmoved) > 3 else "")
+            causes.append(
+                f"{len(self.unmoved)} weights never changed ({some}): they are frozen, not among those that "
+                "configure_optimizers gives to the optimizer, the loss does not depend on them, or a learning rate of "
+                f"{rate:.3g} changes them by less than a float can hold"
+            )
+        if not math.isfinite(last):
+            causes.append(f"the loss diverged: a learning rate of {rate:.3g} is too high")
+        elif last > GUESSING * first:
+            causes.append(
+                "the loss is that of guessing: labels that do not go with their images (shuffled, or taken from "
+                f"another batch), or a learning rate of {rate:.3g} that is far too high or too low"
+            )
+        else:
+            causes.append(
+                f"the loss falls, from {first:.3g} to {last:.3g}, but not far enough: too small a network, too much "
+                f"of dropout or optimizer.weight_decay, or a learning rate of {rate:.3g} that is too low"
+            )
+        return causes
+
+
+def _learning_rate(optimizer: OptimizerParams) -> float:
+    """The one that fit would take, if find_lr has run."""
+    if optimizer.learning_rate != "auto":
+        return optimizer.learning_rate
+    return read_learning_rate().learning_rate if LEARNING_RATE.is_file() else optimizer.fallback_learning_rate
+
+
+if __name__ == "__main__":
+    take_no_arguments()
+    run_stage(main, reads=READS)

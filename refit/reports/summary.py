@@ -1,0 +1,114 @@
+"""What the last run gave, for a person to read: `python -m refit.reports.summary`."""
+
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from refit.artifacts.files import read_json
+from refit.runtime.command import run_command, take_no_arguments
+from refit.tracking.outbox import SYNC, unsent
+from refit.tracking.runs import find_run, model_name, model_sha256
+
+REPORT = Path("data/evaluation/report.html")
+
+NEXT = """\
+What next
+  make mlflow                                  curves and pictures of every run
+  make compare                                 experiments, best first
+  make promote                                 as the champion, if good enough
+  dvc exp run -S optimizer.weight_decay=0.1    try a change, keep both results
+  dvc exp run -S data.source=folder -S data.root=FOLDER
+                                               your own images, a folder a class"""
+
+_CHOSEN_BY = {
+    "auto": "from scale_batch",
+    "find_lr": "from find_lr",
+    "params": "from params.yaml",
+    "fallback": "from optimizer.fallback_learning_rate: find_lr had no suggestion",
+}
+
+
+class Fact(NamedTuple):
+    name: str
+    text: str
+    link: str | None = None
+
+
+def as_text(facts: Sequence[Fact]) -> str:
+    return "\n".join(["Result", *as_lines(facts), "", NEXT])
+
+
+def as_lines(facts: Sequence[Fact]) -> list[str]:
+    """Plain text, 80 columns wide but for long names."""
+    lines = []
+    for name, text, link in facts:
+        lines.append(_wrap(name, text))
+        if link and link.startswith("http"):
+            lines.append(f"  {link}")
+    return lines
+
+
+def as_markdown(facts: Sequence[Fact]) -> str:
+    """A table with links."""
+    rows = [f"| {name} | {f'[{text}]({link})' if link else text} |" for name, text, link in facts]
+    return "\n".join(["| | |", "|---|---|", *rows, ""])
+
+
+def read_facts(root: Path = Path()) -> list[Fact]:
+    """What there is to say of the run whose outputs lie in `root`/data; MLflow is asked for the run of its model.
+
+    Raises ValueError where a file of the run is missing.
+    """
+    data, batch, rate, fit, test = (
+        read_json(root / f"data/{name}.json", "dvc repro")
+        for name in ("prepared/dataset", "tuning/batch", "tuning/learning_rate", "evaluation/fit", "evaluation/test")
+    )
+    sha256 = model_sha256(root / "data/model")
+    counts = ", ".join(f"{count:,} {split}" for split, count in data["counts"].items())
+    shape = "x".join(map(str, data["shape"]))
+    validation = ", ".join(
+        f"{name.replace('val_', 'validation ')} {value:.4f}" for name, value in fit.items() if name.startswith("val_")
+    )
+    parts = f"{batch['accumulate_grad_batches']} x {batch['micro_batch']}"
+    warnings = []
+    if test.get("debug"):
+        warnings.append(
+            Fact("DEBUG RUN", "cut short by the debug section of params.yaml: these are no model's figures")
+        )
+    if test.get("tested") != model_name(sha256):  # a single stage was run, such as fit
+        warnings.append(Fact("TEST IS OLD", "the figures and the report are of another model; run: dvc repro"))
+    return [
+        *warnings,
+        Fact("data", f"{data['source']}: {counts} images of {len(data['classes'])} classes, {shape}"),
+        Fact("batch size", f"{batch['effective_batch']} images = {parts}, {_CHOSEN_BY[batch['chosen_by']]}"),
+        Fact("learning rate", f"{rate['learning_rate']:.3g}, {_CHOSEN_BY[rate['chosen_by']]}"),
+        Fact("best epoch", f"{fit['epoch']} of {fit['epochs']}, {validation}"),
+        Fact(
+            "test accuracy",
+            f"{test['accuracy']:.4f} (confidence interval {test['accuracy_low']:.4f} to {test['accuracy_high']:.4f})",
+        ),
+        Fact("macro F1", f"{test['macro_f1']:.4f}"),
+        Fact("ECE", f"{test['ece']:.4f}"),
+        Fact("model", f"data/model, sha256 {model_name(sha256)}"),
+        Fact("report", str(REPORT), (root / REPORT).resolve().as_uri()),
+        *mlflow_facts(sha256),
+    ]
+
+
+def mlflow_facts(sha256: str) -> list[Fact]:
+    """The run of this model, and how many models have something to send to MLflow."""
+    run, waiting = find_run(sha256), len(unsent())
+    fact = Fact("MLflow run", f"{run.name}, {run.run_id}", run.url) if run else Fact("MLflow run", "none of this model")
+    models = "1 model waits" if waiting == 1 else f"{waiting} models wait"
+    return [fact, Fact("MLflow missed", f"{models} for: {SYNC}")] if waiting else [fact]
+
+
+def _wrap(name: str, text: str) -> str:
+    return textwrap.fill(text, 80, initial_indent=f"  {name:<15}", subsequent_indent=" " * 17,
+                         break_long_words=False, break_on_hyphens=False)  # fmt: skip
+
+
+if __name__ == "__main__":
+    take_no_arguments()
+    run_command(lambda _: print(as_text(read_facts())))

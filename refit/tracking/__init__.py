@@ -1,0 +1,1 @@
+"""Who watches and records: MLflow, its outbox, the registry, loggers. Decides nothing."""

@@ -1,0 +1,250 @@
+"""A fit on two devices, which are processes of this machine: really started, and really killed."""
+
+import json
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+import yaml
+from pytorch_lightning.strategies import DDPStrategy, FSDPStrategy, ParallelStrategy
+from safetensors.torch import load_file
+from torch import Tensor
+
+from refit.artifacts.choices import BATCH, LEARNING_RATE, BatchChoice, LearningRateChoice
+from refit.artifacts.files import write_json
+from refit.artifacts.prepared import read_split
+from refit.training.distributed import devices_of_fit, share_batch
+from refit.training.trainer import make_trainer
+from tests.fixtures import Changed
+from tests.integration.test_resume import same
+from tests.processes import processes_in
+
+ROOT = Path(__file__).resolve().parents[2]
+STEPS_AN_EPOCH = 18
+EFFECTIVE_BATCH = 64
+
+
+class Fitted(NamedTuple):
+    process: "subprocess.CompletedProcess[str]"
+    seconds_after_kill: float
+    seen: list[dict[str, Any]]
+    """By each process, that came to the end."""
+    model: dict[str, Tensor]
+    history: bytes
+
+
+Fit = Callable[..., Fitted]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
+    folder = tmp_path_factory.mktemp("fits")
+    shutil.copytree(digits, folder / "data/prepared")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def fit(folder: Path, base_values: dict[str, Any]) -> Fit:
+    """A watched fit of two epochs, of 18 steps each, in processes of its own."""
+
+    def run(devices: int, micro_batch: int, kill: str | None = None, poison: str | None = None,
+            **keys: object) -> Fitted:  # fmt: skip
+        for made in ("data/model", "data/evaluation", "killed", "seen_0.pt", "seen_1.pt"):
+            shutil.rmtree(folder / made) if (folder / made).is_dir() else (folder / made).unlink(missing_ok=True)
+        write_json(folder / LEARNING_RATE, asdict(LearningRateChoice(0.01, "params", None)))
+        choice = BatchChoice(EFFECTIVE_BATCH, micro_batch, EFFECTIVE_BATCH // micro_batch, "params", "cpu", None, [])
+        write_json(folder / BATCH, asdict(choice))
+        values = deepcopy(base_values)
+        for key, value in {"trainer__devices": devices, **keys}.items():
+            section, name = key.split("__")
+            values[section][name] = value
+        (folder / "params.yaml").write_text(yaml.safe_dump(values))
+        environment = os.environ | {
+            "PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db", "DVC_ROOT": str(folder),
+        }  # fmt: skip
+        process = subprocess.run(
+            [sys.executable, "-m", "tests.integration.fit_on_two_devices"], cwd=folder, text=True, capture_output=True,
+            env=environment | ({"KILL": kill} if kill else {}) | ({"POISON": poison} if poison else {}), check=False,
+            timeout=200,
+        )  # fmt: skip
+        if kill:
+            return Fitted(process, time.time() - (folder / "killed").stat().st_mtime, [], {}, b"")
+        if poison:
+            return Fitted(process, 0, [], {}, b"")
+        assert process.returncode == 0, process.stderr
+        return Fitted(
+            process,
+            0,
+            [torch.load(folder / f"seen_{rank}.pt", weights_only=True) for rank in range(devices)],
+            load_file(folder / "data/model/model.safetensors"),
+            (folder / "data/evaluation/history.csv").read_bytes(),
+        )
+
+    return run
+
+
+EVEN: dict[str, object] = {"model__dropout": 0.0, "augment__shift": 2}  # nothing that is drawn in a process
+
+
+@pytest.fixture(scope="module")
+def on_one_device(fit: Fit) -> Fitted:
+    return fit(1, EFFECTIVE_BATCH, **EVEN)
+
+
+@pytest.fixture(scope="module", params=[1, 2], ids="accumulation={}".format)
+def on_two_devices(request: pytest.FixtureRequest, fit: Fit) -> Fitted:
+    return fit(2, EFFECTIVE_BATCH // 2 // request.param, **EVEN)
+
+
+def test_two_devices_train_and_validate_as_one_does(on_one_device: Fitted, on_two_devices: Fitted) -> None:
+    (alone,), together = on_one_device.seen, on_two_devices.seen
+    accumulated = len(together[0]["batches"]) // len(alone["batches"])
+    for step, batch in alone["batches"].items():
+        numbers = range(step * accumulated, (step + 1) * accumulated)
+        parts = [process["batches"][number] for number in numbers for process in together]
+        assert torch.equal(torch.cat(parts), batch), "they step on the same images"
+    for process in together:
+        assert process["steps"] == alone["steps"] == 2 * STEPS_AN_EPOCH
+        assert process["threads"] == alone["threads"] == 1
+    assert same(together[0]["weights"], together[1]["weights"])
+    assert same(together[0]["optimizer"], together[1]["optimizer"])
+    torch.testing.assert_close(on_two_devices.model, on_one_device.model, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(figures(on_two_devices), figures(on_one_device), rtol=1e-4, atol=1e-5)
+
+
+def figures(fitted: Fitted) -> Tensor:
+    """Each epoch's metrics."""
+    return torch.tensor([list(map(float, row.split(b","))) for row in fitted.history.splitlines()[1:]])
+
+
+def test_every_validation_image_is_seen_by_one_device_once(on_two_devices: Fitted, folder: Path) -> None:
+    first, second = (process["validated"] for process in on_two_devices.seen)
+    assert len(first) == len(second), "as many batches on each, which wait for one another"
+    seen = [batch for pair in zip(first, second, strict=True) for batch in pair]
+    assert torch.equal(torch.cat(seen), torch.from_numpy(read_split("val", folder / "data/prepared").images))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process of its parent's death")
+def test_whichever_process_is_killed_the_fit_ends_and_goes_on_to_the_same_bits(fit: Fit, folder: Path) -> None:
+    """With dropout, batch norm and accumulation: each process has random numbers and running statistics of its own."""
+    keys: dict[str, Any] = {
+        "model__network": "cnn", "model__width": 4, "model__dropout": 0.2, "fit__save_state_every": 1e-9,
+        "augment__shift": 2,
+    }  # fmt: skip
+    whole = fit(2, 16, **keys)
+    assert whole.seen[0]["drawn"] != whole.seen[1]["drawn"]
+    before = mlflow_runs(folder)
+    states = folder / "data/state"
+    for killed in ("1:13", "0:51"):  # in the first epoch and in the second, in an accumulation
+        gone_on = any(states.glob("*/step-*.ckpt"))
+        fault = fit(2, 16, kill=killed, **keys)
+        assert fault.process.returncode != 0
+        assert ("going on from step" in fault.process.stdout) == gone_on == (killed == "0:51")
+        assert fault.seconds_after_kill < 60
+        assert not processes_in(folder)
+        assert not (folder / "data/model").exists()
+    resumed = fit(2, 16, **keys)
+    assert "going on from step" in resumed.process.stdout
+    assert resumed.process.stdout.count("best epoch") == 1
+    for process, undisturbed in zip(resumed.seen, whole.seen, strict=True):
+        first = min(process["batches"])
+        assert 0 < first <= 51
+        for part in ("batches", "drawn"):
+            assert same(process[part], {at: what for at, what in undisturbed[part].items() if at >= first})
+        for part in ("weights", "optimizer", "schedulers", "steps"):
+            assert same(process[part], undisturbed[part])
+    assert same(resumed.model, whole.model)
+    assert resumed.history == whole.history
+    assert not list(states.iterdir())
+    assert mlflow_runs(folder) == before, "one run, broken off twice, which ends as the model that is there already"
+
+
+def test_sync_batchnorm_without_a_cuda_device_is_refused_in_a_line(changed: Changed) -> None:
+    params = changed({"trainer.accelerator": "auto", "trainer.devices": 2, "trainer.sync_batchnorm": True}).trainer
+    with pytest.raises(ValueError, match=r"trainer\.sync_batchnorm: true is for CUDA devices, and this is cpu"):
+        devices_of_fit(params)
+
+
+def test_a_loss_that_is_no_number_on_one_device_stops_all_at_that_step_and_is_told_once(fit: Fit, folder: Path) -> None:
+    process = fit(2, 16, poison="1:13").process
+    assert process.returncode == 2
+    (line,) = [line for line in process.stderr.splitlines() if line.startswith("error: ")]
+    assert "the training loss is nan in epoch 1, batch 14" in line
+    assert not processes_in(folder)
+    (note,) = (folder / "data/state").glob("*/diverged.json")
+    assert len(json.loads(note.read_text())["train_rows"]) == 2 * 16, "the images of both"
+    shutil.rmtree(note.parent)
+
+
+def mlflow_runs(folder: Path) -> int:
+    with sqlite3.connect(folder / "mlflow.db") as store:
+        ((count,),) = store.execute("select count(*) from runs where lifecycle_stage = 'active'")
+    return int(count)
+
+
+@pytest.mark.parametrize(
+    ("effective", "fits", "devices", "micro", "accumulated"),
+    [
+        (64, 64, 2, 32, 1),
+        (64, 32, 2, 32, 1),
+        (64, 16, 2, 16, 2),
+        (64, 16, 4, 16, 1),
+        (96, 32, 3, 32, 1),
+        (60, 8, 2, 6, 5),
+    ],
+)
+def test_devices_share_the_effective_batch(
+    effective: int, fits: int, devices: int, micro: int, accumulated: int
+) -> None:
+    choice = BatchChoice(effective, fits, effective // fits, "params", "cpu", None, [])
+    shared = share_batch(choice, devices)
+    assert (shared.effective_batch, shared.micro_batch, shared.accumulate_grad_batches) == (
+        effective,
+        micro,
+        accumulated,
+    )
+    assert micro * accumulated * devices == effective
+    assert micro <= fits
+
+
+@pytest.mark.parametrize(("effective", "fits", "devices"), [(64, 16, 3), (2, 2, 2), (22, 8, 2)])
+def test_a_batch_that_cannot_be_shared_is_one_line(effective: int, fits: int, devices: int) -> None:
+    choice = BatchChoice(effective, fits, effective // fits, "params", "cpu", None, [])
+    with pytest.raises(ValueError, match=rf"batch of {effective} images.* by {devices} devices.*trainer.devices"):
+        share_batch(choice, devices)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "of_lightning"),
+    [("auto", DDPStrategy), ("ddp_find_unused_parameters_true", DDPStrategy), ("fsdp", FSDPStrategy)],
+)
+def test_lightning_gets_devices_machines_and_strategy(
+    strategy: str, of_lightning: type[ParallelStrategy], changed: Changed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There are no such devices here: a Trainer is made for them, and not run."""
+    monkeypatch.setattr("refit.training.distributed.hardware_class", lambda _: "a GPU, 80 GiB")
+    for package in ("lightning_fabric", "pytorch_lightning"):
+        monkeypatch.setattr(f"{package}.accelerators.cuda.num_cuda_devices", lambda: 4)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    keys: dict[str, object] = {
+        "trainer.accelerator": "gpu", "trainer.devices": 4, "trainer.num_nodes": 2, "trainer.strategy": strategy,
+        "trainer.sync_batchnorm": True, "fit.gradient_clip_val": None, "optimizer.weight_decay": 0,
+    }  # fmt: skip
+    params = changed(keys).trainer
+    trainer = make_trainer(params, **devices_of_fit(params))
+    assert (trainer.num_devices, trainer.num_nodes, trainer.world_size) == (4, 2, 8)
+    assert isinstance(trainer.strategy, of_lightning)
+    assert trainer.strategy._layer_sync is not None
+    if isinstance(trainer.strategy, DDPStrategy):
+        finds = trainer.strategy._ddp_kwargs.get("find_unused_parameters", False)
+        assert finds == (strategy == "ddp_find_unused_parameters_true")

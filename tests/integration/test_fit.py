@@ -1,0 +1,79 @@
+"""What `fit` keeps of a training: the best epoch, averaged or compiled where it was asked to."""
+
+import json
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback
+from torch import Tensor
+
+from refit.tracking.run_logger import RunLogger
+from tests.fixtures import Fit, run_test, watched_by
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*LeafSpec"),
+    pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType"),  # MLflow's, of a function of its own
+]
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_a_compiled_network_is_compiled_and_learns_what_the_plain_one_does(
+    fitted: Fit, capfd: pytest.CaptureFixture[str]
+) -> None:
+    plain = fitted(model__dropout=0.0)
+    torch._dynamo.utils.counters.clear()
+    compiled = fitted(model__dropout=0.0, trainer__compile="default")
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 1
+    assert plain.keys() == compiled.keys()
+    for name in plain:
+        torch.testing.assert_close(compiled[name], plain[name], rtol=0.02, atol=0.02)
+
+
+def test_other_arithmetic_comes_to_an_accuracy_within_the_interval(fitted: Fit) -> None:
+    """bfloat16 and another number of threads stand in for other hardware."""
+
+    def tested(**keys: object) -> tuple[dict[str, Tensor], dict[str, float]]:
+        weights = fitted(fit__max_epochs=8, model__width=8, **keys)
+        run_test()
+        return weights, json.loads(Path("data/evaluation/test.json").read_text())
+
+    weights, one = tested()
+    other_weights, other = tested(trainer__precision="bf16-mixed", trainer__threads=2)
+    assert not all(torch.equal(weights[name], other_weights[name]) for name in weights)
+    assert one["accuracy_low"] <= other["accuracy"] <= one["accuracy_high"]
+    assert other["accuracy_low"] <= one["accuracy"] <= other["accuracy_high"]
+    assert one["accuracy"] > 0.9
+
+
+def test_the_run_is_told_of_each_epoch_s_time_memory_and_gradient(fitted: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The norm is that of the last step's gradients, by hand, before they are clipped."""
+    norms: list[float] = []
+
+    class Notes(Callback):
+        def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: object) -> None:
+            gradients = [weight.grad.flatten() for weight in pl_module.parameters() if weight.grad is not None]
+            norms.append(torch.cat(gradients).norm().item())
+
+    told: list[dict[str, float]] = []
+    monkeypatch.setattr(RunLogger, "log_metrics", lambda _, metrics, step=None: told.append(dict(metrics)))
+    started = time.perf_counter()
+    with watched_by(Notes()):
+        fitted(fit__max_epochs=2, fit__gradient_clip_val=0.01)
+    passed = time.perf_counter() - started
+    facts = [metrics for metrics in told if "epoch_seconds" in metrics]
+    steps = len(norms) // 2
+    assert [metrics["gradient_norm"] for metrics in facts] == pytest.approx([norms[steps - 1], norms[-1]])
+    assert norms[-1] > 0.01
+    assert 0 < sum(metrics["epoch_seconds"] for metrics in facts) < passed
+    assert all(0.1 < metrics["memory_gib"] < 24 for metrics in facts)
+
+
+@pytest.mark.parametrize("patience", [1, 3])
+def test_a_fit_ends_after_its_patience_without_a_better_epoch(patience: int, fitted: Fit) -> None:
+    fitted(learning_rate=0.5, optimizer__schedule="constant", fit__max_epochs=30, fit__patience=patience)
+    told = json.loads(Path("data/evaluation/fit.json").read_text())
+    assert told["epochs"] == told["epoch"] + patience < 30

@@ -1,0 +1,101 @@
+"""What a person at a terminal sees of a fit, and what a log holds of it."""
+
+import fcntl
+import os
+import pty
+import re
+import struct
+import subprocess
+import sys
+import termios
+from pathlib import Path
+
+import pytest
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Callback
+
+from refit.training.callbacks import TerminalBar
+from tests.fixtures import Fit, watched_by
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec")
+
+PROJECT = Path(__file__).resolve().parents[2]
+FIT = [sys.executable, "-m", "stages.fit"]
+
+
+def environment() -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "COLUMNS")}
+    return {**kept, "PYTHONPATH": str(PROJECT), "TERM": "xterm-256color"}
+
+
+def in_terminal(command: list[str], columns: int = 160) -> str:
+    """What the command shows in a terminal of 40 lines, without colours and movements."""
+    ours, its = pty.openpty()
+    fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
+    process = subprocess.Popen(command, env=environment(), stdin=its, stdout=its, stderr=its)
+    os.close(its)
+    shown = b""
+    try:
+        while part := os.read(ours, 65536):
+            shown += part
+    except OSError:  # the other side is closed
+        pass
+    assert process.wait() == 0, shown.decode()
+    os.close(ours)
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
+
+
+def test_a_terminal_shows_the_epoch_the_metrics_and_the_time_left_and_no_version(fitted: Fit) -> None:
+    fitted(tracking__loggers=["csv", "tensorboard"], fit__max_epochs=3)  # which writes params.yaml too
+    shown = in_terminal(FIT)
+    lines = [line for line in re.split(r"[\r\n]+", shown) if line.startswith("Epoch ")]
+    assert {line.split()[1] for line in lines} == {"1/3", "2/3", "3/3"}
+    last = re.fullmatch(
+        r"Epoch 3/3 .* 18/18 0:00:00 left train_loss: \d\.\d+ train_accuracy: \d\.\d+ "
+        r"val_loss: \d\.\d+ val_accuracy: \d\.\d+", lines[-1].strip()
+    )  # fmt: skip
+    assert last, lines[-1]
+    assert any(re.search(r"Epoch 1/3 .*\d:\d\d:\d\d left", line) for line in lines)
+    assert "v_num" not in shown
+
+
+@pytest.mark.parametrize(
+    ("columns", "metrics"),
+    [(130, "train_loss train_accuracy val_loss val_accuracy"), (100, "train_loss val_loss val_accuracy"),
+     (80, "train_loss val_loss"), (50, "")],
+)  # fmt: skip
+def test_a_narrow_terminal_shows_a_line_an_epoch_too(columns: int, metrics: str, fitted: Fit) -> None:
+    fitted(tracking__loggers=[], fit__max_epochs=3)
+    shown = re.split(r"[\r\n]+", in_terminal(FIT, columns))
+    last = [line for line in shown if line.startswith("Epoch 3/3")][-1]
+    assert re.findall(r"\w+(?=: \d\.\d{3})", last) == metrics.split()
+    assert not [line for line in shown if line.startswith(" ") and line.strip()]
+
+
+def test_a_log_gets_a_line_an_epoch_and_no_bar(fitted: Fit) -> None:
+    fitted(tracking__loggers=[], fit__max_epochs=3)
+    done = subprocess.run(FIT, env=environment(), capture_output=True, text=True, check=True)
+    epochs = [line for line in done.stdout.splitlines() if line.startswith("epoch ")]
+    assert [line.split()[1] for line in epochs] == ["1/3", "2/3", "3/3"]
+    assert all(re.search(r"val_loss \d\.\d{4}  val_accuracy \d\.\d{4}$", line) for line in epochs)
+    assert len(done.stdout.splitlines()) == 5
+    assert "\x1b" not in done.stdout + done.stderr
+
+
+def test_the_time_left_is_that_of_the_whole_fit(fitted: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock on which each step takes two seconds."""
+    now, left = [0.0], []
+
+    class Clock(Callback):
+        def on_train_batch_start(self, *_: object) -> None:
+            now[0] += 2
+
+        def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+            (bar,) = [callback for callback in trainer.callbacks if isinstance(callback, TerminalBar)]  # type: ignore[attr-defined]
+            left.append(bar.seconds_left)
+
+    monkeypatch.setattr("refit.training.callbacks.time.monotonic", lambda: now[0])
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    with watched_by(Clock()):
+        fitted(tracking__loggers=[], fit__max_epochs=4)
+    assert left == pytest.approx([2 * 18 * 3, 2 * 18 * 2, 2 * 18, 0])

@@ -1,0 +1,341 @@
+"""May a new model become the champion: real models, compared through a real MLflow store."""
+
+import json
+import shutil
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from mlflow import MlflowClient
+
+from refit.artifacts.model import MODEL
+from refit.artifacts.prepared import read_hashes, read_split
+from refit.commands import promote
+from refit.commands.promote import PROMOTION, Challenger, Rivalry, decide, predictions_of
+from refit.data.pack import pack
+from refit.data.sources import Source, open_source
+from refit.evaluation.comparison import Comparison
+from refit.params import load_params
+from refit.tracking import registry
+from refit.tracking.registry import Version, fetch, find_champion, register
+from refit.tracking.runs import model_sha256
+from tests.fixtures import Changed, Fit, run_test
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*LeafSpec"),
+    pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType"),  # MLflow's, of a function of its own
+]
+
+RIVAL = Version("refit", "7", "c" * 64, "run", was_champion=True)
+
+
+def verdict() -> Any:
+    return json.loads((PROMOTION / "verdict.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture
+def trained(fitted: Fit) -> Any:
+    """Fit and test a model with these keys changed; its accuracy."""
+
+    def run(**keys: object) -> float:
+        fitted(**{"fit__max_epochs": 3} | keys)
+        run_test()
+        return float(json.loads(Path("data/evaluation/test.json").read_text())["accuracy"])
+
+    return run
+
+
+def test_the_first_is_promoted_and_a_better_one_and_a_worse_one_is_not(
+    trained: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = trained(learning_rate=1e-4, fit__max_epochs=1)
+    promote.main()
+    assert verdict()["outcome"] == "promoted"
+    promote.main()
+    assert (verdict()["outcome"], verdict()["why"]) == ("unchanged", "models:/refit/1 is this very model")
+
+    good = trained()
+    assert good > bad + 0.1, "this would show nothing"
+    better = register(MODEL, "refit")[0].sha256
+    promote.main()
+    found = verdict()
+    assert (found["outcome"], found["champion"]["number"]) == ("promoted", "1")
+    compared = found["comparison"]
+    assert (compared["images"], compared["accuracy"], compared["rival_accuracy"]) == (359, good, bad)
+    assert compared["accuracy"] - compared["rival_accuracy"] == pytest.approx(
+        (compared["only_this"] - compared["only_rival"]) / 359
+    )
+    champion = find_champion("refit")
+    assert champion is not None
+    assert (champion.number, champion.sha256) == ("2", better)
+    assert "models:/refit/2 is the champion, after models:/refit/1" in capsys.readouterr().out
+
+    assert trained(learning_rate=1e-4, fit__max_epochs=1) == bad
+    promote.main()
+    assert verdict()["outcome"] == "kept"
+    assert find_champion("refit") == champion
+    rows = (PROMOTION / "differences.csv").read_text().splitlines()
+    assert rows[0] == "file,actual,predicted,champion"
+    assert len(rows) - 1 == verdict()["comparison"]["only_this"] + verdict()["comparison"]["only_rival"]
+    for row in rows[1:]:
+        _, actual, predicted, champion_predicted = row.split(",")
+        assert (actual == predicted) != (actual == champion_predicted)
+    assert "models:/refit/2 stays the champion" in capsys.readouterr().out
+    run = MlflowClient().search_runs(["1"], filter_string=f"tags.model_sha256 = '{better}'")[0]
+    assert run.data.metrics["accuracy_beside_champion"] == pytest.approx(good - bad)
+    listed = {file.path for file in MlflowClient().list_artifacts(run.info.run_id, "promotion")}
+    assert listed == {"promotion/differences.csv", "promotion/promotion.md", "promotion/verdict.json"}
+
+
+def test_images_that_the_champion_was_trained_on_do_not_count(
+    trained: Any, prepared_workspace: Path, changed: Changed
+) -> None:
+    trained(fit__max_epochs=1)
+    promote.main()
+    seen = set(read_hashes("train", "val"))
+    other_seed = changed({"seed": 1, "data.root": str(prepared_workspace)})
+    shutil.rmtree("data/prepared")
+    Path("data/prepared").mkdir()
+    pack(open_source(other_seed.data), other_seed.data, 1, Path("data/prepared"))
+    trained(fit__max_epochs=1)
+    promote.main()
+    tested = read_hashes("test")
+    unseen = [digest not in seen for digest in tested]
+    assert 20 < sum(unseen) < 200
+    found = verdict()
+    assert (found["comparison"]["images"], found["seen"]) == (sum(unseen), len(tested) - sum(unseen))
+    _, theirs, _ = predictions_of_version(found["champion"]["sha256"])
+    actual = [str(label) for label in read_split("test").labels]
+    right = np.array([a == b for a, b in zip(actual, theirs, strict=True)])[unseen]
+    assert found["comparison"]["rival_accuracy"] == pytest.approx(right.mean())
+    assert "are left out, on which the champion was trained" in (PROMOTION / "promotion.md").read_text()
+
+
+def predictions_of_version(sha256: str) -> tuple[list[str], list[str], list[str]]:
+    (run,) = MlflowClient().search_runs(["1"], filter_string=f"tags.model_sha256 = '{sha256}'")
+    folder = Path(MlflowClient().download_artifacts(run.info.run_id, "artifact", "."))
+    return predictions_of(folder, RIVAL, load_params())
+
+
+@pytest.mark.parametrize(
+    ("where", "at"),
+    [(registry, "_keep"), (promote, "register"), (promote, "make_champion"), (promote, "write_verdict")],
+    ids=lambda at: at if isinstance(at, str) else "",
+)
+def test_a_promotion_that_is_cut_off_is_completed_by_the_next(
+    where: ModuleType, at: str, trained: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    class PowerCutError(BaseException):
+        pass
+
+    step = getattr(where, at)
+
+    def cut(*arguments: Any) -> None:
+        if at in ("register", "make_champion"):
+            step(*arguments)
+        raise PowerCutError
+
+    trained(fit__max_epochs=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(where, at, cut)
+        with pytest.raises(PowerCutError):
+            promote.main()
+    assert not PROMOTION.exists()
+    promote.main()
+    champion = find_champion("refit")
+    assert champion is not None
+    assert (champion.number, champion.sha256) == ("1", verdict()["model_sha256"])
+    kept = fetch(champion, tmp_path)
+    assert model_sha256(kept.model_dir) == champion.sha256
+    assert kept.seen is not None
+    assert len(kept.seen) == len(set(read_hashes("train", "val")))
+    assert len(kept.predicted) == 359
+
+
+def test_a_champion_is_judged_by_the_names_of_its_classes(trained: Any) -> None:
+    """A class that came later stands between the others and moves their numbers."""
+    trained(fit__max_epochs=1)
+    _, before, _ = predictions_of(MODEL, RIVAL, load_params())
+    description = json.loads((MODEL / "model.json").read_text())
+    description["classes"] = [f"class {name}" for name in description["classes"]]
+    (MODEL / "model.json").write_text(json.dumps(description))
+    assert predictions_of(MODEL, RIVAL, load_params())[1] == [f"class {name}" for name in before]
+
+
+def test_a_champion_of_larger_images_sees_them_as_it_was_trained_to(
+    trained: Any, prepared_workspace: Path, changed: Changed
+) -> None:
+    """And what it was trained on is known by its own pixels."""
+
+    def prepare(**keys: object) -> None:
+        data = changed({"data.root": str(prepared_workspace), **keys})
+        shutil.rmtree("data/prepared")
+        Path("data/prepared").mkdir()
+        pack(open_source(data.data), data.data, data.seed, Path("data/prepared"))
+
+    prepare(**{"data.image_size": 16, "seed": 1})
+    own = trained(fit__max_epochs=2, data__root=str(prepared_workspace))
+    promote.main()
+    seen, right = set(read_hashes("train", "val")), read_hashes("test")
+    assert predictions_of(MODEL, RIVAL, load_params())[2] == right
+    prepare(**{"data.image_size": 16})
+    unseen = [digest not in seen for digest in read_hashes("test")]
+    expected = predictions_of(MODEL, RIVAL, load_params())
+    prepare()
+    trained(fit__max_epochs=1, data__root=str(prepared_workspace))
+    promote.main()
+    found = verdict()
+    assert (found["comparison"]["images"], found["seen"]) == (sum(unseen), 359 - sum(unseen))
+    theirs = predictions_of_version(found["champion"]["sha256"])
+    assert theirs == expected
+    actual = [str(label) for label in read_split("test").labels]
+    hits = np.array([a == b for a, b in zip(actual, theirs[1], strict=True)])[unseen]
+    assert found["comparison"]["rival_accuracy"] == pytest.approx(hits.mean())
+    assert hits.mean() > 0.5 * own
+
+
+def test_a_champion_that_was_withdrawn_does_not_come_back_by_itself(trained: Any) -> None:
+    trained(learning_rate=1e-4, fit__max_epochs=1)
+    promote.main()
+    trained()
+    promote.main()
+    client = MlflowClient()
+    client.set_registered_model_alias("refit", "champion", "1")
+    promote.main()
+    assert verdict()["outcome"] == "kept"
+    assert str(client.get_model_version_by_alias("refit", "champion").version) == "1"
+    assert "this model, models:/refit/2, was it before and was withdrawn" in verdict()["why"]
+
+
+def test_a_champion_that_today_s_code_makes_another_model_of_is_not_judged_by_that(
+    trained: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained()
+    promote.main()
+    trained(fit__max_epochs=1)
+    monkeypatch.setattr(torch.nn.functional, "relu", torch.tanh)
+    monkeypatch.setattr(torch.nn.ReLU, "forward", lambda self, values: torch.tanh(values))
+    monkeypatch.setattr(torch.nn.GELU, "forward", lambda self, values: torch.tanh(values))
+    with pytest.raises(ValueError, match=r"models:/refit/1 takes \d+ of 359 images for another class than when it was"):
+        promote.main()
+    assert find_champion("refit") is not None
+    assert verdict()["outcome"] == "promoted", "the last one's"
+
+
+def test_a_champion_of_another_task_is_a_line_and_classes_that_it_does_not_know_are_told(trained: Any) -> None:
+    trained(fit__max_epochs=1)
+    promote.main()
+    (run,) = MlflowClient().search_runs(["1"])
+    kept = Path(run.info.artifact_uri.removeprefix("file://"), "artifact")
+    description = json.loads((kept / "model.json").read_text())
+    (kept / "outcomes.csv").unlink()
+    trained(fit__max_epochs=2)
+    (kept / "model.json").write_text(json.dumps({**description, "classes": [f"cat {i}" for i in range(10)]}))
+    with pytest.raises(ValueError, match="models:/refit/1 knows none of today's classes: it has another task"):
+        promote.main()
+    (kept / "model.json").write_text(json.dumps({**description, "classes": [*"012345678", "nine"]}))
+    promote.main()
+    nines = [str(label) for label in read_split("test").labels].count("9")
+    assert f"; {nines} images are of classes that it does not know" in (PROMOTION / "promotion.md").read_text()
+    assert verdict()["unknown"] == nines
+
+
+def test_a_test_of_other_images_than_those_prepared_is_a_line(
+    trained: Any, prepared_workspace: Path, changed: Changed
+) -> None:
+    trained(fit__max_epochs=1)
+    data = changed({"data.root": str(prepared_workspace), "seed": 1})
+    shutil.rmtree("data/prepared")
+    Path("data/prepared").mkdir()
+    pack(open_source(data.data), data.data, 1, Path("data/prepared"))
+    with pytest.raises(ValueError, match=r"outcomes.csv is of other test images than data/prepared; run: dvc repro"):
+        promote.main()
+
+
+def test_a_model_registered_before_its_images_were_at_hand_gets_what_is_missing(trained: Any, tmp_path: Path) -> None:
+    trained(fit__max_epochs=1)
+    info = Path("data/prepared/dataset.json")
+    told = info.read_text()
+    info.write_text(json.dumps({**json.loads(told), "sha256": "other"}))
+    version, _ = register(MODEL, "refit")
+    assert fetch(version, tmp_path).seen is None
+    info.write_text(told)
+    register(MODEL, "refit")
+    assert fetch(version, tmp_path).seen is not None
+
+
+def test_a_champion_that_cannot_be_compared_is_a_line(trained: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained(fit__max_epochs=1)
+    description = json.loads((MODEL / "model.json").read_text())
+    (MODEL / "model.json").write_text(json.dumps({**description, "shape": [1, 16, 16]}))
+    monkeypatch.setattr("refit.data.pack.open_source", lambda _: Source((), lambda: []))
+    with pytest.raises(ValueError, match=r"^\d+ is not below data.root = 'data/raw' any more; run: dvc repro"):
+        predictions_of(MODEL, RIVAL, load_params())
+    (MODEL / "model.json").write_text(json.dumps({**description, "format": 1}))
+    with pytest.raises(ValueError, match=r"^the champion models:/refit/7 cannot be read by this code \(.*format"):
+        predictions_of(MODEL, RIVAL, load_params())
+
+
+def test_what_was_not_tested_or_is_a_debug_run_is_a_line(trained: Any, fitted: Fit) -> None:
+    trained(fit__max_epochs=1, debug__limit_test_batches=1)
+    with pytest.raises(ValueError, match="is a debug run; take the debug section"):
+        promote.main()
+    fitted(fit__max_epochs=1, seed=1)
+    with pytest.raises(ValueError, match="has not been tested; run: dvc repro"):
+        promote.main()
+    assert not PROMOTION.exists()
+
+
+def test_without_mlflow_or_with_an_alias_that_refit_did_not_give_it_is_a_line(
+    trained: Any, monkeypatch: pytest.MonkeyPatch, prepared_workspace: Path
+) -> None:
+    trained(fit__max_epochs=1)
+    version, _ = register(MODEL, "refit")
+    client = MlflowClient()
+    client.delete_model_version_tag("refit", version.number, "model_sha256")
+    client.set_registered_model_alias("refit", "champion", version.number)
+    with pytest.raises(ValueError, match="models:/refit@champion is version 1, which Refit did not register"):
+        promote.main()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
+    with pytest.raises(ValueError, match=r"^MLflow at http://127.0.0.1:1: .*refused"):
+        promote.main()
+
+
+def test_a_model_registered_when_the_images_had_changed_is_compared_on_all_and_says_so(
+    trained: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained(fit__max_epochs=1)
+    info = Path("data/prepared/dataset.json")
+    told = info.read_text()
+    info.write_text(json.dumps({**json.loads(told), "sha256": "other"}))
+    promote.main()
+    assert "warning: data/prepared is of other data than the model" in capsys.readouterr().err
+    info.write_text(told)
+    trained()
+    promote.main()
+    assert "which images models:/refit/1 was trained on is not known: all test images count" in capsys.readouterr().err
+    assert (verdict()["comparison"]["images"], verdict()["seen"]) == (359, 0)
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "low", "keys", "outcome", "why"),
+    [
+        (0.5, None, {}, "promoted", "the first"),
+        (0.5, None, {"min_accuracy": 0.6}, "kept", "there is no champion yet: the new model's accuracy of 0.5000 is"),
+        (0.9, -0.01, {"margin": 0.01}, "promoted", "after models:/refit/7: the new model's accuracy beside its own is"),
+        (0.9, -0.0101, {"margin": 0.01}, "kept", "at worst -0.0101, and promote.margin allows -0.01"),
+        (0.9, 0.001, {"margin": 0.0}, "promoted", "at worst +0.0010"),
+        (0.9, 0.05, {"min_accuracy": 0.95}, "kept", "models:/refit/7 stays the champion: the new model's accuracy of"),
+    ],
+)
+def test_the_rule(
+    accuracy: float, low: float | None, keys: dict[str, float], outcome: str, why: str, changed: Changed
+) -> None:
+    rules = changed({f"promote.{name}": value for name, value in keys.items()}).promote
+    rivalry = None if low is None else Rivalry(RIVAL, Comparison(100, 0.9, 0.88, 5, 3, low, 0.1), 0, 0, [])
+    found = decide(Challenger("a" * 64, accuracy, []), rivalry, rules)
+    assert found.outcome == outcome
+    assert why in found.why

@@ -1,0 +1,468 @@
+"""A fit that was cut off goes on where it was, to the same bits."""
+
+import csv
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+from mlflow import MlflowClient
+from pytorch_lightning.callbacks import Callback
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor
+
+from refit.params import load_params
+from refit.training import resume
+from refit.training.resume import fit_state
+from stages import fit
+from tests.fixtures import Fit, watched_by
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*LeafSpec"),
+    pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType"),  # MLflow's, of a function of its own
+]
+
+STEPS_AN_EPOCH = 18
+
+
+class PowerCutError(Exception):
+    pass
+
+
+class Witness(Callback):
+    """Draws from every generator at each step, as a layer of the user's own might; sees what the fit ends with; and
+    may cut it off."""
+
+    def __init__(self, cut_off_in: int | None) -> None:
+        self.cut_off_in = cut_off_in
+        self.drawn: dict[int, tuple[float, ...]] = {}
+        self.end: dict[str, Any] = {}
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        number = trainer.current_epoch * int(trainer.num_training_batches) + batch_idx
+        if number == self.cut_off_in:
+            raise PowerCutError
+        if batch_idx + 1 == trainer.num_training_batches:
+            time.sleep(0.1)  # the last state is written, so that this step's would be too
+        self.drawn[number] = (torch.rand(()).item(), np.random.rand(), random.random(), batch.labels.sum().item())
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.end = {
+            "weights": pl_module.state_dict(),
+            "optimizer": trainer.optimizers[0].state_dict(),
+            "schedulers": [config.scheduler.state_dict() for config in trainer.lr_scheduler_configs],
+            "step": trainer.global_step,
+        }
+
+
+@pytest.fixture
+def witnessed(fitted: Fit) -> Callable[..., tuple[Witness, dict[str, Tensor]]]:
+    """A fit that saves its state at each step, unless told otherwise; cut off in a batch, or to its end."""
+
+    def run(cut_off_in: int | None = None, **keys: object) -> tuple[Witness, dict[str, Tensor]]:
+        witness = Witness(cut_off_in)
+        with watched_by(witness):
+            return witness, fitted(**{"fit__save_state_every": 1e-9} | keys)
+
+    return run
+
+
+def same(one: Any, other: Any) -> bool:
+    if isinstance(one, Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(same, one, other))
+    return bool(one == other)
+
+
+def state_files() -> list[Path]:
+    return sorted(Path("data/state").glob("*/step-*.ckpt"))
+
+
+def step_of(path: Path) -> int:
+    return int(path.stem.removeprefix("step-"))
+
+
+KINDS: dict[str, dict[str, object]] = {
+    "plain": {},
+    "ema": {"fit.averaging": "ema"},
+    "swa": {"fit.averaging": "swa", "fit.swa_start": 0.0},
+    "swa without batch norm": {"fit.averaging": "swa", "fit.swa_start": 0.0, "model.network": "mlp"},
+    "frozen at first": {"fit.freeze_epochs": 1, "optimizer.backbone_learning_rate": 0.1},
+    "frozen at first, sgd": {"fit.freeze_epochs": 1, "optimizer.name": "sgd"},
+    "augmented on a thread": {"augment.shift": 2, "augment.cutout": 2},
+    "early stopping": {"fit.patience": 1, "fit.max_epochs": 4},
+    "sgd": {"optimizer.name": "sgd", "optimizer.schedule": "cosine"},
+    "constant": {"optimizer.schedule": "constant"},
+    "validations within an epoch": {"debug.val_check_interval": 6},
+    "bfloat16": {"trainer.precision": "bf16-mixed"},
+    "muon": {"optimizer.name": "muon", "optimizer.schedule": "cosine_warm_up"},
+    "plateau": {"optimizer.schedule": "plateau", "optimizer.plateau_patience": 0, "fit.max_epochs": 4},
+    "mixed": {"augment.mixup": 0.4, "augment.cutmix": 1.0, "loss.class_weights": "balanced"},
+    "by policy": {"augment.policy": "trivialaugment", "augment.color_jitter": 0.4},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("cuts", [[5], [STEPS_AN_EPOCH], [STEPS_AN_EPOCH + 1, 30]], ids=str)
+def test_a_fit_that_was_cut_off_ends_with_the_same_bits(kind: str, cuts: list[int], witnessed: Any) -> None:
+    keys = {key.replace(".", "__"): value for key, value in ({"model.dropout": 0.2} | KINDS[kind]).items()}
+    whole, weights = witnessed(**keys)
+    history = Path("data/evaluation/history.csv").read_bytes()
+    told = json.loads(Path("data/evaluation/fit.json").read_text())
+    for cut in cuts:
+        with pytest.raises(PowerCutError):
+            witnessed(cut_off_in=cut, **keys)
+        assert state_files(), "the cut came before the first state"
+    resumed, resumed_weights = witnessed(**keys)
+    first = min(resumed.drawn)
+    assert 0 < first <= cuts[-1]
+    assert resumed.drawn == {number: drawn for number, drawn in whole.drawn.items() if number >= first}
+    assert same(resumed.end, whole.end)
+    assert same(resumed_weights, weights)
+    assert Path("data/evaluation/history.csv").read_bytes() == history
+    assert json.loads(Path("data/evaluation/fit.json").read_text()) == told
+    assert not list(Path("data/state").iterdir())
+
+
+@pytest.mark.parametrize(
+    "keys", [{"debug__limit_train_batches": 1}, {"micro_batch": 16, "debug__limit_train_batches": 4}], ids=str
+)
+def test_a_signal_ends_a_fit_of_one_step_an_epoch_though_its_state_cannot_be_saved(
+    keys: dict[str, Any], fitted: Fit, capsys: pytest.CaptureFixture[str]
+) -> None:
+    begun: list[int] = []
+
+    class Interrupts(Callback):
+        def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+            begun.append(trainer.current_epoch)
+            if trainer.current_epoch == 2:
+                signal.raise_signal(signal.SIGINT)
+
+    with watched_by(Interrupts()), pytest.raises(SystemExit):
+        fitted(fit__max_epochs=6, **keys)
+    assert begun == [0, 1, 2]
+    assert "SIGINT: ending after this epoch; with one step an epoch no state can be kept" in capsys.readouterr().err
+    assert not Path("data/model").exists()
+
+
+def test_a_best_epoch_before_the_cut_is_kept(witnessed: Any) -> None:
+    keys = {"learning_rate": 0.5, "optimizer__schedule": "constant", "fit__max_epochs": 3}
+    _, weights = witnessed(**keys)
+    told = json.loads(Path("data/evaluation/fit.json").read_text())
+    assert told["epoch"] < 3, "the best is the last: this would show nothing"
+    with pytest.raises(PowerCutError):
+        witnessed(cut_off_in=3 * STEPS_AN_EPOCH - 2, **keys)
+    resumed, resumed_weights = witnessed(**keys)
+    assert min(resumed.drawn) > 2 * STEPS_AN_EPOCH
+    assert same(resumed_weights, weights)
+    assert json.loads(Path("data/evaluation/fit.json").read_text()) == told
+
+
+def test_the_mlflow_run_of_a_fit_that_was_cut_off_goes_on_without_a_gap_or_a_repeat(witnessed: Any) -> None:
+    for cut in (STEPS_AN_EPOCH + 3, 3 * STEPS_AN_EPOCH + 1):
+        with pytest.raises(PowerCutError):
+            witnessed(cut_off_in=cut, fit__max_epochs=4, fit__save_state_every=1000.0)
+    witnessed(fit__max_epochs=4)
+    client = MlflowClient(os.environ["MLFLOW_TRACKING_URI"])
+    (run,) = client.search_runs(["1"])
+    assert run.info.status == "FINISHED"
+    assert run.outputs
+    assert len(run.outputs.model_outputs) == 1
+    curve = client.get_metric_history(run.info.run_id, "val_loss")
+    assert [metric.step for metric in curve] == [epoch * STEPS_AN_EPOCH - 1 for epoch in range(1, 5)]
+    rows = Path("data/evaluation/history.csv").read_text().splitlines()
+    column = rows[0].split(",").index("val_loss")
+    assert [metric.value for metric in curve] == [float(row.split(",")[column]) for row in rows[1:]]
+
+
+@pytest.mark.parametrize("cuts", [[5], [STEPS_AN_EPOCH + 3, 3 * STEPS_AN_EPOCH + 1]], ids=str)
+def test_the_logs_of_a_fit_that_was_cut_off_go_on_without_a_gap_or_a_repeat(
+    cuts: list[int], witnessed: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last cut comes after an epoch that is in the logs, and not in the last state."""
+    monkeypatch.setattr(resume, "FIRST_GUESS", 0.0)  # a state at the first epoch's end
+    keys = {"fit__max_epochs": 4, "fit__save_state_every": 1000.0, "tracking__loggers": ["csv", "tensorboard"]}
+    for cut in cuts:
+        with pytest.raises(PowerCutError):
+            witnessed(cut_off_in=cut, **keys)
+    resumed, _ = witnessed(**keys)
+    if len(cuts) > 1:
+        assert 0 < min(resumed.drawn) < 3 * STEPS_AN_EPOCH - 1
+    rows = list(csv.DictReader(Path("data/evaluation/history.csv").read_text().splitlines()))
+    steps = [epoch * STEPS_AN_EPOCH - 1 for epoch in range(1, 5)]
+    (folder,) = Path("data/logs").iterdir()
+    told = list(csv.DictReader((folder / "csv/metrics.csv").read_text().splitlines()))
+    assert [int(row["step"]) for row in told] == steps
+    events = EventAccumulator(str(folder / "tensorboard"))
+    events.Reload()
+    for name in ("train_loss", "val_loss", "val_accuracy", "learning_rate"):
+        curve = [float(row[name]) for row in rows]
+        assert [float(row[name]) for row in told] == curve
+        assert [scalar.step for scalar in events.Scalars(name)] == steps
+        assert [scalar.value for scalar in events.Scalars(name)] == pytest.approx(curve, rel=1e-6)
+    assert [scalar.step for scalar in events.Scalars("epoch_seconds")] == steps
+    assert all(row["epoch_seconds"] for row in told)
+    assert len(events.Images("first_batch")) == 1
+
+
+def test_a_fit_goes_on_whatever_loggers_are_chosen_meanwhile(witnessed: Any) -> None:
+    whole, weights = witnessed()
+    with pytest.raises(PowerCutError):
+        witnessed(cut_off_in=12, tracking__loggers=["csv"])
+    resumed, resumed_weights = witnessed(tracking__loggers=["tensorboard"])
+    assert min(resumed.drawn) > 0
+    assert same((resumed.end, resumed_weights), (whole.end, weights))
+
+
+def test_a_fit_that_was_cut_off_in_an_accumulation_goes_on_from_the_last_step(witnessed: Any) -> None:
+    whole, weights = witnessed(micro_batch=16)
+    with pytest.raises(PowerCutError):
+        witnessed(micro_batch=16, cut_off_in=4 * 3 + 2)
+    resumed, resumed_weights = witnessed(micro_batch=16)
+    assert min(resumed.drawn) in (4, 8, 12)
+    assert same(resumed.end, whole.end)
+    assert same(resumed_weights, weights)
+
+
+READ_BOTH = """
+import importlib.util, json, sys, torch
+assert importlib.util.find_spec("refit") is None
+state = torch.load(sys.argv[1], weights_only=True)["hyper_parameters"]
+print(json.dumps([state, json.load(open(sys.argv[2]))["params"]]))
+"""
+
+
+def test_a_state_and_the_model_tell_their_resolved_parameters_to_a_process_without_the_project(
+    witnessed: Any, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """With weights_only, so that nothing but plain values is among them."""
+    with pytest.raises(PowerCutError):
+        witnessed(cut_off_in=12, micro_batch=16, learning_rate=0.02)
+    state = state_files()[-1].rename("state.ckpt").resolve()
+    witnessed(micro_batch=16, learning_rate=0.02)
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", READ_BOTH, state, Path("data/model/model.json").resolve()],
+        cwd=tmp_path_factory.mktemp("elsewhere"), capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    of_state, of_model = json.loads(done.stdout)
+    assert of_state == of_model
+    params = load_params().only(*fit.READS)
+    resolved = {section: getattr(params, section).model_dump() for section in fit.READS if section != "seed"}
+    resolved["optimizer"]["learning_rate"] = 0.02
+    resolved |= {"seed": 0, "batch": {"size": 64, "micro_batch": 16, "accumulate_grad_batches": 4}}
+    assert of_state == resolved
+
+
+@pytest.fixture
+def two_states(witnessed: Any) -> Any:
+    """A fit of which the two newest states are left; to be run on to its end."""
+    with pytest.raises(PowerCutError):
+        witnessed(cut_off_in=12)
+    assert len(state_files()) == 2
+    return witnessed
+
+
+def spoil(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def swap_for_a_pickle(path: Path) -> None:
+    """As an attacker would: with the sha256 that belongs to it."""
+    torch.save({"state_dict": Bomb()}, path)
+    path.with_name(f"{path.name}.sha256").write_text(hashlib.sha256(path.read_bytes()).hexdigest())
+
+
+class Bomb:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (Path("exploded"),)
+
+
+@pytest.mark.parametrize(
+    ("harm", "fault"),
+    [
+        (spoil, "it does not match the sha256 beside it"),
+        (lambda path: path.write_bytes(path.read_bytes()[:1000]), "it does not match the sha256 beside it"),
+        (lambda path: path.with_name(f"{path.name}.sha256").unlink(), "it has no sha256 beside it"),
+        (swap_for_a_pickle, "it holds no state: "),
+    ],
+    ids=["a bit flipped", "cut short", "no sha256", "a pickle"],
+)
+def test_a_state_that_is_not_sound_is_passed_over_for_the_one_before(
+    harm: Callable[[Path], None], fault: str, two_states: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    older, newest = state_files()
+    harm(newest)
+    resumed, weights = two_states()
+    assert f"warning: data/state/{newest.parent.name}/{newest.name} is passed over: {fault}" in capsys.readouterr().err
+    assert min(resumed.drawn) == step_of(older)
+    assert not Path("exploded").exists()
+    whole, whole_weights = two_states()
+    assert min(whole.drawn) == 0
+    assert same((resumed.end, weights), (whole.end, whole_weights))
+
+
+def test_the_state_of_another_fit_is_left_and_the_difference_told(
+    two_states: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    left = state_files()
+    other, _ = two_states(optimizer__weight_decay=0.1)
+    assert min(other.drawn) == 0
+    assert f"the state in {left[0].parent} is of another fit, and left there: params.optimizer.weight_decay" in (
+        capsys.readouterr().out
+    )
+    assert state_files() == left
+    resumed, _ = two_states(fit__save_state_every=5.0)  # which changes no result
+    assert min(resumed.drawn) > 0
+
+
+def test_the_state_of_a_fit_that_began_with_other_weights_is_left(
+    two_states: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Though they are in a file of the same name."""
+    weights = Path("data/weights/model.safetensors")
+    weights.parent.mkdir()
+    keys = {"model__weights": str(weights), "fit__max_epochs": 1}
+    for seed in (1, 2):
+        two_states(seed=seed, fit__max_epochs=1)
+        shutil.copy("data/model/model.safetensors", weights)
+        with pytest.raises(PowerCutError):
+            two_states(cut_off_in=12, **keys)
+    assert "is of another fit, and left there: weights" in capsys.readouterr().out
+    resumed, _ = two_states(**keys)
+    assert min(resumed.drawn) > 0
+
+
+def test_what_another_fit_left_that_cannot_be_read_stops_no_fit(two_states: Any) -> None:
+    other = state_files()[0].parent.with_name("0" * 16)
+    shutil.copytree(state_files()[0].parent, other)
+    (other / "inputs.json").write_bytes(b"")
+    changed, _ = two_states(optimizer__weight_decay=0.1)
+    assert min(changed.drawn) == 0
+
+
+def test_new_states_are_kept_though_later_ones_that_are_not_sound_lie_there(tmp_path: Path) -> None:
+    files = resume.StateFiles()
+    for step in (600, 800, 900):
+        files.save_checkpoint({"step": step}, tmp_path / f"step-{step:09}.ckpt")
+        files.finish()
+        if step > 600:
+            (tmp_path / f"step-{step:09}.ckpt.sha256").unlink()
+    for step in (650, 700):
+        files.save_checkpoint({"step": step}, tmp_path / f"step-{step:09}.ckpt")
+        files.finish()
+    files.close()
+    assert sorted(step_of(path) for path in tmp_path.glob("*.ckpt")) == [650, 700]
+    assert sorted(path.name for path in tmp_path.glob("*.sha256")) == [
+        f"step-{step:09}.ckpt.sha256" for step in (650, 700)
+    ]
+
+
+_OWN_NETWORK = """
+import os
+import torch
+
+class Mine(torch.nn.Module):
+    steps = 0
+
+    def __init__(self, shape, outputs):
+        super().__init__()
+        self.layer = torch.nn.Linear(shape[0] * shape[1] * shape[2], outputs)
+
+    def forward(self, images):
+        Mine.steps += 1
+        if Mine.steps == 30:
+            CUT
+        return SCALE * self.layer(images.flatten(1))
+"""
+
+
+def test_a_fit_does_not_go_on_with_a_network_of_the_users_that_was_edited_meanwhile(
+    prepared_workspace: Path, values: Any, fitted: Fit
+) -> None:
+    fitted(fit__max_epochs=1)  # for the choices of the stages before
+    code = prepared_workspace / "code"
+    for package in ("refit", "stages"):
+        shutil.copytree(resume._PROJECT / package, code / package, ignore=shutil.ignore_patterns("__pycache__"))
+    own = {"model.network": "refit.systems.mine.Mine", "model.width": None, "model.dropout": None}
+    Path("params.yaml").write_text(json.dumps(values(own | {"fit.save_state_every": 1e-6})))  # JSON is YAML
+
+    def fit_with(cut: str, scale: float) -> "subprocess.CompletedProcess[str]":
+        source = _OWN_NETWORK.replace("CUT", cut).replace("SCALE", str(scale))
+        (code / "refit/systems/mine.py").write_text(source)
+        command = [sys.executable, "-m", "stages.fit"]
+        environment = {**os.environ, "PYTHONPATH": str(code)}
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+    cut_off = fit_with("os._exit(9)", 1.0)
+    assert cut_off.returncode == 9, cut_off.stderr
+    edited = fit_with("pass", 2.0)
+    assert edited.returncode == 0, edited.stderr
+    assert "is of another fit, and left there: code.refit/systems/mine.py" in edited.stdout
+    assert "going on from step" not in edited.stdout
+
+
+def test_a_signal_in_the_last_validation_says_that_no_state_of_it_is_kept(
+    fitted: Fit, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Interrupts(Callback):
+        def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+            signal.raise_signal(signal.SIGINT)
+
+    with watched_by(Interrupts()), pytest.raises(SystemExit):
+        fitted(fit__max_epochs=1, fit__save_state_every=1000.0)
+    assert "asked in the fit's last steps, of which no state can be kept: it will begin anew" in capsys.readouterr().err
+    assert not state_files()
+    assert not Path("data/model").exists()
+
+
+def test_a_full_disk_fails_the_fit_in_a_line_and_leaves_the_state_before(witnessed: Any) -> None:
+    """Each state after those that are there meets a device without space."""
+    with pytest.raises(PowerCutError):
+        witnessed(cut_off_in=4)
+    before = {path: path.read_bytes() for path in state_files()}
+    newest = max(before)
+    full = [newest.with_name(f".step-{step_of(newest) + further:09}.ckpt.partial") for further in range(1, 11)]
+    for file in full:
+        file.symlink_to("/dev/full")
+    with pytest.raises(ValueError, match=r"the state of the fit could not be written .*No space left on device"):
+        witnessed()
+    assert {path: path.read_bytes() for path in state_files()} == before
+    for file in full:
+        file.unlink()
+    resumed, _ = witnessed()
+    assert min(resumed.drawn) == max(map(step_of, before))
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become somebody else")
+def test_a_folder_that_may_not_be_written_fails_the_fit_in_a_line(workspace: Path) -> None:
+    Path("data/state").mkdir()
+    for folder in Path.cwd().parents:
+        if folder.is_relative_to(Path(tempfile.gettempdir())):
+            folder.chmod(folder.stat().st_mode | 0o755)
+    os.seteuid(65534)
+    try:
+        with pytest.raises(ValueError, match=r"data/state/\w+ cannot be opened: Permission denied"):  # noqa: SIM117
+            with fit_state({}, 1.0, {}):
+                pass
+    finally:
+        os.seteuid(0)

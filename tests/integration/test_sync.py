@@ -1,0 +1,302 @@
+"""MLflow goes away in the middle of a fit, and what it missed reaches it when it is back."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+from mlflow import MlflowClient
+from pytorch_lightning.callbacks import Callback
+
+from refit.commands import sync
+from refit.reports.summary import mlflow_facts
+from refit.tracking.outbox import UNSENT, unsent
+from refit.tracking.runs import TrackedRun
+from tests.fixtures import Fit, run_test, watched_by
+from tests.integration.test_tracking import empty_store  # noqa: F401, a fixture
+from tests.processes import eventually
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*LeafSpec"),
+    pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType"),  # MLflow's, of a function of its own
+]
+
+PROJECT = Path(__file__).resolve().parents[2]
+MEASURED = {"epoch_seconds", "first_step_seconds", "images_per_second", "memory_gib"}
+
+
+class Server:
+    """A real one, on a store of its own; started again on the same port."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port), "--workers",
+             "1", "--backend-store-uri", f"sqlite:///{self.folder}/mlflow.db", "--artifacts-destination",
+             f"{self.folder}/artifacts"],
+            env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+        )  # fmt: skip
+        eventually(self.answers, "the server answers", every=0.25)
+
+    def answers(self) -> bool:
+        with socket.socket() as client:
+            return client.connect_ex(("127.0.0.1", self.port)) == 0
+
+    def kill(self) -> None:
+        assert self.process is not None
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        self.process = None
+
+
+@pytest.fixture
+def server(
+    tmp_path_factory: pytest.TempPathFactory,
+    empty_store: Path,  # noqa: F811
+    fitted: Fit,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[Server]:
+    """MLflow of the fits, not started yet."""
+    folder = tmp_path_factory.mktemp("server")
+    shutil.copy(empty_store, folder / "mlflow.db")
+    server = Server(folder)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.url)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    yield server
+    if server.process is not None:
+        server.kill()
+
+
+class KillsIn(Callback):
+    """Kills the server at the start of an epoch, once it has the metrics of the one before."""
+
+    def __init__(self, server: Server, epoch: int) -> None:
+        self.server, self.epoch = server, epoch
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.current_epoch == self.epoch and self.server.process is not None:
+            client = MlflowClient(self.server.url)
+            eventually(
+                lambda: any("val_loss" in run.data.metrics for run in client.search_runs(["1"])), "metrics arrived"
+            )
+            self.server.kill()
+
+
+class PowerCutError(BaseException):
+    pass
+
+
+class CutsIn(Callback):
+    def __init__(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.current_epoch == self.epoch and batch_idx == 5:
+            raise PowerCutError
+
+
+def sync_command() -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-m", "refit.tracking.runs", "sync"], env={**os.environ, "PYTHONPATH": str(PROJECT)},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+def only_run(uri: str) -> dict[str, Any]:
+    """All that MLflow holds of its only run, but for what is measured and for ids and times."""
+    client = MlflowClient(uri)
+    (run,) = client.search_runs(["1"])
+    histories = {}
+    for name in run.data.metrics:
+        curve = client.get_metric_history(run.info.run_id, name)
+        histories[name] = [(point.step, None if name in MEASURED else point.value) for point in curve]
+    assert run.outputs is not None
+    (output,) = run.outputs.model_outputs
+    model = client.get_logged_model(output.model_id)
+    files = {}
+    for folder in client.list_artifacts(run.info.run_id):
+        for file in client.list_artifacts(run.info.run_id, folder.path):
+            files[file.path] = Path(client.download_artifacts(run.info.run_id, file.path)).read_bytes()
+    return {
+        "status": run.info.status,
+        "name": run.info.run_name,
+        "params": run.data.params,
+        "tags": run.data.tags,
+        "metrics": histories,
+        "files": files,
+        "model": (model.name, model.status, model.tags["model_sha256"]),
+    }
+
+
+KEYS = {"fit__max_epochs": 4}
+
+
+def undisturbed(server: Server, fitted: Fit) -> dict[str, Any]:
+    """What a server holds of the same fit and its test, that lived through them."""
+    whole = Server(server.folder.parent / "whole")
+    whole.folder.mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{whole.folder}/mlflow.db")
+        fitted(**KEYS)
+        run_test()
+        return only_run(f"sqlite:///{whole.folder}/mlflow.db")
+
+
+def test_a_run_that_mlflow_missed_the_end_of_is_completed_as_if_it_had_never_been_cut_off(
+    server: Server, fitted: Fit, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.start()
+    with watched_by(KillsIn(server, epoch=2)):
+        fitted(**KEYS)
+    assert server.process is None
+    run_test()
+    said = [line for line in capsys.readouterr().err.splitlines() if "MLflow" in line]
+    assert len(said) == 2
+    assert all("python -m refit.commands.sync" in line for line in said)
+    assert not server.answers()
+
+    still_down = sync_command()
+    assert (still_down.returncode, still_down.stdout) == (1, "")
+    (line,) = still_down.stderr.splitlines()
+    assert server.url in line
+    (model,) = unsent()
+
+    server.start()
+    client = MlflowClient(server.url)
+    (half,) = client.search_runs(["1"])
+    assert half.info.status == "RUNNING"
+    sent = [point.step for point in client.get_metric_history(half.info.run_id, "val_loss")]
+    assert sent in ([17], [17, 35]), "the second epoch's may have been on its way"
+    done = sync_command()
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"MLflow has the run of model {model[:12]}\n", "")
+    synced = only_run(server.url)
+    assert unsent() == []
+    assert sync_command().stdout == "MLflow misses nothing\n"
+    assert only_run(server.url) == synced
+
+    whole = undisturbed(server, fitted)
+    for part in whole:
+        assert synced[part] == whole[part], part
+    assert synced["status"] == "FINISHED"
+    assert {"pictures/first_batch.png", "evaluation/history.csv", "evaluation/report.html"} <= set(synced["files"])
+
+
+@pytest.fixture
+def away_and_back(
+    tmp_path_factory: pytest.TempPathFactory,
+    empty_store: Path,  # noqa: F811
+    fitted: Fit,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Callable[[bool], str]:
+    """Whether MLflow can be reached: not at first."""
+    store = tmp_path_factory.mktemp("store") / "mlflow.db"
+    shutil.copy(empty_store, store)
+
+    def reachable(there: bool) -> str:
+        uri = f"sqlite:///{store}" if there else "http://127.0.0.1:1"
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        return uri
+
+    reachable(there=False)
+    return reachable
+
+
+def test_runs_of_several_models_that_mlflow_never_heard_of_are_made_from_what_was_kept(
+    away_and_back: Callable[[bool], str], fitted: Fit, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first model is no longer in data/ by then; the second was cut off and went on without MLflow too."""
+    fitted(**KEYS)
+    run_test()
+    second: dict[str, Any] = {**KEYS, "optimizer__weight_decay": 0.1, "fit__save_state_every": 0.01}
+    with watched_by(CutsIn(epoch=2)), pytest.raises(PowerCutError):
+        fitted(**second)
+    fitted(**second)
+    assert len(unsent()) == 2
+    facts = mlflow_facts(unsent()[0])
+    assert facts[-1] == ("MLflow missed", "2 models wait for: python -m refit.commands.sync", None)
+    assert "going on from step" in capsys.readouterr().out
+
+    client = MlflowClient(away_and_back(True))
+    sync.main()
+    runs = {run.data.params["optimizer.weight_decay"]: run for run in client.search_runs(["1"])}
+    assert set(runs) == {"0.05", "0.1"}
+    for run in runs.values():
+        assert run.info.status == "FINISHED"
+        for name in ("val_loss", "epoch_seconds"):
+            steps = [point.step for point in client.get_metric_history(run.info.run_id, name)]
+            assert steps == [17, 35, 53, 71]
+    assert "test_accuracy" in runs["0.05"].data.metrics
+    assert "test_accuracy" not in runs["0.1"].data.metrics
+    assert unsent() == []
+    assert [fact.name for fact in mlflow_facts(runs["0.1"].data.tags["model_sha256"])] == ["MLflow run"]
+
+    away_and_back(False)
+    run_test()  # of the second model, whose run is there
+    assert len(unsent()) == 1
+    away_and_back(True)
+    sync.main()
+    (run,) = [run for run in client.search_runs(["1"]) if run.data.params["optimizer.weight_decay"] == "0.1"]
+    tested = json.loads(Path("data/evaluation/test.json").read_text())
+    assert run.data.metrics["test_accuracy"] == tested["accuracy"]
+
+
+def test_a_sync_that_is_cut_off_is_done_again_without_a_second_run(
+    away_and_back: Callable[[bool], str], fitted: Fit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fitted(**KEYS)
+    uri = away_and_back(True)
+
+    def cut_off(*_: object) -> None:
+        raise PowerCutError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrackedRun, "_log_model", cut_off)
+        with pytest.raises(PowerCutError):
+            sync.main()
+    assert len(unsent()) == 1
+    sync.main()
+    held = only_run(uri)
+    assert [step for step, _ in held["metrics"]["val_loss"]] == [17, 35, 53, 71]
+    assert unsent() == []
+
+
+def test_a_kept_model_that_cannot_be_read_lets_the_others_be_sent(
+    away_and_back: Callable[[bool], str], fitted: Fit, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for decay in (0.05, 0.1):
+        fitted(**KEYS, optimizer__weight_decay=decay)
+    first, second = unsent()
+    (UNSENT / first / "fit/model/model.json").write_text("{}")
+    client = MlflowClient(away_and_back(True))
+    with pytest.raises(SystemExit) as ended:
+        sync.main()
+    assert ended.value.code == 1
+    assert f"error: model {first[:12]} still waits: " in capsys.readouterr().err
+    assert unsent() == [first]
+    (run,) = client.search_runs(["1"])
+    assert run.data.tags["model_sha256"] == second
+
+
+def test_a_second_sync_beside_the_first_is_refused(away_and_back: object, fitted: Fit) -> None:
+    fitted(**KEYS)
+    with sync._alone(), pytest.raises(ValueError, match="another process is at this already"):
+        sync.main()

@@ -1,0 +1,552 @@
+"""Tracking, with real stores, real servers and real fits."""
+
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from refit.commands import register as register_command
+from refit.tracking.registry import Version, fetch, find_champion, make_champion, register
+from refit.tracking.run_logger import RunLogger
+from refit.tracking.runs import EXPERIMENT, TrackedRun, find_run, log_to_model_run, model_sha256, tracking_uri
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
+    pytest.mark.filterwarnings("ignore:.*LeafSpec"),
+    pytest.mark.filterwarnings("ignore:The number of training batches"),
+    pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType"),
+]
+
+PROJECT = Path(__file__).resolve().parents[2]
+PARAMS = {"seed": 0, "data": {"source": "digits", "image_size": "auto"}, "model": {"network": "cnn", "width": None}}
+IMAGES = torch.randint(0, 256, (32, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+LABELS = torch.arange(32) % 10
+
+
+class System(pl.LightningModule):
+    """uint8 images to logits, with what behaves differently in training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.network = nn.Sequential(
+            nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Dropout(0.5), nn.Linear(288, 10)
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.network(images.float() / 255)
+        return logits
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        loss = nn.functional.cross_entropy(self(batch[0]), batch[1])
+        self.log("train_loss", loss, on_step=False, on_epoch=True)
+        return loss
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def fit(logger: RunLogger | bool, epochs: int = 2, callbacks: list[pl.Callback] | None = None) -> System:
+    system = System()
+    trainer = pl.Trainer(
+        max_epochs=epochs, logger=logger, callbacks=callbacks, accelerator="cpu", enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, log_every_n_steps=1000,
+    )  # fmt: skip
+    trainer.fit(system, DataLoader(TensorDataset(IMAGES, LABELS), batch_size=16))
+    return system
+
+
+def write_model(folder: Path, content: bytes = b"weights") -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "model.safetensors").write_bytes(content)
+    (folder / "model.json").write_text(json.dumps({"classes": list("0123456789")}))
+    return folder
+
+
+def tracked(model: Path) -> str:
+    """A finished run of this model; its sha256."""
+    TrackedRun(PARAMS, {}).finish(model, System(), IMAGES)
+    return model_sha256(model)
+
+
+def runs(uri: str | None = None) -> list[Run]:
+    client = MlflowClient(uri or tracking_uri())
+    experiment = client.get_experiment_by_name("refit")
+    return list(client.search_runs([experiment.experiment_id])) if experiment else []
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MLflow takes seconds to make a store; a copy of one takes none."""
+    database = tmp_path_factory.mktemp("store") / "mlflow.db"
+    MlflowClient(f"sqlite:///{database}").search_experiments()
+    return database
+
+
+@pytest.fixture(autouse=True)
+def repository(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty repository with a local store, in which the test runs."""
+    root = tmp_path / "repository"
+    root.mkdir()
+    shutil.copy(empty_store, root / "mlflow.db")
+    monkeypatch.chdir(root)
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "DVC_ROOT", "DVC_EXP_NAME", "PREFECT__FLOW_RUN_ID"):
+        monkeypatch.setenv(name, "")  # so that what a test sets, or MLflow itself, is undone
+    return root
+
+
+def test_a_run_holds_the_params_the_curves_the_origin_the_files_and_the_model(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DVC_EXP_NAME", "calm-fern")
+    monkeypatch.setenv("PREFECT__FLOW_RUN_ID", "flow-1")
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]
+    subprocess.run([*git, "init", "-q"], check=True)
+    (repository / "params.yaml").write_text("seed: 0")
+    subprocess.run([*git, "add", "params.yaml"], check=True)
+    subprocess.run([*git, "commit", "-qm", "first"], check=True)
+    commit = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+    picture = repository / "data/tuning/curve.png"
+    picture.parent.mkdir(parents=True)
+    picture.write_bytes(b"picture")
+
+    logger = RunLogger(PARAMS, {"data_sha256": "d1"})
+    system = fit(logger, epochs=3)
+    logger.log_files(picture.relative_to(repository))
+    model = write_model(repository / "data/model")
+    logger.finish(model, system, IMAGES)
+
+    (run,) = runs()
+    sha256 = model_sha256(model)
+    assert run.info.status == "FINISHED"
+    assert run.info.run_name == f"digits cnn {sha256[:12]}"
+    assert run.data.params == {
+        "seed": "0", "data.source": "digits", "data.image_size": "auto", "model.network": "cnn", "model.width": "None"
+    }  # fmt: skip
+    wanted = {
+        "data_sha256": "d1", "model_sha256": sha256, "dvc_experiment": "calm-fern", "prefect_flow_run_id": "flow-1",
+        "mlflow.source.git.commit": commit, "git_dirty": "false",
+    }  # fmt: skip
+    assert wanted.items() <= run.data.tags.items()
+    client = MlflowClient(tracking_uri())
+    assert [point.step for point in client.get_metric_history(run.info.run_id, "train_loss")] == [1, 3, 5]
+    assert [file.path for file in client.list_artifacts(run.info.run_id, "tuning")] == ["tuning/curve.png"]
+    assert run.outputs is not None
+    assert len(run.outputs.model_outputs) == 1
+    link = find_run(sha256)
+    assert link is not None
+    assert link.run_id == run.info.run_id
+
+
+def test_the_logged_model_gives_the_same_logits_in_a_process_without_the_project(
+    repository: Path, tmp_path: Path
+) -> None:
+    logger = RunLogger(PARAMS, {})
+    system = fit(logger)
+    logger.finish(write_model(repository / "data/model"), system, IMAGES)
+    (run,) = runs()
+    assert run.outputs is not None
+    np.save(tmp_path / "images.npy", IMAGES.numpy())
+    program = """
+import sys, importlib.util, numpy as np, torch, mlflow
+assert importlib.util.find_spec("refit") is None
+uri, folder = sys.argv[1:]
+images = np.load(folder + "/images.npy")
+native, generic = mlflow.pytorch.load_model(uri), mlflow.pyfunc.load_model(uri)
+assert mlflow.models.get_model_info(uri).metadata == {"classes": list("0123456789")}
+for count in (1, 7):
+    np.save(f"{folder}/native{count}.npy", native(torch.from_numpy(images[:count])).detach().numpy())
+    np.save(f"{folder}/generic{count}.npy", generic.predict(images[:count]))
+"""
+    uri = f"models:/{run.outputs.model_outputs[0].model_id}"
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": tracking_uri(), "MLFLOW_DEFAULT_PREDICTION_DEVICE": "cpu"}
+    subprocess.run([sys.executable, "-I", "-c", program, uri, str(tmp_path)], cwd=tmp_path, env=environment, check=True)
+    for count in (1, 7):
+        with torch.no_grad():
+            expected = system.eval()(IMAGES[:count]).numpy()
+        assert expected.dtype == np.float32
+        for kind in ("native", "generic"):
+            np.testing.assert_allclose(np.load(tmp_path / f"{kind}{count}.npy"), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_the_same_model_trained_again_adds_no_run_and_another_model_does(
+    repository: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = tracked(write_model(repository / "data/model"))
+    kept = find_run(first)
+    assert kept is not None
+    capsys.readouterr()
+    tracked(repository / "data/model")
+    assert [run.info.run_id for run in runs()] == [kept.run_id]
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == 1
+    assert kept.run_id in said[0]
+
+    tracked(write_model(repository / "other", b"other weights"))
+    assert len(runs()) == 2
+
+
+def test_test_results_land_in_the_models_own_run_and_a_repeat_replaces_them(repository: Path) -> None:
+    tracked(write_model(repository / "other", b"other weights"))
+    sha256 = tracked(write_model(repository / "data/model"))
+    plot = repository / "data/evaluation/confusion.png"
+    plot.parent.mkdir(parents=True)
+    client = MlflowClient(tracking_uri())
+
+    for accuracy, picture in ((0.9, b"first"), (0.9, b"first"), (0.8, b"second")):
+        plot.write_bytes(picture)
+        log_to_model_run(sha256, {"test_accuracy": accuracy}, [plot])
+
+    (run,) = (run for run in runs() if "test_accuracy" in run.data.metrics)
+    assert run.data.tags["model_sha256"] == sha256
+    assert run.data.metrics["test_accuracy"] == 0.8
+    assert [point.value for point in client.get_metric_history(run.info.run_id, "test_accuracy")] == [0.9, 0.8]
+    (artifact,) = client.list_artifacts(run.info.run_id, "evaluation")
+    assert Path(client.download_artifacts(run.info.run_id, artifact.path)).read_bytes() == b"second"
+    assert run.info.status == "FINISHED"
+
+
+@pytest.mark.parametrize("uri", ["", "http://127.0.0.1:1"])
+def test_test_results_without_a_run_or_a_store_are_one_warning(
+    uri: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    log_to_model_run("0" * 64, {"test_accuracy": 0.9}, [])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"warning: MLflow at {tracking_uri()} ")
+    assert find_run("0" * 64) is None
+
+
+def test_in_a_temporary_dvc_workspace_the_main_repositorys_store_is_used(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace = tmp_path / "workspace"
+    workspace.mkdir()
+    monkeypatch.chdir(workspace)
+    monkeypatch.setenv("DVC_ROOT", str(repository))
+    sha256 = tracked(write_model(workspace / "data/model"))
+    assert sorted(path.name for path in workspace.iterdir()) == ["data"]
+    assert any((repository / "mlruns").rglob("model.pt2"))
+
+    monkeypatch.chdir(repository)
+    monkeypatch.setenv("DVC_ROOT", "")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
+    assert find_run(sha256) is not None
+
+
+def test_looking_for_a_run_makes_no_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.iterdir())
+    assert find_run("0" * 64) is None
+    assert sorted(tmp_path.iterdir()) == before
+
+
+RUN = "from refit.tracking.runs import TrackedRun; run = TrackedRun({}, {}); run.log_metrics({'a': 1}, 0); run.fail()"
+
+
+def start_run(folder: Path) -> subprocess.Popen[str]:
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
+    return subprocess.Popen([sys.executable, "-c", RUN], cwd=folder, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def test_two_first_runs_at_the_same_time_both_land(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fresh = tmp_path / "fresh"
+    fresh.mkdir()
+    both = [start_run(fresh) for _ in range(2)]
+    assert [process.communicate(timeout=120)[1] for process in both] == ["", ""]
+    monkeypatch.chdir(fresh)
+    assert [run.data.metrics for run in runs()] == [{"a": 1}, {"a": 1}]
+
+
+def test_a_first_run_killed_while_the_store_is_made_leaves_none_that_is_broken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fresh = tmp_path / "fresh"
+    fresh.mkdir()
+    killed = start_run(fresh)
+    while not any(database.stat().st_size for database in fresh.rglob("mlflow.db")):
+        assert killed.poll() is None
+        time.sleep(0.01)
+    killed.kill()
+    killed.communicate()
+    assert not (fresh / "mlflow.db").exists()
+    assert start_run(fresh).communicate(timeout=120)[1] == ""
+    monkeypatch.chdir(fresh)
+    assert [run.data.metrics for run in runs()] == [{"a": 1}]
+
+
+@contextmanager
+def silent_server() -> Iterator[str]:
+    """Takes connections and never answers."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        yield f"http://someone:secret@127.0.0.1:{listener.getsockname()[1]}"
+
+
+@contextmanager
+def unreachable(kind: str, folder: Path) -> Iterator[str]:
+    if kind == "silent":
+        with silent_server() as uri:
+            yield uri
+        return
+    (folder / "folder.db").mkdir()
+    (folder / "text.db").write_text("no database" * 100)
+    yield {
+        "nobody there": "http://127.0.0.1:1",
+        "no such host": "http://no-such-host.invalid",
+        "no URI": "http://[::1",
+        "no such database driver": "postgresql+psycopg2://someone:secret@localhost/mlflow",
+        "cannot be opened": f"sqlite:///{folder}/folder.db",
+        "no database": f"sqlite:///{folder}/text.db",
+    }[kind]
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["nobody there", "no such host", "silent", "no URI", "no such database driver", "cannot be opened", "no database"],
+)
+def test_an_unreachable_store_costs_seconds_once_and_one_line(
+    kind: str, repository: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")  # seconds, and each request is tried twice
+    with unreachable(kind, repository) as uri:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        started = time.monotonic()
+        logger = RunLogger(PARAMS, {})
+        system = fit(logger)
+        logger.log_files(repository / "mlflow.db")
+        logger.finish(write_model(repository / "data/model"), system, IMAGES)
+        assert time.monotonic() - started < 8
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "MLflow" in line]
+    assert line.startswith("warning: MLflow at ")
+    assert "training goes on" in line
+    assert "secret" not in line
+    assert logger.run_id is None
+
+
+def test_a_store_whose_files_cannot_be_written_costs_one_line_whatever_its_client_raises(
+    repository: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """S3's client is not installed here, and its errors are of no common kind."""
+    uri = f"sqlite:///{repository}/other.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    MlflowClient(uri).create_experiment(EXPERIMENT, artifact_location="s3://nobody/here")
+    logger = RunLogger(PARAMS, {})
+    system = fit(logger)
+    logger.log_files(repository / "mlflow.db")
+    logger.finish(write_model(repository / "data/model"), system, IMAGES)
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning:")]
+    assert re.search(r"ModuleNotFoundError: No module named 'boto.*training goes on", line)
+
+
+def start_server(folder: Path) -> tuple[subprocess.Popen[bytes], str]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = subprocess.Popen(
+        [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
+         "--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", f"{folder}/artifacts"],
+        env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    url = f"http://127.0.0.1:{port}"
+    for _ in range(240):
+        try:
+            with urllib.request.urlopen(f"{url}/health", timeout=1):
+                return server, url
+        except OSError:
+            assert server.poll() is None, "the server ended"
+            time.sleep(0.25)
+    raise AssertionError("the server does not answer")
+
+
+class Kill(pl.Callback):
+    """Kills the server after its second epoch, once the run's metrics have arrived there."""
+
+    def __init__(self, server: subprocess.Popen[bytes], url: str) -> None:
+        self.server, self.url = server, url
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.current_epoch != 2:
+            return
+        for _ in range(100):
+            if "train_loss" in runs(self.url)[0].data.metrics:
+                break
+            time.sleep(0.1)
+        os.killpg(self.server.pid, signal.SIGKILL)
+        self.server.wait()
+
+
+def test_a_server_holds_the_run_and_killed_in_mid_fit_changes_no_weight(
+    repository: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server, url = start_server(repository)
+    try:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", url)
+        sha256 = tracked(write_model(repository / "data/model"))
+        log_to_model_run(sha256, {"test_accuracy": 0.9}, [])
+        link = find_run(sha256)
+        assert link is not None
+        assert link.url.startswith(url)
+        version, new = register(repository / "data/model", "refit")
+        assert (version, new) == (Version("refit", "1", sha256, link.run_id, was_champion=False), True)
+        assert find_champion("refit") is None
+        make_champion(version, "the first")
+        monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "another")
+        assert find_champion("refit") == version._replace(was_champion=True)
+        model_dir, seen, predicted = fetch(version, repository)
+        assert ((model_dir / "model.safetensors").read_bytes(), seen, predicted) == (b"weights", None, {})
+        monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME")
+
+        logger = RunLogger(PARAMS, {})
+        capsys.readouterr()
+        system = fit(logger, epochs=6, callbacks=[Kill(server, url)])
+        logger.finish(write_model(repository / "data/model", b"other"), system, IMAGES)
+    finally:
+        if server.poll() is None:
+            os.killpg(server.pid, signal.SIGKILL)
+            server.wait()
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "MLflow" in line]
+    assert url in line
+    assert "training goes on" in line
+
+    undisturbed = fit(False, epochs=6)
+    assert all(torch.equal(a, b) for a, b in zip(system.parameters(), undisturbed.parameters(), strict=True))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
+    broken_off, finished = sorted(runs(), key=lambda run: run.info.status != "RUNNING")
+    assert broken_off.info.status == "RUNNING"
+    assert "train_loss" in broken_off.data.metrics
+    assert finished.data.metrics == {"test_accuracy": 0.9}
+
+
+def test_a_locked_store_makes_no_step_wait_and_loses_no_metric(
+    repository: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    logger = RunLogger(PARAMS, {})
+    logger.log_metrics({"loss": 1.0}, 0)
+    logger._drain()
+    with sqlite3.connect(repository / "mlflow.db", isolation_level=None) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        started = time.monotonic()
+        for step in range(1, 50):
+            logger.log_metrics({"loss": 1.0}, step)
+        assert time.monotonic() - started < 0.5
+        other.rollback()
+    other.close()
+    logger.fail()
+    assert capsys.readouterr().err == ""
+    history = MlflowClient(tracking_uri()).get_metric_history(runs()[0].info.run_id, "loss")
+    assert [point.step for point in history] == list(range(50))
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(ValueError("bad"), "FAILED"), (SystemExit(), "KILLED"), (KeyboardInterrupt(), "KILLED")]
+)
+def test_a_run_broken_off_says_whether_it_failed_or_was_killed(error: BaseException, status: str) -> None:
+    run = TrackedRun(PARAMS, {})
+    try:
+        raise error
+    except BaseException:  # noqa: BLE001  # as a stage does, which then raises it again
+        run.fail()
+    assert runs()[0].info.status == status
+
+
+def test_tracking_leaves_every_random_state_as_it_was(repository: Path) -> None:
+    def states() -> list[Any]:
+        return [random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()]  # type: ignore[index]
+
+    before = states()
+    run = TrackedRun(PARAMS, {})
+    run.log_metrics({"loss": 1.0}, 0)
+    run.log_files(repository / "mlflow.db")
+    run._drain()
+    assert states() == before
+
+
+def test_a_model_is_registered_once_and_loads_by_its_name(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sha256 = tracked(write_model(repository / "data/model"))
+    tested = repository / "data/evaluation/test.json"
+    tested.parent.mkdir(parents=True)
+    tested.write_text(json.dumps({"tested": sha256[:12]}))
+    register_command.main([])
+    register_command.main([])
+    said = capsys.readouterr()
+    assert "has not been tested" not in said.err
+    first, second = said.out.splitlines()
+    assert first == f"model {sha256[:12]} is now models:/refit/1"
+    assert second == f"model {sha256[:12]} was already models:/refit/1"
+    other = tracked(write_model(repository / "data/model", b"other weights"))
+    register_command.main([])
+    lack = f"warning: model {other[:12]} has not been tested; to know what it is worth: dvc repro\n"
+    assert lack in capsys.readouterr().err
+
+    versions = MlflowClient(tracking_uri()).search_model_versions("name = 'refit'")
+    assert sorted(int(version.version) for version in versions) == [1, 2]
+    import mlflow.pytorch
+
+    assert mlflow.pytorch.load_model("models:/refit/1")(IMAGES[:3]).shape == (3, 10)
+
+
+def test_what_cannot_be_registered_is_one_line(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match=r"data/model/model.safetensors is not here; run: dvc repro fit"):
+        register_command.main([])
+    write_model(repository / "data/model")
+    with pytest.raises(ValueError, match="holds no run of model"):
+        register_command.main([])
+    tracked(repository / "data/model")
+    with pytest.raises(ValueError, match=r"^MLflow at sqlite:.*\n?.*name"):
+        register(repository / "data/model", "a/b")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
+    with pytest.raises(ValueError, match=r"^MLflow at http://127.0.0.1:1: .*refused"):
+        register(repository / "data/model", "refit")
+
+
+class Undecided(nn.Module):
+    """Its path depends on the pixels, which no exported graph can hold."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        pixels = images.flatten(1).float()
+        return pixels[:, :10] if pixels.sum() > 0 else pixels[:, 10:20]
+
+
+def test_a_network_that_cannot_be_exported_finishes_its_run_with_a_warning(
+    repository: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = write_model(repository / "data/model")
+    TrackedRun(PARAMS, {}).finish(model, Undecided(), IMAGES)
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "MLflow" in line]
+    assert line.startswith("warning: MLflow's run holds no model")
+    assert runs()[0].info.status == "FINISHED"
+    with pytest.raises(ValueError, match="holds no model"):
+        register(model, "refit")
+
+
+def test_tracking_imports_torch_and_mlflow_only_when_used() -> None:
+    program = (
+        "import sys, refit.reports.summary, refit.commands.register; "
+        "print(sorted({'torch', 'mlflow'} & set(sys.modules)))"
+    )
+    answer = subprocess.run([sys.executable, "-c", program], cwd=PROJECT, capture_output=True, text=True, check=True)
+    assert answer.stdout.strip() == "[]"

@@ -1,0 +1,133 @@
+"""Files and folders that are there whole or not at all."""
+
+import csv
+import errno
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from refit.artifacts.files import read_json, whole_folder, write_bytes, write_csv, write_json
+from tests.processes import eventually
+
+ROOT = Path(__file__).resolve().parents[3]
+
+_REWRITE_FOREVER = """
+import sys
+from itertools import cycle
+from pathlib import Path
+from refit.artifacts.files import write_bytes
+
+for letter in cycle(b"ab"):
+    write_bytes(Path(sys.argv[1]), bytes([letter]) * 2**20)
+"""
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        (None, "is not here"),
+        (b'{"a": 1', "is not JSON: "),
+        (b"\xff", "is not JSON: "),
+        (b"[" * 99_999, "is not JSON: "),
+        (b"[]", "holds no JSON object"),
+    ],
+    ids=["absent", "cut short", "no text", "nested deep", "a list"],
+)
+def test_a_file_that_is_no_json_is_named_in_a_line_with_what_makes_it(
+    content: bytes | None, fault: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "fit.json"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"fit\.json {fault}.*; run: dvc repro fit$") as raised:
+        read_json(path, "dvc repro fit")
+    assert len(str(raised.value).splitlines()) == 1
+
+
+def test_a_reader_never_sees_half_a_file_not_even_one_whose_writer_was_killed(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    with subprocess.Popen([sys.executable, "-c", _REWRITE_FOREVER, str(path)], cwd=ROOT) as writer:
+        eventually(path.exists, "it is written", every=0.01)
+        seen = [path.read_bytes() for _ in range(100)]
+        writer.kill()
+    seen.append(path.read_bytes())
+    assert {content for content in seen if content not in (b"a" * 2**20, b"b" * 2**20)} == set()
+
+
+def test_a_full_disk_leaves_the_old_file_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file"
+    write_bytes(path, b"old")
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_bytes(path, b"new")
+    assert path.read_bytes() == b"old"
+
+
+def test_folders_on_the_way_to_a_file_are_made(tmp_path: Path) -> None:
+    write_bytes(tmp_path / "a/b/file", b"new")
+    assert (tmp_path / "a/b/file").read_bytes() == b"new"
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_json_holds_no_number_that_json_does_not_have(value: float, tmp_path: Path) -> None:
+    write_json(tmp_path / "file.json", {"loss": 1.5, "class": "Größe"})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "file.json", {"loss": value})
+    assert json.loads((tmp_path / "file.json").read_text(encoding="utf-8")) == {"loss": 1.5, "class": "Größe"}
+
+
+def test_a_csv_gives_back_what_was_written(tmp_path: Path) -> None:
+    rows = [{"file": 'a, "b"\nc.png', "label": "ü"}, {"file": "d.png", "label": ""}]
+    write_csv(tmp_path / "file.csv", rows)
+    assert b"\r" not in (tmp_path / "file.csv").read_bytes()
+    with (tmp_path / "file.csv").open(newline="", encoding="utf-8") as file:
+        assert list(csv.DictReader(file)) == rows
+
+
+def test_a_csv_of_no_rows_is_an_empty_file(tmp_path: Path) -> None:
+    write_csv(tmp_path / "file.csv", [])
+    assert (tmp_path / "file.csv").read_bytes() == b""
+
+
+def test_a_folder_is_replaced_whole(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/old").touch()
+    with whole_folder(tmp_path / "out") as new:
+        (new / "deep").mkdir()
+        (new / "deep/file").write_text("new")
+        assert (tmp_path / "out/old").exists()
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["deep", "file", "out"]
+
+
+def test_a_folder_whose_making_failed_is_as_it_was_before(tmp_path: Path) -> None:
+    def fail() -> None:
+        with whole_folder(tmp_path / "out") as new:
+            (new / "half").touch()
+            raise KeyboardInterrupt
+
+    for there_before in (False, True):
+        if there_before:
+            (tmp_path / "out").mkdir()
+            (tmp_path / "out/old").write_text("old")
+        before = sorted(tmp_path.rglob("*"))
+        with pytest.raises(KeyboardInterrupt):
+            fail()
+        assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_what_a_killed_process_left_behind_does_not_get_into_a_folder(tmp_path: Path) -> None:
+    with whole_folder(tmp_path / "out") as new:
+        leftover = new
+    leftover.mkdir()
+    (leftover / "half").touch()
+    with whole_folder(tmp_path / "out") as new:
+        (new / "file").touch()
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["file"]

@@ -1,0 +1,260 @@
+"""The model artifact: it gives back the same model, or says in a line why it does not."""
+
+import hashlib
+import json
+import os
+import pickle
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from refit.artifacts.model import read_model, write_model
+from refit.artifacts.prepared import DatasetInfo
+from refit.systems.build import build_system
+from refit.systems.system import System
+from tests.fixtures import model_params
+
+INFO = DatasetInfo(
+    format=1, source="digits", classes=["cat", "dog", "Größe"], color="rgb", shape=[3, 8, 8],
+    counts={"train": 9, "val": 3, "test": 3}, mean=[0.1, 0.2, 0.3], std=[0.4, 0.5, 0.6], sha256="of the data",
+)  # fmt: skip
+IMAGES = torch.randint(0, 256, (6, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+Write = Callable[..., System]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "model"
+
+
+@pytest.fixture
+def write(folder: Path) -> Write:
+    """Write a model that has seen a few batches, so that batch norm's running statistics are not the initial ones."""
+
+    def written(network: str = "mlp") -> System:
+        ours = not network.startswith("torchvision:")
+        params = model_params(
+            network=network, width=8 if ours else None, dropout=0.5 if ours else None, test_time_flip=False
+        )
+        system = build_system(params, INFO).train()
+        assert isinstance(system, System)
+        for _ in range(3):
+            system(IMAGES)
+        write_model(system, params, INFO, 16, {"seed": 7}, folder)
+        return system.eval()
+
+    return written
+
+
+def change_json(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    description = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+    change(description)
+    (folder / "model.json").write_text(json.dumps(description))
+
+
+@pytest.mark.parametrize("network", ["mlp", "cnn", "resnet9", "airbench", "torchvision:resnet18"])
+def test_a_model_read_back_gives_the_same_logits_to_the_bit(network: str, write: Write, folder: Path) -> None:
+    system = write(network)
+    again = read_model(folder)[0].eval()
+    with torch.inference_mode():
+        assert torch.equal(again(IMAGES), system(IMAGES))
+
+
+def test_a_model_of_double_precision_is_read_back_to_the_bit(write: Write, folder: Path) -> None:
+    """trainer.precision = 64-true trains one."""
+    system = write().double()
+    for weight in system.network.parameters():
+        weight.data += 1e-12  # what single precision cannot hold
+    write_model(system, model_params(network="mlp", width=8, dropout=0.5, test_time_flip=False), INFO, 16, {}, folder)
+    again = read_model(folder)[0].eval()
+    with torch.inference_mode():
+        assert torch.equal(again(IMAGES), system(IMAGES))
+
+
+class Tied(pl.LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.other.weight = self.one.weight
+
+
+def test_layers_that_share_a_weight_are_written_each(folder: Path) -> None:
+    system = Tied()
+    write_model(system, model_params(), INFO, 16, {}, folder)
+    weights = load_file(folder / "model.safetensors")
+    assert weights.keys() == system.state_dict().keys()
+    assert torch.equal(weights["one.weight"], weights["other.weight"])
+
+
+def test_the_description_holds_all_that_is_needed_to_use_the_model(write: Write, folder: Path) -> None:
+    write()
+    _, description = read_model(folder)
+    assert description.classes == INFO.classes
+    assert (description.color, description.shape) == (INFO.color, tuple(INFO.shape))
+    assert (description.mean, description.std) == (INFO.mean, INFO.std)
+    assert description.batch_size == 16
+    assert description.data_sha256 == INFO.sha256
+    assert description.params == {"seed": 7}
+
+
+def test_a_model_s_name_is_the_sha256_of_its_weights(write: Write, folder: Path) -> None:
+    write()
+    weights = (folder / "model.safetensors").read_bytes()
+    assert read_model(folder)[1].sha256 == hashlib.sha256(weights).hexdigest()
+
+
+def test_the_same_model_is_written_to_the_same_bytes(write: Write, folder: Path) -> None:
+    written = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        write("cnn")
+        written.append([(folder / name).read_bytes() for name in ("model.safetensors", "model.json")])
+    assert written[0] == written[1]
+
+
+def test_what_comes_with_a_model_is_its_two_files(write: Write, folder: Path) -> None:
+    write()
+    write()
+    assert sorted(path.name for path in folder.parent.rglob("*")) == ["model", "model.json", "model.safetensors"]
+
+
+@pytest.mark.parametrize("name", ["model.json", "model.safetensors"])
+def test_a_missing_file_is_named(name: str, write: Write, folder: Path) -> None:
+    write()
+    (folder / name).unlink()
+    with pytest.raises(ValueError, match=rf"{name} is not here; run: dvc repro fit"):
+        read_model(folder)
+
+
+def test_one_changed_byte_of_the_weights_is_refused(write: Write, folder: Path) -> None:
+    write()
+    weights = bytearray((folder / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (folder / "model.safetensors").write_bytes(weights)
+    with pytest.raises(ValueError, match=r"is not the file that model\.json describes; run: dvc checkout") as raised:
+        read_model(folder)
+    assert len(str(raised.value).splitlines()) == 1
+
+
+class Malice:
+    """Unpickled, it makes a folder."""
+
+    def __init__(self, made: Path) -> None:
+        self.made = made
+
+    def __reduce__(self) -> tuple[Callable[[Path], None], tuple[Path]]:
+        return os.mkdir, (self.made,)
+
+
+@pytest.mark.parametrize("vouched_for", [False, True])
+def test_a_pickle_in_place_of_the_weights_is_refused_and_never_run(
+    vouched_for: bool, write: Write, folder: Path, tmp_path: Path
+) -> None:
+    write()
+    pickled = pickle.dumps({"weight": Malice(tmp_path / "made")})
+    (folder / "model.safetensors").write_bytes(pickled)
+    if vouched_for:
+        sha256 = hashlib.sha256(pickled).hexdigest()
+        change_json(folder, lambda description: description.update(sha256=sha256))
+    with pytest.raises(ValueError, match=r"model\.safetensors"):
+        read_model(folder)
+    assert not (tmp_path / "made").exists()
+    pickle.loads(pickled)  # noqa: S301, it would have been
+    assert (tmp_path / "made").exists()
+
+
+def tensors(header: object, data: bytes = b"", length: int | None = None) -> bytes:
+    """A safetensors file; one that lies of the `length` of its header, where that is given."""
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text) if length is None else length) + text + data
+
+
+HEADERS = {
+    "of no file": b"",
+    "of no tensor": tensors({}),
+    "larger than any memory": tensors({}, length=2**60),
+    "of an array larger than the file": tensors({"a": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}}),
+    "of two arrays in one place": tensors(
+        {name: {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]} for name in "ab"}, bytes(4)
+    ),
+    "nested deep": tensors(b'{"a": ' + b"[" * 99_999 + b"]" * 99_999 + b"}"),
+}
+
+
+@pytest.mark.parametrize("header", HEADERS)
+def test_weights_with_a_malicious_header_are_refused_in_a_line(header: str, write: Write, folder: Path) -> None:
+    write()
+    (folder / "model.safetensors").write_bytes(HEADERS[header])
+    sha256 = hashlib.sha256(HEADERS[header]).hexdigest()
+    change_json(folder, lambda description: description.update(sha256=sha256))
+    with pytest.raises(ValueError, match=r"model\.safetensors does not fit the system in model\.json: .") as raised:
+        read_model(folder)
+    assert len(str(raised.value).splitlines()) == 1
+
+
+def test_a_description_nested_deep_is_refused_in_a_line(write: Write, folder: Path) -> None:
+    write()
+    (folder / "model.json").write_bytes(b'{"format": ' + b"[" * 99_999 + b"]" * 99_999 + b"}")
+    with pytest.raises(ValueError, match=r"model\.json: .*run: dvc repro --force fit") as raised:
+        read_model(folder)
+    assert len(str(raised.value).splitlines()) == 1
+
+
+FAULTS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
+    "another format": (lambda description: description.update(format=1), "format: Input should be 2"),
+    "an unknown key": (lambda description: description.update(extra=1), "extra: Extra inputs are not permitted"),
+    "a missing key": (lambda description: description.pop("classes"), "classes: Field required"),
+    "an unknown system": (
+        lambda description: description["model"].update(system="other"), "model: .*'other' is unknown"
+    ),
+    "an unknown network": (
+        lambda description: description["model"].update(network="other"), "model: .*'other' is unknown"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_description_with_a_fault_is_refused_in_a_line(fault: str, write: Write, folder: Path) -> None:
+    write()
+    change, line = FAULTS[fault]
+    change_json(folder, change)
+    with pytest.raises(ValueError, match=rf"model\.json: {line}.*; run: dvc repro --force fit") as raised:
+        read_model(folder)
+    assert len(str(raised.value).splitlines()) == 1
+
+
+def test_half_a_description_is_refused_in_a_line(write: Write, folder: Path) -> None:
+    write()
+    content = (folder / "model.json").read_bytes()
+    (folder / "model.json").write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match=r"model\.json: .*run: dvc repro --force fit") as raised:
+        read_model(folder)
+    assert len(str(raised.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("key", ["system", "network"])
+def test_a_description_makes_nothing_but_systems_and_networks(
+    key: str, write: Write, folder: Path, tmp_path: Path
+) -> None:
+    """A model may come from anyone; `subprocess.Popen` would run what its arguments say."""
+    write()
+    made = {key: "subprocess.Popen", f"{key}_arguments": {"args": ["touch", str(tmp_path / "made")]}}
+    change_json(folder, lambda description: description["model"].update(width=None, dropout=None, **made))
+    with pytest.raises(ValueError, match=rf"model\.{key} = 'subprocess\.Popen' is not a "):
+        read_model(folder)
+    assert not (tmp_path / "made").exists()
+
+
+def test_weights_of_another_network_are_refused(write: Write, folder: Path) -> None:
+    write()
+    change_json(folder, lambda description: description["model"].update(width=16))
+    with pytest.raises(ValueError, match=r"model\.safetensors does not fit the system in model\.json"):
+        read_model(folder)

@@ -1,0 +1,199 @@
+"""Augmentation: each image has random choices of its own, and each choice does exactly what it says."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from refit.batches.augment import Draws, augment, check_size, draw
+from refit.params import AugmentParams
+
+OFF: dict[str, Any] = {
+    "shift": 0, "flip": False, "cutout": 0, "crop_area": 1.0, "color_jitter": 0.0, "policy": "none", "mixup": 0.0,
+    "cutmix": 0.0,
+}  # fmt: skip
+IMAGES = torch.randint(1, 256, (64, 3, 10, 12), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def made(**choices: object) -> AugmentParams:
+    return AugmentParams(**{**OFF, **choices})
+
+
+def draws_for(params: AugmentParams, count: int = len(IMAGES), seed: int = 0) -> Draws:
+    draws = draw(params, count, (IMAGES.shape[2], IMAGES.shape[3]), np.random.default_rng(seed))
+    assert draws is not None
+    return draws
+
+
+def drawn(choice: Tensor | None) -> Tensor:
+    assert choice is not None
+    return choice
+
+
+KINDS: list[tuple[dict[str, Any], set[str]]] = [
+    ({"shift": 2}, {"shift"}),
+    ({"flip": True}, {"flip"}),
+    ({"cutout": 3}, {"cutout"}),
+    ({"crop_area": 0.5}, {"crop"}),
+    ({"color_jitter": 0.4}, {"jitter"}),
+    ({"policy": "trivialaugment"}, {"operations", "strengths"}),
+    ({"mixup": 0.4, "cutmix": 1.0}, {"share", "box"}),
+]
+EVERYTHING = made(**{key: value for choices, _ in KINDS for key, value in choices.items()})
+
+
+def shifted(image: Tensor, down: int, right: int) -> Tensor:
+    """One image moved over a black ground, pixel by pixel."""
+    result = torch.zeros_like(image)
+    _, height, width = image.shape
+    for row in range(height):
+        for column in range(width):
+            if 0 <= row - down < height and 0 <= column - right < width:
+                result[:, row, column] = image[:, row - down, column - right]
+    return result
+
+
+def test_nothing_changes_where_all_is_off() -> None:
+    assert draw(made(), len(IMAGES), (8, 8), np.random.default_rng(0)) is None
+
+
+@pytest.mark.parametrize("shift", [1, 3, 20])
+def test_a_shift_moves_each_image_down_and_right_by_its_own_draw_over_black(shift: int) -> None:
+    params = made(shift=shift)
+    draws = draws_for(params)
+    expected = [
+        shifted(image, int(down), int(right)) for image, (down, right) in zip(IMAGES, drawn(draws.shift), strict=True)
+    ]
+    assert torch.equal(augment(IMAGES, draws, params), torch.stack(expected))
+
+
+@pytest.mark.parametrize("key", ["shift", "cutout"])
+def test_what_could_leave_nothing_of_an_image_is_refused(key: str) -> None:
+    check_size(made(**{key: 7}), 8, 28)
+    with pytest.raises(ValueError, match=rf"^augment\.{key} = 8 can .* of 8x28 pixels; expected less than 8$"):
+        check_size(made(**{key: 8}), 8, 28)
+
+
+def test_shifts_reach_as_far_as_they_may_and_no_farther() -> None:
+    assert set(drawn(draws_for(made(shift=2)).shift).flatten().tolist()) == {-2, -1, 0, 1, 2}
+
+
+def test_a_flip_mirrors_the_drawn_images_and_no_other() -> None:
+    params = made(flip=True)
+    draws = draws_for(params)
+    flip = drawn(draws.flip)
+    assert 20 < flip.sum() < 44
+    result = augment(IMAGES, draws, params)
+    assert torch.equal(result[flip], IMAGES[flip].flip(3))
+    assert torch.equal(result[~flip], IMAGES[~flip])
+
+
+@pytest.mark.parametrize("side", [1, 2, 3, 4, 5])
+def test_cutout_blackens_a_square_of_its_side_around_the_drawn_place(side: int) -> None:
+    params = made(cutout=side)
+    draws = draws_for(params)
+    cut = (augment(IMAGES, draws, params) == 0).all(1)
+    _, height, width = cut.shape
+    inside = 0
+    for image, (row, column) in zip(cut, drawn(draws.cutout).tolist(), strict=True):
+        if side <= row < height - side and side <= column < width - side:
+            inside += 1
+            assert (image.any(1).sum(), image.any(0).sum(), image.sum()) == (side, side, side**2)
+            assert image[row, column]
+    assert inside or side == 5
+
+
+def test_cutout_leaves_the_other_pixels_as_they_are() -> None:
+    params = made(cutout=4)
+    result = augment(IMAGES, draws_for(params), params)
+    assert torch.equal(result[result > 0], IMAGES[result > 0])
+
+
+def test_cutout_falls_on_every_place_of_the_image() -> None:
+    centres = drawn(draws_for(made(cutout=2), 4096).cutout)
+    assert (centres.amin(0).tolist(), centres.amax(0).tolist()) == ([0, 0], [9, 11])
+
+
+@pytest.mark.parametrize("area", [0.08, 0.5, 0.9])
+def test_crops_have_the_area_and_shape_they_may_and_lie_inside_the_image(area: float) -> None:
+    crop = drawn(draws_for(made(crop_area=area), 4096).crop).double()
+    centre, side = crop[:, :2], crop[:, 2:]
+    areas, ratios = side.prod(1), side[:, 1] / side[:, 0]
+    assert areas.min() == pytest.approx(area, abs=0.01)
+    assert areas.max() == pytest.approx(1, abs=0.01)
+    assert 3 / 4 - 1e-6 <= ratios.min() <= ratios.max() <= 4 / 3 + 1e-6
+    assert -1e-6 <= (centre - side / 2).min() <= (centre + side / 2).max() <= 1 + 1e-6
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_a_crop_is_stretched_over_the_whole_image(axis: int) -> None:
+    """Bilinear interpolation leaves a ramp a ramp, from the crop's first border to its last."""
+    size = (40, 60)[axis]
+    ramp = torch.arange(size) * 4
+    image = (ramp[:, None].expand(-1, 60) if axis == 0 else ramp.expand(40, -1)).to(torch.uint8)
+    params = made(crop_area=0.2)
+    draws = draws_for(params)
+    result = augment(image.expand(64, 1, -1, -1), draws, params)
+    crop = drawn(draws.crop)
+    centre, side = crop[:, axis, None], crop[:, 2 + axis, None]
+    place = (centre - side / 2 + side * (torch.arange(size) + 0.5) / size) * size - 0.5  # in pixels, counted from 0
+    expected = 4 * place.clamp(0, size - 1)
+    seen = result[:, 0, :, 7] if axis == 0 else result[:, 0, 7]
+    assert (seen - expected).abs().max() <= 0.51
+
+
+@pytest.mark.parametrize("choice", [{"shift": 3}, {"flip": True}, {"cutout": 4}, {"crop_area": 0.3}])
+def test_images_of_one_batch_differ_in_what_happens_to_them(choice: dict[str, object]) -> None:
+    """torchvision's transforms, given a batch, treat all its images alike."""
+    params = made(**choice)
+    same = IMAGES[:1].expand(64, -1, -1, -1)
+    results = augment(same, draws_for(params), params)
+    assert len({image.numpy().tobytes() for image in results}) > (1 if "flip" in choice else 20)
+
+
+def test_a_batch_in_two_halves_gives_the_images_of_the_whole() -> None:
+    params = EVERYTHING
+    draws = draws_for(params)
+    whole = augment(IMAGES, draws, params)
+    for part in (torch.arange(20), torch.arange(20, 64)):
+        assert torch.equal(augment(IMAGES[part], draws.take(part), params), whole[part])
+
+
+def test_an_image_is_cropped_then_shifted_then_mirrored_then_recoloured_then_by_policy_and_then_cut() -> None:
+    order = ("crop_area", "shift", "flip", "color_jitter", "policy", "cutout")
+    steps = sorted(
+        (kind for kind in KINDS if "mixup" not in kind[0]), key=lambda kind: order.index(next(iter(kind[0])))
+    )
+    params = made(**{key: value for choices, _ in steps for key, value in choices.items()})
+    draws = draws_for(params)
+    expected = IMAGES
+    for choices, fields in steps:
+        expected = augment(expected, Draws(**{name: getattr(draws, name) for name in fields}), made(**choices))
+    assert torch.equal(augment(IMAGES, draws, params), expected)
+
+
+def test_the_same_seed_draws_the_same() -> None:
+    params = EVERYTHING
+    drawn = [[choice for choice in draws_for(params, seed=seed) if choice is not None] for seed in (1, 1, 2)]
+    first, same, other = drawn
+    assert len(first) == len(Draws._fields)
+    assert all(torch.equal(a, b) for a, b in zip(first, same, strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+
+
+@pytest.mark.parametrize(("choices", "fields"), KINDS)
+def test_what_is_drawn_of_one_kind_depends_on_no_other_and_what_is_off_costs_nothing(
+    choices: dict[str, Any], fields: set[str]
+) -> None:
+    alone, beside = draws_for(made(**choices)), draws_for(EVERYTHING)
+    assert {name for name in Draws._fields if getattr(alone, name) is not None} == fields
+    assert all(torch.equal(getattr(alone, name), getattr(beside, name)) for name in fields)
+
+
+def test_the_images_that_go_in_are_left_as_they_are() -> None:
+    before = IMAGES.clone()
+    params = EVERYTHING
+    augment(IMAGES, draws_for(params), params)
+    assert torch.equal(IMAGES, before)

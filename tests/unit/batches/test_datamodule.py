@@ -1,0 +1,260 @@
+"""The loaders: what a batch holds depends on the seed and the epoch, and on nothing else."""
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from refit.artifacts.prepared import Split, read_split
+from refit.batches.augment import Draws, augment, draw
+from refit.batches.datamodule import (
+    EVALUATION_FACTOR,
+    AnyBatch,
+    Batch,
+    DrawnBatch,
+    EvaluationLoader,
+    PreparedData,
+    TrainLoader,
+    augmented,
+)
+from refit.params import AugmentParams, Params
+from refit.training.trainer import make_trainer
+
+NOTHING = AugmentParams(shift=0, flip=False, cutout=0, crop_area=1, color_jitter=0, policy="none", mixup=0, cutmix=0)
+ALL = NOTHING.model_copy(
+    update={"shift": 2, "flip": True, "cutout": 3, "crop_area": 0.5, "color_jitter": 0.4, "policy": "randaugment"}
+)
+COUNT = 103
+
+
+@pytest.fixture
+def split() -> Split:
+    """Each image is its number, eight times eight; so is its label."""
+    numbers = np.arange(1, COUNT + 1, dtype=np.uint8)
+    return Split(np.broadcast_to(numbers[:, None, None, None], (COUNT, 1, 8, 8)).copy(), numbers.astype(np.int64))
+
+
+def loader(split: Split, batch_size: int = 8, effective: int = 16, seed: int = 0, epoch: int = 0,
+           augmentation: AugmentParams = ALL) -> TrainLoader:  # fmt: skip
+    return TrainLoader(split, batch_size, effective, augmentation, seed, lambda: epoch)
+
+
+def joined(batches: Sequence[AnyBatch]) -> tuple[Tensor, Tensor]:
+    return torch.cat([batch.images for batch in batches]), torch.cat([batch.labels for batch in batches])
+
+
+def same(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_an_epoch_depends_on_the_seed_and_its_number_alone(split: Split) -> None:
+    first = joined(list(loader(split, seed=3, epoch=5)))
+    walked_before = loader(split, seed=3, epoch=5)
+    next(iter(walked_before))
+    torch.manual_seed(99)
+    np.random.seed(99)
+    assert same(joined(list(walked_before)), first)
+    assert not same(joined(list(loader(split, seed=3, epoch=6))), first)
+    assert not same(joined(list(loader(split, seed=4, epoch=5))), first)
+
+
+def test_images_too_small_for_their_augmentation_are_refused(digits: Path) -> None:
+    with pytest.raises(ValueError, match=r"^augment\.shift = 8 can leave nothing of images of 8x8 pixels"):
+        PreparedData(ALL.model_copy(update={"shift": 8}), 64, 128, seed=7, folder=digits)
+
+
+def test_another_epoch_has_another_order(split: Split) -> None:
+    orders = [joined(list(loader(split, epoch=epoch)))[1] for epoch in range(3)]
+    assert not any(torch.equal(orders[a], orders[b]) for a, b in ((0, 1), (0, 2), (1, 2)))
+
+
+def test_another_epoch_augments_an_image_in_another_way(split: Split) -> None:
+    first, second = (dict(zip(*reversed(joined(list(loader(split, epoch=epoch)))), strict=True)) for epoch in (0, 1))
+    first, second = ({int(label): image for label, image in epoch.items()} for epoch in (first, second))
+    assert sum(not torch.equal(first[label], second[label]) for label in first.keys() & second.keys()) > COUNT / 2
+
+
+def test_batches_come_augmented_by_draws_of_each_image_s_own(split: Split) -> None:
+    images, labels = joined(list(loader(split, seed=3, epoch=5)))
+    random = np.random.default_rng([3, 5])
+    order = torch.from_numpy(random.permutation(COUNT)[: len(labels)])
+    draws = draw(ALL, COUNT, (8, 8), random)
+    assert draws is not None
+    assert torch.equal(images, augment(torch.from_numpy(split.images)[order], draws.take(order), ALL))
+
+
+def test_each_image_comes_at_most_once_an_epoch_with_its_own_label(split: Split) -> None:
+    batches = list(loader(split, augmentation=NOTHING))
+    labels = torch.cat([batch.labels for batch in batches]).tolist()
+    assert len(set(labels)) == len(labels)
+    assert all(torch.equal(batch.images[:, 0, 0, 0].long(), batch.labels) for batch in batches)
+
+
+def test_a_loader_that_is_left_in_mid_epoch_leaves_no_thread(split: Split) -> None:
+    before = threading.active_count()
+    batches = iter(loader(split))
+    next(batches)
+    assert threading.active_count() == before + 1
+    del batches
+    assert threading.active_count() == before
+
+
+def test_a_mapped_split_is_read_by_a_thread_ahead_of_its_use(split: Split, tmp_path: Path) -> None:
+    np.save(tmp_path / "images.npy", split.images)
+    mapped = Split(np.load(tmp_path / "images.npy", mmap_mode="c"), split.labels)
+    plain, ahead = (iter(loader(of, augmentation=NOTHING)) for of in (split, mapped))
+    assert torch.equal(next(plain).images, next(ahead).images)
+    assert [thread.name for thread in threading.enumerate() if thread.name.startswith("batches")] == ["batches_0"]
+    assert all(torch.equal(one.images, other.images) for one, other in zip(plain, ahead, strict=True))
+
+
+def test_an_error_in_the_loader_s_thread_reaches_the_trainer(split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> Batch:
+        raise RuntimeError("broken on purpose")
+
+    monkeypatch.setattr("refit.batches.datamodule.augment", broken)
+    with pytest.raises(RuntimeError, match="broken on purpose"):
+        next(iter(loader(split)))
+
+
+@pytest.mark.parametrize(("batch_size", "effective"), [(8, 16), (16, 16), (1, 2), (13, 13), (103, 103)])
+def test_less_than_one_effective_batch_is_left_out(batch_size: int, effective: int, split: Split) -> None:
+    walked = loader(split, batch_size, effective)
+    sizes = [len(batch.labels) for batch in walked]
+    assert set(sizes) == {batch_size}
+    assert len(sizes) == len(walked)
+    assert len(sizes) % (effective // batch_size) == 0
+    assert 0 <= COUNT - sum(sizes) < effective
+
+
+def test_the_left_out_remainder_is_another_each_epoch(split: Split) -> None:
+    remainders = [set(split.labels) - set(joined(list(loader(split, epoch=epoch)))[1].tolist()) for epoch in range(2)]
+    assert remainders[0] != remainders[1]
+
+
+def test_micro_batches_make_up_the_effective_batch_they_stand_for(split: Split) -> None:
+    """The same experiment on a small machine and on a large one."""
+    whole = list(loader(split, batch_size=32, effective=32))
+    micro = list(loader(split, batch_size=8, effective=32))
+    assert len(whole) == 3
+    for step, batch in enumerate(whole):
+        assert same(joined(micro[4 * step : 4 * step + 4]), joined([batch]))
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+@pytest.mark.parametrize("skipped", [0, 3])
+def test_processes_take_turns_at_the_batches_of_one_from_any_step(skipped: int, world_size: int, split: Split) -> None:
+    alone = list(loader(split, batch_size=4, effective=16, epoch=2))
+    shares = []
+    for rank in range(world_size):
+        own = TrainLoader(split, 4, 16, ALL, 0, lambda: 2, rank=rank, world_size=world_size)
+        own.load_state_dict({"position": skipped})
+        shares.append(list(own))
+        assert len(own) == own.position == len(alone) // world_size
+    together = [batch for step in zip(*shares, strict=True) for batch in step]
+    assert len(together) == len(alone) - skipped * world_size
+    assert same(joined(together), joined(alone[skipped * world_size :]))
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 8])
+@pytest.mark.parametrize("batch_size", [2, 7, 32, 200])
+def test_processes_share_evaluation_in_as_many_batches_each(batch_size: int, world_size: int, split: Split) -> None:
+    shares = [EvaluationLoader(split, batch_size, rank=rank, world_size=world_size) for rank in range(world_size)]
+    assert len({len(share) for share in shares}) == 1
+    sizes = [len(batch.labels) for share in shares for batch in share]
+    assert min(sizes) > 0
+    assert max(sizes) <= batch_size
+    together = [batch for step in zip(*shares, strict=True) for batch in step]
+    assert torch.equal(joined(together)[0], torch.from_numpy(split.images))
+
+
+def test_fewer_images_than_processes_are_refused_in_a_line(split: Split) -> None:
+    with pytest.raises(ValueError, match=r"103 images cannot be shared by 104 devices; lower trainer\.devices"):
+        EvaluationLoader(split, 8, rank=0, world_size=104)
+
+
+def test_evaluation_shows_every_image_once_in_order(split: Split) -> None:
+    batches = list(EvaluationLoader(split, 32))
+    assert [len(batch.labels) for batch in batches] == [32, 32, 32, 7]
+    assert len(EvaluationLoader(split, 32)) == 4
+    assert torch.equal(torch.cat([batch.images for batch in batches]), torch.from_numpy(split.images))
+    assert torch.equal(torch.cat([batch.labels for batch in batches]), torch.from_numpy(split.labels))
+    images, labels = batches[3]
+    assert (len(images), len(labels)) == (7, 7)
+
+
+def test_what_does_not_fit_a_cuda_device_is_pinned_ahead_and_augmented_there(
+    split: Split, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is no such device here: only what is asked of it is seen."""
+    pinned: list[Tensor] = []
+
+    def pin(tensor: Tensor) -> Tensor:
+        pinned.append(tensor)
+        return tensor
+
+    monkeypatch.setattr(Tensor, "pin_memory", pin)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (0, 0))
+    waiting = list(TrainLoader(split, 8, 16, ALL, 3, lambda: 5, torch.device("cuda")))
+    assert isinstance(waiting[0], DrawnBatch)
+    drawn = [choice for choice in waiting[0].draws if choice is not None]
+    assert len(pinned) == len(waiting) * (2 + len(drawn))
+    assert same(joined([augmented(batch, ALL) for batch in waiting]), joined(list(loader(split, seed=3, epoch=5))))
+
+
+def test_a_batch_that_is_not_on_the_device_is_brought_there(digits: Path) -> None:
+    data = PreparedData(ALL, 64, 128, seed=7, folder=digits)
+    images, labels = torch.zeros(2, 1, 8, 8, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64)
+    draws = draw(ALL, 2, (8, 8), np.random.default_rng(0))
+    assert draws is not None
+    here = DrawnBatch(images, labels, draws)
+    assert data.transfer_batch_to_device(here, torch.device("cpu"), 0) is here
+    there = data.transfer_batch_to_device(here, torch.device("meta"), 0)
+    assert isinstance(there, DrawnBatch)
+    moved = [tensor for tensor in (there.images, there.labels, *there.draws) if tensor is not None]
+    assert len(moved) == 2 + len(Draws._fields) - len(["share", "box"])
+    assert {tensor.device.type for tensor in moved} == {"meta"}
+
+
+class Seen(pl.LightningModule):
+    """Keeps what Lightning hands to a step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.training_batches: list[Batch] = []
+        self.validation_batches: list[Batch] = []
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        self.training_batches.append(batch)
+        return self.weight * 0
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self.validation_batches.append(batch)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def test_lightning_trains_on_the_loader_s_augmented_batches_epoch_by_epoch(digits: Path, params: Params) -> None:
+    system, data = Seen(), PreparedData(ALL, 64, 128, seed=7, folder=digits)
+    make_trainer(params.trainer, max_epochs=2).fit(system, datamodule=data)
+    train = read_split("train", digits)
+    expected = [joined(list(loader(train, 64, 128, seed=7, epoch=epoch))) for epoch in range(2)]
+    images = torch.cat([batch.images for batch in system.training_batches])
+    labels = torch.cat([batch.labels for batch in system.training_batches])
+    assert torch.equal(images, torch.cat([epoch[0] for epoch in expected]))
+    assert torch.equal(labels, torch.cat([epoch[1] for epoch in expected]))
+
+
+def test_lightning_validates_on_the_images_as_they_are(digits: Path, params: Params) -> None:
+    system, data = Seen(), PreparedData(ALL, 64, 128, seed=7, folder=digits)
+    make_trainer(params.trainer, max_epochs=1).fit(system, datamodule=data)
+    val = read_split("val", digits)
+    assert torch.equal(torch.cat([batch.images for batch in system.validation_batches]), torch.from_numpy(val.images))
+    assert len(system.validation_batches[0].labels) == 64 * EVALUATION_FACTOR

@@ -1,0 +1,178 @@
+"""Sources of images: what each lists, and what it says when it cannot."""
+
+import os
+import socket
+import struct
+import urllib.request
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from refit.data.sources import Item, Source, open_source
+from tests.fixtures import Changed
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    (tmp_path / "raw").mkdir()
+    return tmp_path / "raw"
+
+
+def fill(root: Path, *names: str) -> None:
+    for number, name in enumerate(names):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (4, 4), number).save(root / name)
+
+
+def listed(source: Source) -> list[tuple[str, str, str | None]]:
+    return [(item.name, source.classes[item.label], item.split) for item in source.list_items()]
+
+
+def pixels(item: Item) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    with item.open() as image:
+        return np.asarray(image)
+
+
+def test_digits_are_the_1797_of_scikit_learn_in_17_grey_levels(changed: Changed, root: Path) -> None:
+    source = open_source(changed({"data.source": "digits", "data.root": str(root)}).data)
+    items = source.list_items()
+    assert source.classes == tuple("0123456789")
+    assert len(items) == len({item.name for item in items}) == 1797
+    assert Counter(item.label for item in items)[3] == 183
+    images = np.stack([pixels(item) for item in items])
+    assert images.shape == (1797, 8, 8)
+    levels = np.unique(images)
+    assert (len(levels), levels[0], levels[-1]) == (17, 0, 255)
+
+
+class TestFolder:
+    @pytest.fixture(autouse=True)
+    def _open(self, changed: Changed, root: Path) -> None:
+        self.data = changed({"data.source": "folder", "data.root": str(root)}).data
+
+    def test_class_folders_at_the_top_leave_the_splits_to_us(self, root: Path) -> None:
+        fill(root, "dog/1.png", "cat/b/2.png", "cat/1.png")
+        assert listed(open_source(self.data)) == [
+            ("cat/1.png", "cat", None), ("cat/b/2.png", "cat", None), ("dog/1.png", "dog", None)
+        ]  # fmt: skip
+
+    def test_split_folders_give_the_splits(self, root: Path) -> None:
+        fill(root, "train/cat/1.png", "train/dog/1.png", "val/cat/2.png", "test/dog/3.png")
+        assert listed(open_source(self.data)) == [
+            ("test/dog/3.png", "dog", "test"),
+            ("train/cat/1.png", "cat", "train"),
+            ("train/dog/1.png", "dog", "train"),
+            ("val/cat/2.png", "cat", "val"),
+        ]
+
+    def test_train_and_val_alone_give_two_splits(self, root: Path) -> None:
+        fill(root, "train/cat/1.png", "train/dog/1.png", "val/cat/2.png", "val/dog/2.png")
+        assert {split for _, _, split in listed(open_source(self.data))} == {"train", "val"}
+
+    @pytest.mark.parametrize("name", ["val", "valid", "validation"])
+    def test_the_validation_split_goes_by_its_usual_names(self, name: str, root: Path) -> None:
+        fill(root, "train/cat/1.png", "train/dog/1.png", f"{name}/cat/2.png")
+        assert (f"{name}/cat/2.png", "cat", "val") in listed(open_source(self.data))
+
+    def test_a_class_missing_in_one_split_does_not_shift_the_labels_of_the_others(self, root: Path) -> None:
+        fill(root, "train/ant/1.png", "train/bee/1.png", "train/cat/1.png", "test/cat/2.png", "test/bee/2.png")
+        source = open_source(self.data)
+        assert source.classes == ("ant", "bee", "cat")
+        for item in source.list_items():
+            assert source.classes[item.label] == Path(item.name).parent.name
+
+    def test_what_lies_beside_the_split_folders_is_no_class(self, root: Path) -> None:
+        fill(root, "train/cat/1.png", "train/dog/1.png", "masks/1.png", ".cache/1.png", "train/.hidden/1.png", "1.png")
+        assert open_source(self.data).classes == ("cat", "dog")
+        assert len(listed(open_source(self.data))) == 2
+
+    def test_classes_that_happen_to_be_called_test_and_val_are_classes(self, root: Path) -> None:
+        fill(root, "test/1.png", "val/1.png")
+        assert open_source(self.data).classes == ("test", "val")
+
+    def test_items_open_their_own_image(self, root: Path) -> None:
+        fill(root, "cat/1.png", "dog/1.png")
+        assert [pixels(item).max() for item in open_source(self.data).list_items()] == [0, 1]
+
+    @pytest.mark.parametrize("names", [[], ["cat/1.png"], ["1.png"]])
+    def test_fewer_than_two_classes_are_an_error(self, names: Iterable[str], root: Path) -> None:
+        fill(root, *names)
+        with pytest.raises(ValueError, match=r"class folders; expected two or more"):
+            open_source(self.data)
+
+    def test_a_class_whose_name_is_no_text_is_an_error(self, root: Path) -> None:
+        fill(root, "cat/1.png", os.fsdecode(b"caf\xe9/2.png"))
+        with pytest.raises(ValueError, match=r"class folder caf\\udce9: its name is no UTF-8"):
+            open_source(self.data)
+
+    def test_a_class_without_an_image_is_an_error_that_names_it(self, root: Path) -> None:
+        fill(root, "cat/1.png", "dog/1.png")
+        (root / "emu").mkdir()
+        (root / "emu/notes.txt").touch()
+        with pytest.raises(ValueError, match="class folder 'emu' has no image"):
+            open_source(self.data).list_items()
+
+
+@pytest.mark.parametrize("source", ["mnist", "digits:8x8", "folder:photos", "torchvision", "torchvision:Fashion", ":"])
+def test_an_unknown_source_is_an_error_that_names_the_known_ones(source: str, changed: Changed, root: Path) -> None:
+    data = changed({"data.source": source, "data.root": str(root)}).data
+    with pytest.raises(ValueError, match=r"data\.source = .* is unknown; .*(folder|FashionMNIST)"):
+        open_source(data)
+
+
+@pytest.mark.parametrize("source", ["digits", "folder", "torchvision:MNIST"])
+def test_a_root_that_is_not_there_is_an_error_that_names_it(source: str, changed: Changed, tmp_path: Path) -> None:
+    data = changed({"data.source": source, "data.root": str(tmp_path / "nowhere")}).data
+    with pytest.raises(ValueError, match=r"data\.root = '.*nowhere' is not a folder"):
+        open_source(data)
+    assert not (tmp_path / "nowhere").exists()
+
+
+@pytest.mark.parametrize("name", ["MNIST", "FashionMNIST", "KMNIST", "USPS", "CIFAR10", "CIFAR100", "SVHN", "STL10"])
+def test_a_set_that_cannot_be_had_is_one_line_and_leaves_nothing(
+    name: str, changed: Changed, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket() as nobody_listens:
+        nobody_listens.bind(("127.0.0.1", 0))
+        for scheme in ("http", "https"):
+            monkeypatch.setenv(f"{scheme}_proxy", f"http://127.0.0.1:{nobody_listens.getsockname()[1]}")
+        monkeypatch.delenv("no_proxy", raising=False)
+        monkeypatch.delenv("NO_PROXY", raising=False)
+        monkeypatch.setattr(urllib.request, "_opener", None)  # it remembers the proxies of its first use
+        data = changed({"data.source": f"torchvision:{name}", "data.root": str(root)}).data
+        with pytest.raises(ValueError, match="could not be downloaded") as raised:
+            open_source(data)
+    (line,) = str(raised.value).splitlines()
+    assert f"torchvision:{name}" in line
+    assert str(root) in line
+    assert list(root.iterdir()) == []
+
+
+def write_idx(path: Path, values: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> None:
+    header = struct.pack(f">HBB{values.ndim}I", 0, 8, values.ndim, *values.shape)
+    path.write_bytes(header + values.tobytes())
+
+
+@pytest.mark.parametrize("name", ["MNIST", "FashionMNIST", "KMNIST"])
+def test_a_torchvision_set_under_the_root_is_read_in_full(name: str, changed: Changed, root: Path) -> None:
+    raw = root / name / "raw"
+    raw.mkdir(parents=True)
+    random = np.random.default_rng(0)
+    sets = {}
+    for split, prefix, count in (("train", "train", 12), ("test", "t10k", 5)):
+        images = random.integers(0, 256, (count, 28, 28), dtype=np.uint8)
+        labels = np.arange(count, dtype=np.uint8) % 10
+        write_idx(raw / f"{prefix}-images-idx3-ubyte", images)
+        write_idx(raw / f"{prefix}-labels-idx1-ubyte", labels)
+        sets[split] = list(zip(images, labels, strict=True))
+    source = open_source(changed({"data.source": f"torchvision:{name}", "data.root": str(root)}).data)
+    items = source.list_items()
+    assert len(source.classes) == 10
+    assert [item.split for item in items] == ["train"] * 12 + ["test"] * 5
+    for item, (image, label) in zip(items, sets["train"] + sets["test"], strict=True):
+        assert item.label == label
+        assert np.array_equal(pixels(item), image)

@@ -1,0 +1,59 @@
+"""Two classifiers on the same images."""
+
+import numpy as np
+import pytest
+
+from refit.evaluation.comparison import compare, paired
+
+
+def outcomes(both: int, only_this: int, only_rival: int, neither: int) -> tuple[np.ndarray, np.ndarray]:
+    this = np.repeat([True, True, False, False], [both, only_this, only_rival, neither])
+    rival = np.repeat([True, False, True, False], [both, only_this, only_rival, neither])
+    return this, rival
+
+
+def test_the_published_example() -> None:
+    """Agresti's two surveys of 1,600 people: 944 approved in the first, 880 in the second; Wald's interval is -0.06 to
+    -0.02, and theirs differs from it by little where people are many."""
+    found = compare(*outcomes(794, 86, 150, 570), confidence=0.95)
+    assert (found.images, found.only_this, found.only_rival) == (1600, 86, 150)
+    assert found.difference == pytest.approx((880 - 944) / 1600)
+    wald = 1.96 * np.sqrt(86 + 150 - 64**2 / 1600) / 1600
+    assert found.low == pytest.approx(found.difference - wald, abs=2e-4)
+    assert found.high == pytest.approx(found.difference + wald, abs=2e-4)
+
+
+@pytest.mark.parametrize(("images", "chances"), [(40, (0.9, 0.05, 0.02, 0.03)), (400, (0.8, 0.05, 0.1, 0.05))])
+def test_the_interval_holds_the_true_difference_as_often_as_it_says(images: int, chances: tuple[float, ...]) -> None:
+    truth = chances[1] - chances[2]
+    draws = np.random.default_rng(0).multinomial(images, chances, size=4000)
+    found = [compare(*outcomes(*draw), confidence=0.95) for draw in draws]
+    covered = np.mean([one.low <= truth <= one.high for one in found])
+    assert 0.94 < covered < 0.995
+
+
+@pytest.mark.parametrize(("images", "widest"), [(0, 1.0), (10, 0.17), (1000, 0.002)])
+def test_two_that_agree_on_every_image_differ_by_little_only_where_images_are_many(images: int, widest: float) -> None:
+    found = compare(*outcomes(images, 0, 0, 0), confidence=0.95)
+    assert found.difference == 0
+    assert 0.9 * widest < found.high == -found.low <= widest
+
+
+def test_images_that_the_other_lacks_do_not_count_and_the_list_is_of_those_that_one_has_right() -> None:
+    rows = [
+        {"file": file, "actual": "cat", "predicted": predicted, "probability": "0.5"}
+        for file, predicted in {"a": "cat", "b": "dog", "c": "cat", "d": "dog", "e": "cat"}.items()
+    ]
+    found, differing = paired(rows, "other", {"a": "cat", "b": "cat", "c": "dog", "d": "cow", "x": "cat"}, 0.95)
+    assert (found.images, found.only_this, found.only_rival) == (4, 1, 1)
+    assert differing == [
+        {"file": "b", "actual": "cat", "predicted": "dog", "other": "cat"},
+        {"file": "c", "actual": "cat", "predicted": "cat", "other": "dog"},
+    ]
+    assert paired(rows, "other", {}, 0.95)[0].images == 0
+
+
+def test_the_interval_stays_within_what_a_difference_can_be() -> None:
+    found = compare(*outcomes(0, 2, 0, 0), confidence=0.99)
+    assert found.high == 1
+    assert found.low < 0

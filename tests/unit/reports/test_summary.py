@@ -1,0 +1,116 @@
+"""The summary at the end of a run, from files as the stages write them."""
+
+import json
+import subprocess
+import sys
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from refit.reports.summary import as_markdown, as_text, read_facts
+from refit.tracking.runs import TrackedRun, model_sha256, tracking_uri
+
+PROJECT = Path(__file__).resolve().parents[3]
+
+FILES: dict[str, dict[str, Any]] = {
+    "data/prepared/dataset.json": {
+        "format": 1,
+        "source": "digits",
+        "classes": [str(digit) for digit in range(10)],
+        "shape": [1, 8, 8],
+        "counts": {"train": 1169, "val": 269, "test": 359},
+    },
+    "data/tuning/batch.json": {
+        "effective_batch": 256, "micro_batch": 64, "accumulate_grad_batches": 4, "hardware": "cpu", "chosen_by": "auto"
+    },
+    "data/tuning/learning_rate.json": {"learning_rate": 0.0069183, "chosen_by": "find_lr", "suggestion": 0.0069183},
+    "data/evaluation/fit.json": {"epoch": 21, "epochs": 30, "val_loss": 0.1165, "val_accuracy": 0.98885},
+    "data/evaluation/test.json": {
+        "tested": sha256(b"weights").hexdigest()[:12], "accuracy": 0.98607, "accuracy_low": 0.96779,
+        "accuracy_high": 0.99409, "macro_f1": 0.98594, "ece": 0.01234
+    },
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name, values in FILES.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(json.dumps(values))
+    (tmp_path / "data/model").mkdir()
+    (tmp_path / "data/model/model.safetensors").write_bytes(b"weights")
+    monkeypatch.chdir(tmp_path)
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "DVC_ROOT"):
+        monkeypatch.setenv(name, "")
+    return tmp_path
+
+
+def test_a_person_reads_every_figure_in_25_lines_of_80_columns(repository: Path) -> None:
+    text = as_text(read_facts())
+    flat = " ".join(text.split())
+    for figure in (
+        "digits: 1,169 train, 269 val, 359 test images of 10 classes, 1x8x8",
+        "256 images = 4 x 64, from scale_batch",
+        "0.00692, from find_lr",
+        "21 of 30",
+        "0.9861 (confidence interval 0.9678 to 0.9941)",
+        "macro F1 0.9859",
+        "ECE 0.0123",
+        f"data/model, sha256 {model_sha256(repository / 'data/model')[:12]}",
+        "data/evaluation/report.html",
+        "make mlflow",
+        "make compare",
+        "dvc exp run -S",
+        "none of this model",
+    ):
+        assert figure in flat
+    assert len(text.splitlines()) <= 25
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_figures_of_another_model_are_told_as_such(repository: Path) -> None:
+    assert "TEST IS OLD" not in as_text(read_facts())
+    (repository / "data/model/model.safetensors").write_bytes(b"trained again")
+    assert "TEST IS OLD" in as_markdown(read_facts())
+    assert "of another model; run: dvc repro" in " ".join(as_text(read_facts()).split())
+
+
+def test_the_runs_name_id_and_page_are_given(repository: Path) -> None:
+    run = TrackedRun({"data": {"source": "digits"}, "model": {"network": "cnn"}}, {})
+    digest = model_sha256(repository / "data/model")
+    run._client.set_tag(run._run_id, "model_sha256", digest)  # what finish() does beside logging a network
+    run._client.set_terminated(run._run_id, "FINISHED")
+    assert tracking_uri().startswith(f"sqlite:///{repository}")
+    page = f"http://127.0.0.1:5000/#/experiments/1/runs/{run.run_id}"
+    assert f"digits cnn, {run.run_id}\n  {page}\n" in as_text(read_facts())
+    assert f"| MLflow run | [digits cnn, {run.run_id}]({page}) |" in as_markdown(read_facts())
+
+
+def test_markdown_is_one_table_with_a_link_to_the_report(repository: Path) -> None:
+    lines = as_markdown(read_facts()).splitlines()
+    assert all(line.startswith("|") and line.count("|") == 3 for line in lines)
+    report = (repository / "data/evaluation/report.html").as_uri()
+    assert f"| report | [data/evaluation/report.html]({report}) |" in lines
+
+
+def test_it_can_be_written_from_another_folder(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir("/")
+    assert "0.9861" in as_text(read_facts(repository))
+
+
+@pytest.mark.parametrize("missing", [*FILES, "data/model/model.safetensors"])
+def test_a_missing_file_is_one_line_that_names_it_and_exit_code_2(missing: str, repository: Path) -> None:
+    (repository / missing).unlink()
+    with pytest.raises(ValueError, match=missing) as error:
+        as_text(read_facts())
+    assert "run: dvc repro" in str(error.value)
+
+
+def test_the_command_ends_with_2_and_no_traceback(tmp_path: Path) -> None:
+    (tmp_path / "data/evaluation/test.json").unlink()
+    program = [sys.executable, str(PROJECT / "refit/reports/summary.py")]
+    answer = subprocess.run(program, capture_output=True, text=True, check=False, env={"PYTHONPATH": str(PROJECT)})
+    assert answer.returncode == 2
+    assert answer.stderr == "error: data/evaluation/test.json is not here; run: dvc repro\n"

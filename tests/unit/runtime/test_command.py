@@ -1,0 +1,66 @@
+"""What a command for people does around its story."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+COMMANDS = {
+    "mistake": "raise ValueError('the file is not there')",
+    "long": "print('seen\\n' * 100_000)",
+    "short": "print('seen')",
+}
+
+
+def start(name: str) -> "subprocess.Popen[str]":
+    code = (
+        f"from refit.runtime.command import run_command\ndef main(arguments):\n    {COMMANDS[name]}\nrun_command(main)"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    return subprocess.Popen(
+        [sys.executable, "-c", code], env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+
+
+def test_a_mistake_is_a_line_and_exit_code_2() -> None:
+    command = start("mistake")
+    assert command.communicate() == ("", "error: the file is not there\n")
+    assert command.returncode == 2
+
+
+@pytest.mark.parametrize("name", ["long", "short"])
+def test_a_reader_who_has_seen_enough_is_no_error(name: str) -> None:
+    command = start(name)
+    assert command.stdout is not None
+    assert command.stderr is not None
+    if name == "long":
+        assert command.stdout.readline() == "seen\n"
+    command.stdout.close()
+    assert (command.stderr.read(), command.wait()) == ("", 1)
+    command.stderr.close()
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "stages.fit",
+        "refit.commands.sanity",
+        "refit.reports.summary",
+        "pipelines.tools.doctor",
+        "pipelines.reproduce",
+        "pipelines.retrain",
+        "refit.commands.promote",
+        "pipelines.tools.smoke",
+        "pipelines.tools.verify",
+    ],
+)
+def test_an_argument_that_means_nothing_is_refused_before_any_work(module: str, tmp_path: Path) -> None:
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[3])}
+    done = subprocess.run(
+        [sys.executable, "-m", module, "--fast"], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "error: " in done.stderr
+    assert "Traceback" not in done.stderr

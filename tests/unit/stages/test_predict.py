@@ -1,0 +1,170 @@
+"""`predict` on a made folder of new images: real stage, real model, real files."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from refit.artifacts.model import read_model, write_model
+from refit.artifacts.prepared import read_info, read_split
+from refit.params import Params
+from refit.systems.build import build_system
+from stages import predict
+from tests.fixtures import Changed
+
+NEW = Path("data/new")
+
+
+@pytest.fixture(autouse=True)
+def _model(prepared_workspace: Path, params: Params) -> None:
+    """A model of digits in data/model. It has learned nothing; that does not matter here."""
+    torch.manual_seed(0)
+    info = read_info()
+    write_model(build_system(params.model, info), params.model, info, 4, {})
+
+
+def draw(name: str, seed: int = 0, size: tuple[int, int] = (8, 8)) -> Path:
+    (NEW / name).parent.mkdir(parents=True, exist_ok=True)
+    random = np.random.default_rng(seed)
+    Image.fromarray(random.integers(0, 256, (size[1], size[0]), dtype=np.uint8)).save(NEW / name)
+    return NEW / name
+
+
+def halve(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def rows() -> list[dict[str, str]]:
+    with Path("data/predictions/predictions.csv").open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def summary() -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(Path("data/predictions/summary.json").read_text(encoding="utf-8"))
+    return content
+
+
+def test_each_image_has_a_row_in_order_but_those_that_cannot_be_decoded_which_are_named(
+    params: Params, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ["b.png", "a/2.png", "a/10.png", "c.bmp", "z.png", "ü, ö.png"]
+    for seed, name in enumerate(names):
+        draw(name, seed)
+    halve(draw("d.jpg", size=(64, 64)))
+    draw(".hidden.png")
+    (NEW / "notes.txt").touch()
+    predict.main(params)
+    assert [row["file"] for row in rows()] == ["b.png", "c.bmp", "z.png", "ü, ö.png", "a/10.png", "a/2.png"]
+    (bad,) = summary()["unreadable"]
+    assert bad["file"] == "d.jpg"
+    assert "truncated" in bad["why"]
+    assert "warning: d.jpg is left out: " in capsys.readouterr().err
+
+
+def test_a_row_is_what_the_model_says_of_that_file(changed: Changed) -> None:
+    """More files than one batch holds, so a row out of step would show."""
+    for number in range(21):
+        draw(f"{number:02}.png", number)
+    draw("04.png").write_bytes(b"")
+    predict.main(changed({"predict.top_k": 10}))
+    system, model = read_model()
+    assert len(rows()) == 20
+    for row in rows():
+        pixels = torch.from_numpy(np.asarray(Image.open(NEW / row["file"])).copy())
+        with torch.inference_mode():
+            probabilities = system.eval()(pixels[None, None]).softmax(1)[0]
+        order = probabilities.argsort(descending=True).tolist()
+        assert [row["label"], *(row[f"label_{place}"] for place in range(2, 11))] == [model.classes[i] for i in order]
+        told = [float(row["probability"]), *(float(row[f"probability_{place}"]) for place in range(2, 11))]
+        np.testing.assert_allclose(told, probabilities[order], atol=2e-6)
+        assert sum(told) == pytest.approx(1, abs=1e-5)
+
+
+def test_photos_of_any_size_and_mode_are_made_to_fit_the_model(params: Params) -> None:
+    for number, mode in enumerate(("RGB", "RGBA", "P", "1", "I;16")):
+        Image.new(mode, (50 + number, 30)).save(NEW / f"{number}.png")
+    predict.main(params)
+    assert len(rows()) == 5
+
+
+def test_an_uncertain_prediction_is_marked_as_abstained_and_counted(changed: Changed) -> None:
+    for number in range(10):
+        draw(f"{number}.png", number)
+    predict.main(changed({"predict.abstain_below": 0.0}))
+    certain = sorted(float(row["probability"]) for row in rows())
+    assert {row["abstained"] for row in rows()} == {"no"}
+    predict.main(changed({"predict.abstain_below": (certain[3] + certain[4]) / 2}))
+    assert sum(row["abstained"] == "yes" for row in rows()) == summary()["abstained"] == 4
+    assert all((float(row["probability"]) <= certain[3]) == (row["abstained"] == "yes") for row in rows())
+
+
+@pytest.mark.parametrize(("top_k", "listed"), [(1, 1), (3, 3), (99, 10)])
+def test_a_row_lists_the_top_k_classes(top_k: int, listed: int, changed: Changed) -> None:
+    draw("1.png")
+    predict.main(changed({"predict.top_k": top_k}))
+    assert sum(name.startswith("label") for name in rows()[0]) == listed
+
+
+def test_an_empty_folder_means_the_test_split(params: Params) -> None:
+    predict.main(params)
+    labels = read_split("test").labels
+    assert summary()["of"] == "the test split"
+    assert summary()["images"] == len(rows()) == len(labels)
+    assert len({row["file"] for row in rows()}) == len(labels)
+    assert sum(summary()["predicted"].values()) == len(labels)
+
+
+def test_the_summary_names_the_model(params: Params) -> None:
+    draw("1.png")
+    predict.main(params)
+    assert summary()["model_sha256"] == read_model()[1].sha256
+    assert (summary()["of"], summary()["images"]) == ("new images", 1)
+
+
+def test_where_no_image_can_be_decoded_the_last_predictions_stay(params: Params) -> None:
+    draw("1.png")
+    predict.main(params)
+    before = rows()
+    (NEW / "1.png").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"predict\.images = 'data/new': none of its 1 images can be decoded"):
+        predict.main(params)
+    assert rows() == before
+
+
+def test_a_folder_that_is_not_there_is_an_error_that_names_its_key(changed: Changed) -> None:
+    with pytest.raises(ValueError, match=r"predict\.images = 'data/newer' is not a folder"):
+        predict.main(changed({"predict.images": "data/newer"}))
+
+
+def test_the_same_images_are_predicted_to_the_same_bytes_though_decoded_in_parallel(params: Params) -> None:
+    """The first of the unreadable files takes the longest to fail."""
+    for number in range(4):
+        draw(f"good{number}.png", number)
+    halve(draw("bad1.jpg", size=(3000, 3000)))
+    halve(draw("bad2.jpg", size=(64, 64)))
+    (NEW / "bad3.jpg").write_bytes(b"")
+    written = []
+    for _ in range(2):
+        predict.main(params)
+        written.append([path.read_bytes() for path in sorted(Path("data/predictions").iterdir())])
+        assert [bad["file"] for bad in summary()["unreadable"]] == ["bad1.jpg", "bad2.jpg", "bad3.jpg"]
+    assert written[0] == written[1]
+
+
+def test_the_model_and_the_images_are_all_that_new_images_need(params: Params, prepared_workspace: Path) -> None:
+    draw("1.png")
+    (prepared_workspace / "data/prepared").rename(prepared_workspace / "elsewhere")
+    predict.main(params)
+    assert len(rows()) == 1
+
+
+def test_a_file_name_that_is_not_text_is_written_as_text(params: Params) -> None:
+    (NEW / "1.png").parent.mkdir(exist_ok=True)
+    draw("1.png").rename(NEW / "gr\udcf6n.png")
+    predict.main(params)
+    assert rows()[0]["file"] == r"gr\udcf6n.png"

@@ -1,0 +1,268 @@
+"""Pretrained weights: what a network begins with, what of them is left out, and what is refused."""
+
+import io
+import json
+import pickle
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+
+import pytest
+import torch
+import torchvision
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from refit.artifacts.model import MODEL, read_model
+from refit.params import ModelParams, check_params
+from refit.systems.networks import build_network
+from refit.systems.weights import check_weights, identity, load_weights
+from stages import predict
+from tests.fixtures import Fit, Values, model_params
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*LeafSpec"),
+    pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType"),  # MLflow's, of a function of its own
+]
+
+FOLDER = Path("data/weights")
+IMAGENET_MEAN = [0.485, 0.456, 0.406]
+RESNET = "torchvision:resnet18"
+
+
+@pytest.fixture(autouse=True)
+def _folder(workspace: Path) -> None:
+    FOLDER.mkdir()
+
+
+def model(weights: str | None, network: str = RESNET, width: int | None = None) -> ModelParams:
+    return model_params(network=network, width=width, dropout=None, weights=weights)
+
+
+def build(params: ModelParams, channels: int = 3, outputs: int = 7, seed: int = 1) -> Any:
+    torch.manual_seed(seed)
+    return build_network(params, (channels, 32, 32), outputs, [0.5] * channels, [0.25] * channels)
+
+
+def torchvision_file(
+    name: str, outputs: int = 1000, suffix: str = ".pth", changed: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
+    torch.manual_seed(0)
+    state: dict[str, Tensor] = torchvision.models.resnet18(num_classes=outputs).state_dict() | dict(changed or {})
+    if suffix == ".safetensors":
+        save_file(state, FOLDER / f"{name}{suffix}")
+    else:
+        torch.save(state, FOLDER / f"{name}{suffix}")
+    return state
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_all_but_the_head_begins_with_a_file_s_weights_and_the_input_is_theirs(suffix: str, channels: int) -> None:
+    state = torchvision_file("photos", suffix=suffix)
+    network, fresh = (build(model(f"data/weights/photos{suffix}"), channels) for _ in range(2))
+    load_weights(network, model(f"data/weights/photos{suffix}"))
+    inner, fresh_inner = (one[1][1] if channels == 1 else one[1] for one in (network, fresh))
+    for name, value in inner.state_dict().items():
+        expected = fresh_inner.state_dict()[name] if name.startswith("fc.") else state[name]
+        assert torch.equal(value, expected), name
+    mean = network[0].mean.flatten().tolist()
+    assert mean == pytest.approx(IMAGENET_MEAN if channels == 3 else [sum(IMAGENET_MEAN) / 3])
+    assert network(torch.zeros(2, channels, 32, 32, dtype=torch.uint8)).shape == (2, 7)
+
+
+def test_a_head_with_as_many_outputs_is_kept() -> None:
+    state = torchvision_file("seven", outputs=7)
+    network = build(model("data/weights/seven.pth"))
+    load_weights(network, model("data/weights/seven.pth"))
+    assert torch.equal(network[1].fc.weight, state["fc.weight"])
+
+
+def test_names_of_torchvision_s_are_loaded_by_its_own_way_and_never_unpickled(monkeypatch: pytest.MonkeyPatch) -> None:
+    state = torchvision_file("resnet18")
+    asked: dict[str, Any] = {}
+
+    def hub(url: str, **options: Any) -> dict[str, Tensor]:
+        asked.update(options, url=url)
+        return dict(state)
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", hub)
+    network = build(model("IMAGENET1K_V1"))
+    load_weights(network, model("IMAGENET1K_V1"))
+    assert torch.equal(network[1].conv1.weight, state["conv1.weight"])
+    assert network[0].mean.flatten().tolist() == pytest.approx(IMAGENET_MEAN)
+    assert asked["url"].endswith("resnet18-f37072fd.pth")
+    assert asked["weights_only"]
+    assert asked["check_hash"]
+
+
+def test_where_no_network_is_there_a_name_is_an_error_of_one_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def unreachable(*_: object, **__: object) -> None:
+        raise URLError("Name or service not known")
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
+    monkeypatch.setattr("torch.hub.urlopen", unreachable)
+    with pytest.raises(
+        ValueError, match=r"model\.weights = 'DEFAULT' cannot be had from https://.*: .*Name or service not known.*; or"
+    ) as raised:
+        load_weights(build(model("DEFAULT")), model("DEFAULT"))
+    assert "\n" not in str(raised.value)
+
+
+def test_old_densenet_files_and_files_without_counters_are_read() -> None:
+    """As torchvision's own lie in the web: names of another time, and no num_batches_tracked."""
+    network = torchvision.models.densenet121(num_classes=7)
+    old = {
+        name.replace(".norm1.", ".norm.1.").replace(".conv2.", ".conv.2."): value
+        for name, value in network.state_dict().items() if not name.endswith("num_batches_tracked")
+    }  # fmt: skip
+    assert any(".norm.1." in name for name in old)
+    torch.save(old, FOLDER / "dense.pth")
+    params = model("data/weights/dense.pth", "torchvision:densenet121")
+    built = build(params)
+    load_weights(built, params)
+    assert all(torch.equal(value, network.state_dict()[name]) for name, value in built[1].state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (
+            {"conv1.weight": torch.zeros(64, 1, 7, 7)},
+            r"conv1.weight \(\[64, 1, 7, 7\] there, \[64, 3, 7, 7\] here\) missing",
+        ),
+        ({"extra.weight": torch.zeros(2)}, "extra.weight missing"),
+    ],
+)
+def test_a_tensor_that_does_not_match_is_named(change: dict[str, Tensor], named: str) -> None:
+    torchvision_file("off", changed=change)
+    with pytest.raises(ValueError, match=f"does not fit: {named} there, of another shape, or not the network"):
+        load_weights(build(model("data/weights/off.pth")), model("data/weights/off.pth"))
+
+
+def test_of_many_that_do_not_match_four_are_named() -> None:
+    torchvision_file("other")
+    params = model("data/weights/other.pth", "cnn")
+    with pytest.raises(ValueError, match=r"does not fit: ([\w.]+, ){3}[\w.]+ and \d+ more missing") as raised:
+        load_weights(build(params), params)
+    assert len(str(raised.value)) < 300
+
+
+class Bomb:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (Path("exploded"),)
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".pth", ".safetensors"])
+@pytest.mark.parametrize("content", ["torch", "pickle", "cut"])
+def test_a_file_that_holds_no_weights_is_an_error_and_nothing_in_it_is_run(content: str, suffix: str) -> None:
+    path = FOLDER / f"bad{suffix}"
+    buffer = io.BytesIO()
+    torch.save({"fc.weight": Bomb()} if content == "torch" else {"fc.weight": torch.zeros(99)}, buffer)
+    written = buffer.getvalue()
+    path.write_bytes({"torch": written, "pickle": pickle.dumps(Bomb(), protocol=2), "cut": written[:-200]}[content])
+    with pytest.raises(ValueError, match=r"model\.weights = 'data/weights/bad.*' holds no weights: ") as raised:
+        load_weights(build(model(str(path))), model(str(path)))
+    assert "\n" not in str(raised.value)
+    assert not Path("exploded").exists()
+
+
+def test_an_old_file_cut_short_anywhere_is_an_error_of_one_line() -> None:
+    path, buffer = FOLDER / "old.pt", io.BytesIO()
+    torch.save({"fc.weight": torch.zeros(3, 3)}, buffer, _use_new_zipfile_serialization=False)
+    whole = buffer.getvalue()
+    for kept in range(0, len(whole), 7):
+        path.write_bytes(whole[:kept])
+        with pytest.raises(ValueError, match=r"^model\.weights = 'data/weights/old\.pt' ") as raised:
+            load_weights(build(model(str(path))), model(str(path)))
+        assert "\n" not in str(raised.value)
+
+
+def test_what_is_no_state_dict_is_an_error() -> None:
+    torch.save({"state_dict": {"fc.weight": torch.zeros(2)}}, FOLDER / "nested.pth")
+    with pytest.raises(ValueError, match="is no state_dict; expected names and tensors"):
+        load_weights(build(model("data/weights/nested.pth")), model("data/weights/nested.pth"))
+
+
+@pytest.mark.parametrize(
+    ("weights", "network", "line"),
+    [
+        ("DEFAULT", "cnn", "weights 'DEFAULT' is a name, and cnn has no weights by name"),
+        ("data/model/model.safetensors", "cnn", "is not below data/weights/"),
+        ("data/weights/../model/model.safetensors", "cnn", "is not below data/weights/"),
+        ("data/weights/model.ckpt", "cnn", "is of a kind that is not read; expected one of .safetensors, .pt, .pth"),
+    ],
+)
+def test_weights_that_cannot_be_are_refused(weights: str, network: str, line: str, values: Values) -> None:
+    with pytest.raises(ValueError, match=f"params.yaml: model: .*{line}"):
+        check_params(values({"model.weights": weights, "model.network": network}))
+
+
+def test_a_name_that_the_network_has_not_and_a_file_that_is_not_there_are_told_before_any_work() -> None:
+    with pytest.raises(
+        ValueError, match=r"'IMAGENET1K_V2' is unknown; did you mean IMAGENET1K_V1.*resnet18 has IMAGENET1K_V1, DEFAULT"
+    ):
+        check_weights(model("IMAGENET1K_V2"))
+    with pytest.raises(ValueError, match=r"'data/weights/gone\.pth' is not there; put the file into data/weights/"):
+        check_weights(model("data/weights/gone.pth"))
+    check_weights(model("DEFAULT"))
+
+
+def test_the_identity_of_weights_is_their_content() -> None:
+    torchvision_file("one")
+    torchvision_file("two", outputs=5)
+    one, two = (identity(model(f"data/weights/{name}.pth")) for name in ("one", "two"))
+    assert one != two
+    assert len(str(one)) == 64
+    shutil.copy(FOLDER / "one.pth", FOLDER / "two.pth")
+    assert identity(model("data/weights/two.pth")) == one
+    assert str(identity(model("DEFAULT"))).startswith("https://")
+    assert identity(model(None)) is None
+
+
+def test_a_fit_goes_on_from_a_model_that_refit_trained_and_the_model_needs_no_file_any_more(
+    prepared_workspace: Path, fitted: Fit, values: Values
+) -> None:
+    """Trained as an autoencoder, then as a classifier that begins with its encoder, in which the head alone learns."""
+    before = fitted(model__system="autoencoder", fit__max_epochs=1)
+    shutil.copy(MODEL / "model.safetensors", FOLDER / "encoder.safetensors")
+    after = fitted(model__weights="data/weights/encoder.safetensors", fit__freeze_epochs=1, fit__max_epochs=1)
+    kept = {name for name in after if name.startswith("network.1.") and not name.startswith("network.1.11.")}
+    assert len(kept) == 36
+    assert all(torch.equal(after[name], before[name]) for name in kept)
+    assert torch.equal(after["network.0.mean"], before["network.0.mean"])
+    assert after["network.1.11.weight"].shape[0] == 10
+    (FOLDER / "encoder.safetensors").unlink()
+    system, description = read_model()
+    assert description.model.weights == "data/weights/encoder.safetensors"
+    assert all(torch.equal(value, after[name]) for name, value in system.state_dict().items())
+    params = check_params(values({"model.network": "cnn", "model.width": 4}))
+    predict.main(params.only(*predict.READS))
+    assert json.loads(Path("data/predictions/summary.json").read_text())["images"] > 0
+
+
+def test_the_normalisation_comes_along_with_a_model_that_refit_trained() -> None:
+    trained: Any = nn.Module()
+    trained.network = build(model(None, "cnn"), 3)
+    trained.network[0].mean.fill_(0.125)
+    save_file(trained.state_dict(), FOLDER / "ours.safetensors")
+    params = model("data/weights/ours.safetensors", "cnn")
+    network = build(params, seed=2)
+    load_weights(network, params)
+    assert network[0].mean.flatten().tolist() == [0.125] * 3
+    assert all(torch.equal(value, load_file(FOLDER / "ours.safetensors")[f"network.{name}"])
+               for name, value in network.state_dict().items())  # fmt: skip
+
+
+def test_a_model_of_grey_images_serves_colour_images() -> None:
+    trained: Any = nn.Module()
+    trained.network = build(model(None), 1)
+    save_file(trained.state_dict(), FOLDER / "grey.safetensors")
+    params = model("data/weights/grey.safetensors")
+    network = build(params, seed=2)
+    load_weights(network, params)
+    assert torch.equal(network[1].conv1.weight, trained.network[1][1].conv1.weight)

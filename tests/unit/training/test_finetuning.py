@@ -1,0 +1,165 @@
+"""Fine-tuning: what is the head, what is frozen for how long, and how fast the rest learns."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+import torchvision
+from pytorch_lightning.callbacks import Callback
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from refit.params import OUR_NETWORKS, check_params
+from refit.systems.head import backbone_parameters, head
+from refit.systems.networks import build_network
+from refit.training.finetuning import FrozenBackbone
+from tests.fixtures import Fit, Values, model_params, watched_by
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*LeafSpec"),
+    pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType"),  # MLflow's, of a function of its own
+]
+
+EPOCHS = 3
+STEPS = 18  # an epoch
+
+
+class Notes(Callback):
+    """The state before each step and after the last, each group's learning rate, and the modes of the norms."""
+
+    def __init__(self) -> None:
+        self.states: list[dict[str, Tensor]] = []
+        self.rates: list[list[float]] = []
+        self.training: list[list[bool]] = []
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: object) -> None:
+        self.states.append(_copied(pl_module))
+        self.rates.append([group["lr"] for group in trainer.optimizers[0].param_groups])
+        self.training.append([layer.training for layer in pl_module.modules() if isinstance(layer, _BatchNorm)])
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.states.append(_copied(pl_module))
+        self.backbone = {
+            name for name, weight in pl_module.named_parameters() if weight in backbone_parameters(pl_module)
+        }
+
+
+def _copied(system: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in system.state_dict().items()}
+
+
+@pytest.fixture
+def noted(fitted: Fit) -> Callable[..., Notes]:
+    def run(**keys: Any) -> Notes:
+        notes = Notes()
+        with watched_by(notes):
+            fitted(fit__max_epochs=EPOCHS, **keys)
+        return notes
+
+    return run
+
+
+def changed_in(notes: Notes, first: int, last: int) -> set[str]:
+    return {name for name in notes.states[0] if not torch.equal(notes.states[first][name], notes.states[last][name])}
+
+
+@pytest.mark.parametrize("network", [*OUR_NETWORKS, "torchvision:resnet18", "torchvision:shufflenet_v2_x0_5"])
+def test_the_head_is_the_layer_whose_outputs_are_the_network_s(network: str) -> None:
+    built = build_network(model_params(network=network, width=None, dropout=None), (1, 32, 32), 7, [0.5], [0.5])
+    assert isinstance(head(built), nn.Linear)
+    assert head(built).out_features == 7
+
+
+def test_the_head_of_every_torchvision_classifier_has_as_many_outputs_as_classes() -> None:
+    names = torchvision.models.list_models(module=torchvision.models)
+    for name in set(names) - {"googlenet", "inception_v3"}:
+        if name.startswith("regnet_") and name != "regnet_y_400mf":  # of one family, and not to be made of no data
+            continue
+        with torch.device("cpu" if name == "regnet_y_400mf" else "meta"):
+            network = torchvision.models.get_model(name, weights=None, num_classes=7)
+        assert {len(weight) for weight in head(network).parameters()} == {7}, name
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_while_frozen_only_the_head_changes_and_then_all_does(name: str, noted: Any) -> None:
+    """Not even by weight decay, nor batch norm's statistics, though there are saved states and validations between."""
+    notes = noted(
+        fit__freeze_epochs=2, optimizer__name=name, optimizer__weight_decay=0.5, optimizer__schedule="constant"
+    )
+    heads = {"network.1.11.weight", "network.1.11.bias"}
+    assert changed_in(notes, 0, 2 * STEPS) == heads
+    assert changed_in(notes, 2 * STEPS, 3 * STEPS) >= notes.backbone | heads
+    statistics = {key for key in notes.states[0] if "running" in key}
+    assert len(statistics) == 12
+    assert changed_in(notes, 2 * STEPS, 3 * STEPS) >= statistics
+    assert not any(any(modes) for modes in notes.training[: 2 * STEPS])
+    assert all(all(modes) for modes in notes.training[2 * STEPS :])
+
+
+def test_an_autoencoder_s_decoder_is_not_frozen(noted: Any) -> None:
+    notes = noted(fit__freeze_epochs=EPOCHS - 1, model__system="autoencoder")
+    changed = changed_in(notes, 0, (EPOCHS - 1) * STEPS)
+    assert not changed & notes.backbone
+    assert {name for name in notes.states[0] if name.startswith("decoder") and name.endswith("weight")} <= changed
+
+
+def test_what_a_network_of_the_user_s_keeps_from_learning_is_not_made_to_learn() -> None:
+    network = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Linear(2, 2), nn.Linear(2, 1))
+    network[0].weight.requires_grad_(False)
+    system = pl.LightningModule()
+    system.network = network
+    frozen = FrozenBackbone(1)
+    frozen.freeze_before_training(system)
+    assert [weight.requires_grad for weight in network.parameters()] == [False] * 6 + [True] * 2
+    frozen.finetune_function(system, 1, None)  # type: ignore[arg-type]
+    assert [weight.requires_grad for weight in network.parameters()] == [False] + [True] * 7
+
+
+def test_a_network_of_one_layer_has_nothing_to_freeze() -> None:
+    with pytest.raises(ValueError, match=r"fit\.freeze_epochs = 2, but Linear has no layer before its head"):
+        FrozenBackbone(2).freeze_before_training(nn.Linear(2, 2))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("schedule", ["one_cycle", "triangular", "cosine", "constant"])
+def test_the_backbone_s_rate_is_its_share_of_the_head_s_at_each_step_of_every_schedule(
+    schedule: str, noted: Any
+) -> None:
+    notes = noted(optimizer__backbone_learning_rate=0.1, optimizer__schedule=schedule)
+    assert len(notes.rates[0]) == 4
+    for head_weights, head_others, weights, others in notes.rates:
+        assert head_weights == head_others
+        assert weights == others == pytest.approx(0.1 * head_weights, abs=1e-7)
+    assert max(rates[0] for rates in notes.rates) == pytest.approx(0.01, rel=0.02)
+
+
+def test_a_backbone_that_hardly_may_learn_hardly_does_and_the_head_does(noted: Any) -> None:
+    slow = noted(optimizer__backbone_learning_rate=1e-6, optimizer__weight_decay=0.0)
+    moved = {
+        name: (slow.states[-1][name] - slow.states[0][name]).abs().max()
+        for name in [*slow.backbone, "network.1.11.weight"]
+    }
+    assert moved.pop("network.1.11.weight") > 0.01
+    assert max(moved.values()) < 1e-5
+
+
+def test_weights_of_either_part_decay_and_norms_and_biases_do_not(noted: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    groups: list[dict[str, Any]] = []
+
+    class Groups(Notes):
+        def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+            groups.extend(trainer.optimizers[0].param_groups)
+
+    monkeypatch.setattr("tests.unit.training.test_finetuning.Notes", Groups)
+    noted(optimizer__backbone_learning_rate=0.1, optimizer__weight_decay=0.3)
+    assert [group["weight_decay"] for group in groups] == [0.3, 0.0, 0.3, 0.0]
+    assert [{weight.ndim > 1 for weight in group["params"]} for group in groups] == [{True}, {False}] * 2
+    assert [len(group["params"]) for group in groups[:2]] == [1, 1]
+
+
+def test_swa_that_begins_while_layers_are_frozen_is_refused(values: Values) -> None:
+    keys = {"fit.averaging": "swa", "fit.swa_start": 0.5, "fit.max_epochs": 4}
+    check_params(values(keys | {"fit.freeze_epochs": 2}))
+    with pytest.raises(ValueError, match="freeze_epochs = 3, but averaging = 'swa' begins after 2 epochs"):
+        check_params(values(keys | {"fit.freeze_epochs": 3}))
