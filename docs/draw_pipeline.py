@@ -19,6 +19,7 @@ from matplotlib.path import Path
 from refit.artifacts.choices import read_batch, read_learning_rate
 from refit.artifacts.prepared import Pixels, read_info, read_split
 from refit.reports.plots import BLUE, FAINT, GREEN, INK, ORANGE, QUIET, STYLE, percent
+from refit.runtime.errors import UserError
 
 PICTURE = pathlib.Path("docs/pipeline.png")
 DATA = pathlib.Path("data")
@@ -124,7 +125,7 @@ def test(figure: Figure, left: float) -> tuple[str, str]:
 def predict(figure: Figure, left: float) -> tuple[str, str]:
     images, rows = read_split("test").images, _rows(DATA / "predictions/predictions.csv")
     if (of := json.loads((DATA / "predictions/summary.json").read_text(encoding="utf-8"))["of"]) != "the test split":
-        raise ValueError(f"the predictions are of {of}, expected of the test split: empty data/new, then dvc repro")
+        raise UserError(f"the predictions are of {of}, expected of the test split: empty data/new, then dvc repro")
     surest_first = sorted(range(len(rows)), key=lambda index: -float(rows[index]["probability"]))
     for place, index in enumerate(surest_first[:2] + surest_first[-3:]):
         row, top = rows[index], PLOT_TOP - place * 0.305

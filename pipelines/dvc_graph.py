@@ -9,6 +9,8 @@ from dvc.exceptions import DvcException
 from dvc.repo import Repo
 from dvc.stage import PipelineStage, Stage
 
+from refit.runtime.errors import UserError
+
 Graph = dict[str, list[str]]
 """Each stage, with the stages that must be done before it."""
 
@@ -16,7 +18,7 @@ Graph = dict[str, list[str]]
 def read_graph() -> Graph:
     """The stages of the root's dvc.yaml, in the file's order.
 
-    Raises ValueError where there is no repository here or dvc.yaml is wrong.
+    Raises UserError where there is no repository here or dvc.yaml is wrong.
     """
     with _repository() as repo:
         index = repo.index
@@ -58,4 +60,4 @@ def _repository() -> Iterator[Repo]:
         with Repo(".") as repo:
             yield repo
     except DvcException as error:
-        raise ValueError(f"the graph of dvc.yaml cannot be read: {error}") from error
+        raise UserError(f"the graph of dvc.yaml cannot be read: {error}") from error

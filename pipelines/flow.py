@@ -19,6 +19,7 @@ from pipelines.tools.doctor import mend_records
 from refit.params import PipelinesParams, load_params
 from refit.reports.summary import as_markdown, as_text, read_facts
 from refit.runtime.environment import QUIET
+from refit.runtime.errors import UserError, print_error
 
 os.environ.update(QUIET | os.environ)  # here, since Prefect looks while it is imported
 
@@ -45,7 +46,7 @@ def alone_here() -> Iterator[Graph]:
     """The graph of dvc.yaml, in a workspace where no other flow is at work; what a killed run left broken of DVC's own
     files is mended first.
 
-    Raises ValueError where another one is at work, or there is no graph; a killed flow holds no lock.
+    Raises UserError where another one is at work, or there is no graph; a killed flow holds no lock.
     """
     for line in mend_records(Path.cwd()):
         get_run_logger().info(line)
@@ -55,7 +56,7 @@ def alone_here() -> Iterator[Graph]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             lock.seek(0)
-            raise ValueError(
+            raise UserError(
                 f"another flow, process {lock.read()}, is at work in this workspace; wait for it or end it"
             ) from None
         lock.truncate(0)
@@ -161,8 +162,8 @@ def run_flow(flow: Callable[..., object]) -> int:
     """Run a flow as this process; returns its exit code."""
     try:
         load_params()
-    except ValueError as error:  # told before Prefect starts anything
-        print("\n".join(f"error: {line}" for line in str(error).splitlines()), file=sys.stderr)
+    except UserError as error:  # told before Prefect starts anything
+        print_error(error)
         return USER_ERROR
     try:
         with _some_server():

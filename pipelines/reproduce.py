@@ -9,6 +9,7 @@ from prefect.states import Failed
 from pipelines.flow import TaskFailedError, alone_here, bring_up_to_date, run_flow
 from refit.params import load_params
 from refit.runtime.command import take_no_arguments
+from refit.runtime.errors import UserError
 
 
 # A run that fails as it should returns a Failed state instead of raising: its message is then the stage's own error
@@ -24,7 +25,7 @@ async def reproduce() -> State[None] | None:
         limits = load_params().pipelines
         with alone_here() as graph:
             await bring_up_to_date(graph, limits)
-    except (ValueError, TaskFailedError) as error:
+    except (UserError, TaskFailedError) as error:
         return Failed(message=str(error))
     return None
 

@@ -18,6 +18,7 @@ from pipelines.flow import TaskFailedError, alone_here, bring_up_to_date, run_fl
 from refit.artifacts.files import read_json
 from refit.params import PipelinesParams, load_params
 from refit.runtime.command import take_no_arguments
+from refit.runtime.errors import UserError
 
 PROMOTION = Path("data/promotion")
 PROMOTION_KEY = "refit-promotion"
@@ -34,7 +35,7 @@ async def retrain() -> State[None]:
         params = load_params()
         limits, how = params.pipelines, params.pipelines.publish
         if "mlflow" not in params.tracking.loggers:
-            raise ValueError("params.yaml: tracking.loggers has no mlflow, which keeps the champion; add it")
+            raise UserError("params.yaml: tracking.loggers has no mlflow, which keeps the champion; add it")
         with alone_here() as graph:
             check_publishable(how)
             if how == "push" and _output("git", "rev-list", "@{push}..HEAD"):  # an earlier run failed to push
@@ -47,27 +48,27 @@ async def retrain() -> State[None]:
             await acreate_markdown_artifact((PROMOTION / "promotion.md").read_text(), key=PROMOTION_KEY)
             if verdict["outcome"] != "kept":  # where it is unchanged, an earlier run may have failed to
                 await publish(limits, f"Model {verdict['model']}\n\n{verdict['why']}")
-    except (ValueError, TaskFailedError) as error:
+    except (UserError, TaskFailedError) as error:
         return Failed(message=str(error))
     return Completed(name=verdict["outcome"].capitalize(), message=verdict["why"])
 
 
 def imports_to_update() -> list[str]:
-    """The .dvc files of imported data. Raises ValueError where an update would lose something of it."""
+    """The .dvc files of imported data. Raises UserError where an update would lose something of it."""
     imports = [source for source in read_sources() if source.imported]
     for source in imports:
         if source.edited:
-            raise ValueError(
+            raise UserError(
                 f"{source.path} is not as {source.file} has it, and an update would undo that; change it where it is "
                 f"imported from, and have it as it was here: dvc checkout --force {source.file}"
             )
         if not source.at_hand:
-            raise ValueError(f"{source.file}: what it is imported from is not there, or holds nothing")
+            raise UserError(f"{source.file}: what it is imported from is not there, or holds nothing")
     return [source.file for source in imports]
 
 
 def check_publishable(how: str) -> None:
-    """Raises ValueError where what pipelines.publish asks for cannot be done, before hours of training."""
+    """Raises UserError where what pipelines.publish asks for cannot be done, before hours of training."""
     if how != "none":
         check_committable(how)
     if how == "push":
@@ -77,22 +78,22 @@ def check_publishable(how: str) -> None:
             "git to be able to push; what is wrong is said by: git push --dry-run": "git push --dry-run",
         }.items():
             if not _succeeds(*command.split()):
-                raise ValueError(f"pipelines.publish = {how} needs {needed}")
+                raise UserError(f"pipelines.publish = {how} needs {needed}")
 
 
 def check_committable(how: str) -> None:
-    """Raises ValueError where nothing can be committed, or what is committed could not make the model again."""
+    """Raises UserError where nothing can be committed, or what is committed could not make the model again."""
     for needed, command in {
         "a git repository with a commit; make one, or set it to none": "git rev-parse --verify HEAD",
         "a branch to commit to: git switch BRANCH": "git symbolic-ref --quiet HEAD",
         "to know who commits: git config user.name NAME, and user.email": "git var GIT_COMMITTER_IDENT",
     }.items():
         if not _succeeds(*command.split()):
-            raise ValueError(f"pipelines.publish = {how} needs {needed}")
+            raise UserError(f"pipelines.publish = {how} needs {needed}")
     code = ("refit/", "stages/")  # also where git does not know it yet
     others = [file for file, known in _uncommitted() if not _is_of_dvc(file) and (known or file.startswith(code))]
     if others:
-        raise ValueError(
+        raise UserError(
             f"pipelines.publish = {how}: {', '.join(others)} is not committed, and so no commit could make the model "
             "again; commit it, or set pipelines.publish to none"
         )

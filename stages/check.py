@@ -11,7 +11,8 @@ from pathlib import Path
 
 from refit.artifacts.files import write_bytes
 from refit.data.sources import open_source
-from refit.params import OUR_NETWORKS, OUR_SYSTEMS, WEIGHTS_FILES, Params
+from refit.params import OUR_NETWORKS, OUR_SYSTEMS, WEIGHTS_FILES, Params, load_params
+from refit.runtime.errors import UserError
 from refit.runtime.stage import run_stage
 
 SCHEMA = Path("docs/params.schema.json")
@@ -23,23 +24,23 @@ def main(params: Params) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     open_source(params.data)
     if not Path(params.predict.images).is_dir():
-        raise ValueError(f"predict.images = {params.predict.images!r} is not a folder; create it, or name another")
+        raise UserError(f"predict.images = {params.predict.images!r} is not a folder; create it, or name another")
     ours = params.model.system in OUR_SYSTEMS and params.model.network in OUR_NETWORKS
     if not ours or params.model.system_arguments or params.model.weights:
         from refit.systems.build import check_model  # seconds of imports that ours do not need
 
         check_model(params.model)
     if params.trainer.compile and not any(map(shutil.which, [os.environ.get("CXX") or "g++", "clang++"])):
-        raise ValueError(
+        raise UserError(
             f"trainer.compile = {params.trainer.compile!r} needs a C++ compiler, and there is no g++; install it, or "
             "set trainer.compile to null"
         )
     for name in params.tracking.loggers:  # each needs the package of its name; csv is Python's own
         if find_spec(name) is None:
-            raise ValueError(f"tracking.loggers names {name}, which is not installed; run: uv pip install {name}")
+            raise UserError(f"tracking.loggers names {name}, which is not installed; run: uv pip install {name}")
     write_bytes(SCHEMA, (json.dumps(Params.model_json_schema(), indent=2) + "\n").encode())
     print("params.yaml is right")
 
 
 if __name__ == "__main__":
-    run_stage(main, reads=tuple(Params.model_fields))
+    run_stage(lambda: main(load_params()))

@@ -9,7 +9,7 @@ from refit.artifacts.choices import LEARNING_RATE, LEARNING_RATE_CURVE, read_bat
 from refit.artifacts.files import write_csv, write_json
 from refit.artifacts.prepared import read_info
 from refit.batches.datamodule import PreparedData
-from refit.params import Params
+from refit.params import Params, load_params
 from refit.runtime.stage import run_stage
 from refit.systems.build import build_system
 from refit.training.tuning import find_learning_rate
@@ -36,4 +36,4 @@ def main(params: Params) -> None:
 
 
 if __name__ == "__main__":
-    run_stage(main, reads=READS)
+    run_stage(lambda: main(load_params().only(*READS)))

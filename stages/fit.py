@@ -83,4 +83,4 @@ def main(params: Params) -> None:
 
 
 if __name__ == "__main__":
-    run_stage(main, reads=READS)
+    run_stage(lambda: main(load_params().only(*READS)))

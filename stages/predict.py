@@ -14,7 +14,8 @@ from refit.batches.datamodule import EVALUATION_FACTOR, EvaluationLoader
 from refit.batches.folder import FolderLoader
 from refit.data.images import find_images
 from refit.inference.outputs import figures_of_each, predict_each
-from refit.params import Params
+from refit.params import Params, load_params
+from refit.runtime.errors import UserError
 from refit.runtime.stage import run_stage
 
 READS = ("trainer", "predict", "debug")
@@ -27,7 +28,7 @@ def main(params: Params) -> None:
     system, model = read_model()
     folder, batch_size = Path(params.predict.images), EVALUATION_FACTOR * model.batch_size
     if not folder.is_dir():
-        raise ValueError(f"predict.images = {str(folder)!r} is not a folder; create it, or name another")
+        raise UserError(f"predict.images = {str(folder)!r} is not a folder; create it, or name another")
 
     new_images = FolderLoader(list(find_images(folder)), model.color, model.shape[1:], batch_size)
     loader = new_images if len(new_images) else EvaluationLoader(read_split("test"), batch_size)
@@ -37,7 +38,7 @@ def main(params: Params) -> None:
     for bad in unreadable:
         print(f"warning: {bad['file']} is left out: {bad['why']}", file=sys.stderr)
     if not names:
-        raise ValueError(f"predict.images = {str(folder)!r}: none of its {len(unreadable)} images can be decoded")
+        raise UserError(f"predict.images = {str(folder)!r}: none of its {len(unreadable)} images can be decoded")
 
     outputs = collected.gather()
     probabilities = outputs.pop("probabilities").numpy()
@@ -86,4 +87,4 @@ def _name(file: Path, folder: Path) -> str:
 
 
 if __name__ == "__main__":
-    run_stage(main, reads=READS)
+    run_stage(lambda: main(load_params().only(*READS)))

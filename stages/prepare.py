@@ -6,7 +6,7 @@ from refit.artifacts.files import whole_folder, write_json
 from refit.artifacts.prepared import PREPARED
 from refit.data.pack import pack
 from refit.data.sources import open_source
-from refit.params import Params
+from refit.params import Params, load_params
 from refit.runtime.stage import run_stage
 
 READS = ("seed", "data")
@@ -23,4 +23,4 @@ def main(params: Params) -> None:
 
 
 if __name__ == "__main__":
-    run_stage(main, reads=READS)
+    run_stage(lambda: main(load_params().only(*READS)))

@@ -9,7 +9,7 @@ from refit.artifacts.files import write_json
 from refit.artifacts.prepared import read_info
 from refit.batches.augment import NO_AUGMENTATION
 from refit.batches.datamodule import PreparedData
-from refit.params import OptimizerParams, Params
+from refit.params import OptimizerParams, Params, load_params
 from refit.runtime.stage import run_stage
 from refit.systems.build import build_system
 from refit.training.tuning import choose_effective_batch, scale_batch
@@ -38,4 +38,4 @@ def main(params: Params) -> None:
 
 
 if __name__ == "__main__":
-    run_stage(main, reads=READS)
+    run_stage(lambda: main(load_params().only(*READS)))

@@ -12,7 +12,7 @@ from refit.artifacts.prepared import Split, read_names, read_split
 from refit.batches.datamodule import EVALUATION_FACTOR, EvaluationLoader
 from refit.evaluation.classification import evaluate, predictions, worst_mistakes
 from refit.inference.outputs import Outputs, figures_of_each
-from refit.params import Params
+from refit.params import Params, load_params
 from refit.reports.embeddings import embedding_pictures
 from refit.reports.run_report import EVALUATION, write_run_report
 from refit.runtime.stage import run_stage
@@ -85,4 +85,4 @@ def _outcomes(
 
 
 if __name__ == "__main__":
-    run_stage(main, reads=READS)
+    run_stage(lambda: main(load_params().only(*READS)))

@@ -21,6 +21,7 @@ from refit.evaluation.comparison import Comparison, Row, paired
 from refit.params import load_params
 from refit.reports.summary import Fact, as_lines
 from refit.runtime.command import run_command
+from refit.runtime.errors import UserError
 from refit.tracking.runs import flatten
 
 HERE = "workspace"
@@ -41,16 +42,16 @@ class Tested(NamedTuple):
 
 def main(arguments: list[str]) -> None:
     if not 1 <= len(arguments) <= 2 or any(argument.startswith("-") for argument in arguments):
-        raise ValueError("usage: python -m pipelines.tools.versus A [B], each an experiment, commit, branch or tag")
+        raise UserError("usage: python -m pipelines.tools.versus A [B], each an experiment, commit, branch or tag")
     confidence = load_params().test.confidence
     a, b = (read_tested(name) for name in (*arguments, HERE)[:2])
     if a.params.get("data.source") != b.params.get("data.source"):
-        raise ValueError(f"{a.name} and {b.name} are of other images: data.source differs")
+        raise UserError(f"{a.name} and {b.name} are of other images: data.source differs")
     labels = {row["file"]: row["actual"] for row in a.outcomes}  # an image that was labelled anew is another
     theirs = {row["file"]: row["predicted"] for row in b.outcomes if row["actual"] == labels.get(row["file"])}
     comparison, differences = paired(a.outcomes, "other", theirs, confidence)
     if not comparison.images:
-        raise ValueError(f"{a.name} and {b.name} have no test image in common: their images have other names")
+        raise UserError(f"{a.name} and {b.name} have no test image in common: their images have other names")
     print("\n".join(["Comparison", *as_lines(as_facts(a, b, comparison))]))
     print("\n".join(["", "Parameters that differ", *_aligned(different_params(a, b))]))
     print("\n".join(["", "Classes in which they differ most", *_aligned(different_classes(differences))]))
@@ -58,19 +59,19 @@ def main(arguments: list[str]) -> None:
 
 
 def read_tested(revision: str) -> Tested:
-    """Raises ValueError where there is no such revision, or none of its tests is at hand."""
+    """Raises UserError where there is no such revision, or none of its tests is at hand."""
     try:
         read = _reader(revision)
         test = json.loads(read("data/evaluation/test.json"))
         outcomes = list(csv.DictReader(io.StringIO(read("data/evaluation/outcomes.csv"), newline="")))
         params = yaml.safe_load(read("params.yaml"))
     except SCMError:
-        raise ValueError(f"{revision} is no experiment, commit, branch or tag; `dvc exp list` has the names") from None
+        raise UserError(f"{revision} is no experiment, commit, branch or tag; `dvc exp list` has the names") from None
     except (OSError, DvcException) as error:
         reason = str(error).partition("\n")[0]
-        raise ValueError(f"{revision} holds no test ({reason}); run it: dvc repro, or bring it: dvc pull") from None
+        raise UserError(f"{revision} holds no test ({reason}); run it: dvc repro, or bring it: dvc pull") from None
     if test.get("debug"):
-        raise ValueError(f"the test of {revision} is a debug run: its figures say nothing of a model")
+        raise UserError(f"the test of {revision} is a debug run: its figures say nothing of a model")
     return Tested(revision, test.get("tested", "?"), test["accuracy"], outcomes, flatten(params))
 
 

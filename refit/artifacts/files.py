@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from refit.runtime.errors import UserError
+
 
 def as_text(name: str) -> str:
     """A file name as valid text, which it need not be, while a table's cells must."""
@@ -39,15 +41,15 @@ def write_json(path: Path, value: object) -> None:
 
 
 def read_json(path: Path, command: str) -> dict[str, Any]:
-    """The object in a JSON file. Raises ValueError where there is none, with the `command` that makes the file."""
+    """The object in a JSON file. Raises UserError where there is none, with the `command` that makes the file."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ValueError(f"{path} is not here; run: {command}") from None
+        raise UserError(f"{path} is not here; run: {command}") from None
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON: {error}; run: {command}") from None
+        raise UserError(f"{path} is not JSON: {error}; run: {command}") from None
     if not isinstance(values, dict):
-        raise ValueError(f"{path} holds no JSON object; run: {command}")  # noqa: TRY004, the user's
+        raise UserError(f"{path} holds no JSON object; run: {command}")
     return values
 
 

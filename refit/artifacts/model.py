@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save
 from refit.artifacts.files import whole_folder, write_bytes, write_json
 from refit.artifacts.prepared import Color, DatasetInfo
 from refit.params import ModelParams
+from refit.runtime.errors import UserError
 from refit.systems.build import build_system
 
 MODEL = Path("data/model")
@@ -74,27 +75,27 @@ def write_model(
 
 
 def read_model(folder: Path = MODEL) -> tuple[pl.LightningModule, ModelDescription]:
-    """The trained system, as it is to be used (no dropout), and its description. Raises ValueError that says what is
+    """The trained system, as it is to be used (no dropout), and its description. Raises UserError that says what is
     missing or wrong."""
     description_file, weights_file = folder / "model.json", folder / "model.safetensors"
     for file in (description_file, weights_file):
         if not file.is_file():
-            raise ValueError(f"{file} is not here; run: dvc repro fit")
+            raise UserError(f"{file} is not here; run: dvc repro fit")
     try:
         description = ModelDescription.model_validate_json(description_file.read_bytes())
     except ValidationError as error:
         fault = error.errors()[0]
         where = ".".join(map(str, fault["loc"]))
-        raise ValueError(f"{description_file}: {where}: {fault['msg']}; run: dvc repro --force fit") from None
+        raise UserError(f"{description_file}: {where}: {fault['msg']}; run: dvc repro --force fit") from None
     if hashlib.sha256(weights_file.read_bytes()).hexdigest() != description.sha256:
-        raise ValueError(f"{weights_file} is not the file that model.json describes; run: dvc checkout {folder}")
+        raise UserError(f"{weights_file} is not the file that model.json describes; run: dvc checkout {folder}")
     system = build_system(description.model, description)
     try:
         weights = load_file(weights_file)
         system.to(next(w.dtype for w in weights.values() if w.is_floating_point()))  # double, where the fit was
         system.load_state_dict(weights)
     except (SafetensorError, RuntimeError) as error:
-        raise ValueError(f"{weights_file} does not fit the system in model.json: {error}") from None
+        raise UserError(f"{weights_file} does not fit the system in model.json: {error}") from None
     except StopIteration:
-        raise ValueError(f"{weights_file} does not fit the system in model.json: it holds no weight") from None
+        raise UserError(f"{weights_file} does not fit the system in model.json: it holds no weight") from None
     return system.eval(), description

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from refit.artifacts.files import read_json
+from refit.runtime.errors import UserError
 
 Color = Literal["grey", "rgb"]
 Pixels = npt.NDArray[np.uint8]
@@ -57,11 +58,11 @@ class DatasetInfo:
 
 
 def read_info(folder: Path = PREPARED) -> DatasetInfo:
-    """Raises ValueError where there is no prepared data set, or one of another format."""
+    """Raises UserError where there is no prepared data set, or one of another format."""
     path = folder / "dataset.json"
     values = read_json(path, "dvc repro prepare")
     if values.get("format") != FORMAT:
-        raise ValueError(f"{path} has format {values.get('format')!r}, expected {FORMAT}; run: dvc repro prepare")
+        raise UserError(f"{path} has format {values.get('format')!r}, expected {FORMAT}; run: dvc repro prepare")
     return DatasetInfo(**values)
 
 

@@ -14,6 +14,7 @@ from refit.batches.mixing import draw_mixes
 from refit.batches.operations import a_few_at_once
 from refit.batches.policies import apply_policy, draw_jitter, draw_policy, jitter
 from refit.params import AugmentParams
+from refit.runtime.errors import UserError
 
 ASPECT_RATIOS = (3 / 4, 4 / 3)  # of a crop, width to height
 
@@ -57,10 +58,10 @@ class Draws(NamedTuple):
 
 
 def check_size(params: AugmentParams, height: int, width: int) -> None:
-    """Raises ValueError where a shift or cutout could leave nothing of images of this size, in pixels."""
+    """Raises UserError where a shift or cutout could leave nothing of images of this size, in pixels."""
     for key, pixels in {"shift": params.shift, "cutout": params.cutout}.items():
         if pixels >= min(height, width):
-            raise ValueError(
+            raise UserError(
                 f"augment.{key} = {pixels} can leave nothing of images of {height}x{width} pixels; expected less than "
                 f"{min(height, width)}"
             )

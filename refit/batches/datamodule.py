@@ -17,6 +17,7 @@ from refit.artifacts.prepared import PREPARED, Split, read_split
 from refit.batches.augment import NO_AUGMENTATION, Draws, augment, check_size, draw
 from refit.batches.mixing import mix
 from refit.params import AugmentParams
+from refit.runtime.errors import UserError
 
 CPU = torch.device("cpu")
 DEVICE_SHARE = 0.4  # of an accelerator's free memory that a split may take: the network needs the rest
@@ -181,13 +182,13 @@ class EvaluationLoader:
     def __init__(
         self, split: Split, batch_size: int, device: torch.device = CPU, rank: int = 0, world_size: int = 1
     ) -> None:
-        """Raises ValueError where there are fewer images than processes."""
+        """Raises UserError where there are fewer images than processes."""
         images, labels = _tensors(split, device)
         if world_size == 1:
             self.images, self.labels = torch.split(images, batch_size), torch.split(labels, batch_size)
             return
         if len(labels) < world_size:
-            raise ValueError(f"{len(labels)} images cannot be shared by {world_size} devices; lower trainer.devices, "
+            raise UserError(f"{len(labels)} images cannot be shared by {world_size} devices; lower trainer.devices, "
                              "or raise data.val")  # fmt: skip
         assert batch_size > 1  # else one left over would be a batch too many
         parts = world_size * math.ceil(len(labels) / (batch_size * world_size))
@@ -214,7 +215,7 @@ class PreparedData(pl.LightningDataModule):
     ) -> None:
         """`batch_size` is the micro-batch, which the batch scaler may change; it divides `effective_batch`.
 
-        Raises ValueError where the images are too small for the augmentation.
+        Raises UserError where the images are too small for the augmentation.
         """
         super().__init__()
         self.train = read_split("train", folder)

@@ -19,6 +19,7 @@ from refit.evaluation.comparison import Comparison, Row, paired
 from refit.params import Params, PromoteParams, load_params
 from refit.reports.summary import Fact, as_lines, as_markdown
 from refit.runtime.command import run_command, take_no_arguments
+from refit.runtime.errors import UserError
 from refit.tracking.registry import (
     CHAMPION,
     OUTCOMES,
@@ -85,7 +86,7 @@ def main() -> None:
     if verdict.outcome == "promoted":
         version, _ = register(MODEL, EXPERIMENT)
         if version.sha256 != challenger.sha256:
-            raise ValueError(f"{MODEL} was changed meanwhile, to {model_name(version.sha256)}; run it again")
+            raise UserError(f"{MODEL} was changed meanwhile, to {model_name(version.sha256)}; run it again")
         verdict = Verdict("promoted", f"{version.uri} is the champion, {verdict.why}")
         make_champion(version, verdict.why)
 
@@ -99,38 +100,38 @@ def main() -> None:
 
 
 def read_challenger() -> Challenger:
-    """Raises ValueError where the model in data/model was not tested, or by a debug run, or on images that are no more
+    """Raises UserError where the model in data/model was not tested, or by a debug run, or on images that are no more
     those of data/prepared."""
     sha256 = model_sha256(MODEL)
     if not was_tested(sha256):
-        raise ValueError(f"model {model_name(sha256)} has not been tested; run: dvc repro")
+        raise UserError(f"model {model_name(sha256)} has not been tested; run: dvc repro")
     test = read_json(TEST, "dvc repro")
     if test.get("debug"):
-        raise ValueError(
+        raise UserError(
             f"the test of model {model_name(sha256)} is a debug run; take the debug section of params.yaml back to "
             "what it was, and run: dvc repro"
         )
     outcomes = read_csv(OUTCOMES)
     if [row["file"] for row in outcomes] != read_names("test"):
-        raise ValueError(f"{OUTCOMES} is of other test images than data/prepared; run: dvc repro")
+        raise UserError(f"{OUTCOMES} is of other test images than data/prepared; run: dvc repro")
     return Challenger(sha256, float(test["accuracy"]), outcomes)
 
 
 def face(champion: Version, challenger: Challenger, params: Params) -> Rivalry:
-    """Compare both on the test images that the champion was not trained on. Raises ValueError where that cannot be."""
+    """Compare both on the test images that the champion was not trained on. Raises UserError where that cannot be."""
     files, labels = ([row[column] for row in challenger.outcomes] for column in ("file", "actual"))
     with TemporaryDirectory() as folder:
         kept = fetch(champion, Path(folder))
         classes, predicted, hashes = predictions_of(kept.model_dir, champion, params)
     if not set(labels) & set(classes):
-        raise ValueError(
+        raise UserError(
             f"the champion {champion.uri} knows none of today's classes: it has another task; to begin anew, delete "
             "the alias champion in MLflow"
         )
     again = [kept.predicted[file] == theirs for file, theirs in zip(files, predicted, strict=True)
              if file in kept.predicted]  # fmt: skip
     if again.count(False) > max(1, MAY_CHANGE * len(again)):
-        raise ValueError(
+        raise UserError(
             f"the champion {champion.uri} takes {again.count(False)} of {len(again)} images for another class than "
             f"when it was tested: today's code, or these images, are not what they were then; {WAY_OUT}"
         )
@@ -156,8 +157,8 @@ def predictions_of(folder: Path, champion: Version, params: Params) -> tuple[lis
 
     try:
         system, model = read_model(folder)
-    except ValueError as error:
-        raise ValueError(f"the champion {champion.uri} cannot be read by this code ({error}); {WAY_OUT}") from None
+    except UserError as error:
+        raise UserError(f"the champion {champion.uri} cannot be read by this code ({error}); {WAY_OUT}") from None
     info, split, hashes = read_info(), read_split("test"), read_hashes("test")
     if (model.color, list(model.shape)) != (info.color, info.shape):
         split = Split(decode_again("test", params.data, model.color, model.shape[1:]), split.labels)

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 from refit.runtime.command import run_command
+from refit.runtime.errors import UserError
 from refit.tracking.registry import register, was_tested
 from refit.tracking.runs import EXPERIMENT, model_name, model_sha256
 
@@ -12,7 +13,7 @@ MODEL = Path("data/model")
 
 def main(arguments: list[str]) -> None:
     if len(arguments) > 1 or any(argument.startswith("-") for argument in arguments):
-        raise ValueError("usage: python -m refit.commands.register [NAME]")
+        raise UserError("usage: python -m refit.commands.register [NAME]")
     name = arguments[0] if arguments else EXPERIMENT
     sha256 = model_sha256(MODEL)
     model = model_name(sha256)

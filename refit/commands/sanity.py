@@ -14,8 +14,9 @@ from refit.artifacts.choices import LEARNING_RATE, read_learning_rate
 from refit.artifacts.prepared import read_info
 from refit.batches.augment import NO_AUGMENTATION
 from refit.batches.datamodule import PreparedData
-from refit.params import OptimizerParams, Params
+from refit.params import OptimizerParams, Params, load_params
 from refit.runtime.command import take_no_arguments
+from refit.runtime.errors import UserError
 from refit.runtime.stage import run_stage
 from refit.systems.build import build_system
 from refit.training.trainer import make_trainer
@@ -31,7 +32,7 @@ SHOWN = 10  # points of the curve
 
 
 def main(params: Params) -> None:
-    """Raises ValueError with the likely causes, below the curve, where the images were not learnt."""
+    """Raises UserError with the likely causes, below the curve, where the images were not learnt."""
     info, rate = read_info(), _learning_rate(params.optimizer)
     pl.seed_everything(params.seed, verbose=False)
     constant = params.optimizer.model_copy(update={"schedule": "constant"})
@@ -44,7 +45,7 @@ def main(params: Params) -> None:
     images = len(data.train.labels)
     if not curve.is_learnt():
         causes = "\n".join(f"likely: {cause}" for cause in curve.causes(rate))
-        raise ValueError(f"{images} images could not be learnt by heart in {curve.steps} steps\n{causes}")
+        raise UserError(f"{images} images could not be learnt by heart in {curve.steps} steps\n{causes}")
     print(f"{images} images were learnt by heart in {curve.steps} steps")
 
 
@@ -58,7 +59,7 @@ def some_of_each_class(labels: npt.NDArray[np.int64], images: int = IMAGES) -> n
 def memorise(system: pl.LightningModule, data: PreparedData, params: Params) -> "Curve":
     """Train on the images of `data`, all in one batch, until they are learnt or it has taken too long."""
     if not any(weight.requires_grad for weight in system.parameters()):
-        raise ValueError("every weight is frozen (requires_grad is False): nothing can be learnt")
+        raise UserError("every weight is frozen (requires_grad is False): nothing can be learnt")
     before = {name: weight.detach().clone() for name, weight in system.named_parameters()}
     curve = Curve()
     trainer = make_trainer(
@@ -89,7 +90,7 @@ class Curve(Callback):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         figures = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val_")}
         if "val_loss" not in figures:
-            raise ValueError(f"{type(pl_module).__name__} logs no val_loss in its validation_step; see docs/systems.md")
+            raise UserError(f"{type(pl_module).__name__} logs no val_loss in its validation_step; see docs/systems.md")
         self.points.append({"step": trainer.global_step, **figures})
         trainer.should_stop = self.is_learnt() or not math.isfinite(figures["val_loss"])
 
@@ -141,4 +142,4 @@ def _learning_rate(optimizer: OptimizerParams) -> float:
 
 if __name__ == "__main__":
     take_no_arguments()
-    run_stage(main, reads=READS)
+    run_stage(lambda: main(load_params().only(*READS)))

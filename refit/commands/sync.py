@@ -13,6 +13,7 @@ import torch
 from refit.artifacts.files import repository_root
 from refit.artifacts.model import read_model
 from refit.runtime.command import run_command, take_no_arguments
+from refit.runtime.errors import UserError
 from refit.tracking.outbox import IMAGES, MODEL, UNSENT, kept_files, kept_metrics, unsent, unsent_part
 from refit.tracking.runs import TrackedRun, model_name, send_kept_test
 
@@ -29,7 +30,7 @@ def main() -> None:
             try:
                 if not (_send_fit(sha256) and _send_test(sha256)):
                     sys.exit(1)
-            except ValueError as error:  # its system may be gone, which is no reason for the others to wait
+            except UserError as error:  # its system may be gone, which is no reason for the others to wait
                 print(f"error: model {model_name(sha256)} still waits: {error}", file=sys.stderr)
                 unreadable += 1
                 continue
@@ -63,7 +64,7 @@ def _alone() -> Iterator[None]:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
     except BlockingIOError:
-        raise ValueError("another process is at this already; wait for it") from None
+        raise UserError("another process is at this already; wait for it") from None
     finally:
         os.close(lock)
 

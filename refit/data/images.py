@@ -15,6 +15,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from refit.artifacts.prepared import Color, Pixels
+from refit.runtime.errors import UserError
 
 MAX_PIXELS = 128 * 2**20  # decoded, this is half a GiB of RGBA: no photo, but a decompression bomb
 _SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
@@ -32,7 +33,7 @@ _TURNS = {  # by EXIF orientation
 }
 
 
-class BadImageError(ValueError):
+class BadImageError(UserError):
     """An image that cannot be decoded; the message says why."""
 
 

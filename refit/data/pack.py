@@ -21,6 +21,7 @@ from refit.data.images import BadImageError, Header, decode, read_header
 from refit.data.sources import SPLITS, Item, Source, SplitName, open_source
 from refit.data.splits import assign_splits, find_label_conflicts
 from refit.params import DataParams
+from refit.runtime.errors import UserError
 from refit.runtime.progress import progress
 
 AUTO_SIZE = 128  # pixels, where images of several sizes come with image_size: auto
@@ -40,7 +41,7 @@ class _Decoded(NamedTuple):
 def pack(source: Source, data: DataParams, seed: int, folder: Path) -> tuple[DatasetInfo, dict[str, int | float]]:
     """Write the prepared data set to `folder`; returns what it is and a report of counts.
 
-    Raises ValueError that names the images which cannot be decoded or which have two labels, unless
+    Raises UserError that names the images which cannot be decoded or which have two labels, unless
     `data.bad_images` is skip.
     """
     items = source.list_items()
@@ -87,17 +88,17 @@ def pack(source: Source, data: DataParams, seed: int, folder: Path) -> tuple[Dat
 def decode_again(split: str, data: DataParams, color: Color, size: tuple[int, int]) -> Pixels:
     """The images of a prepared split as a model of other images takes them: uint8 (N, C, *size), in their order.
 
-    Raises ValueError that names one that the source has no more, or that cannot be decoded.
+    Raises UserError that names one that the source has no more, or that cannot be decoded.
     """
     items = {as_text(item.name): item for item in open_source(data).list_items()}
     names = read_names(split)
     for name in names:
         if name not in items:
-            raise ValueError(f"{name} is not below data.root = {data.root!r} any more; run: dvc repro")
+            raise UserError(f"{name} is not below data.root = {data.root!r} any more; run: dvc repro")
     images = []
     for item, image in _in_threads(partial(decode, color=color, size=size), [items[name] for name in names]):
         if isinstance(image, BadImageError):
-            raise ValueError(f"{as_text(item.name)}: {image}; run: dvc repro")  # noqa: TRY004, the user's
+            raise UserError(f"{as_text(item.name)}: {image}; run: dvc repro")
         images.append(image)
     return np.stack(images)
 
@@ -105,7 +106,7 @@ def decode_again(split: str, data: DataParams, color: Color, size: tuple[int, in
 def _fault(name: str, reason: object, data: DataParams) -> None:
     """An image that cannot be used: an error or a line, as `data.bad_images` says."""
     if data.bad_images == "fail":
-        raise ValueError(f"{as_text(name)}: {reason}; mend or remove it, or set data.bad_images to skip")
+        raise UserError(f"{as_text(name)}: {reason}; mend or remove it, or set data.bad_images to skip")
     print(f"skipped {as_text(name)}: {reason}", flush=True)
 
 
@@ -136,7 +137,7 @@ def _read_headers(items: Sequence[Item], data: DataParams) -> list[tuple[Item, H
         else:
             headers.append((item, header))
     if not headers:
-        raise ValueError(f"data.source = {data.source!r} has no image that can be read")
+        raise UserError(f"data.source = {data.source!r} has no image that can be read")
     return headers
 
 
@@ -190,7 +191,7 @@ def _check_classes(classes: Sequence[str], splits: dict[SplitName, list[_Decoded
         present = {image.item.label for image in members}
         absent = ", ".join(repr(name) for label, name in enumerate(classes) if label not in present)
         if absent and split == "train":
-            raise ValueError(f"data.source = {data.source!r}: no training image of class {absent}")
+            raise UserError(f"data.source = {data.source!r}: no training image of class {absent}")
         if absent:
             print(
                 f"warning: the {split} split has no image of class {absent}; add images, or raise data.{split}",

@@ -18,6 +18,7 @@ from PIL import Image
 from refit.artifacts.files import as_text
 from refit.data.images import find_images, open_image
 from refit.params import DataParams, nearest
+from refit.runtime.errors import UserError
 
 SplitName = Literal["train", "val", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "val", "test")
@@ -50,16 +51,14 @@ class Source:
 def open_source(data: DataParams) -> Source:
     """Find the images that `data.source` names; downloads a torchvision set that is not under `data.root`.
 
-    Raises ValueError where there is no such source, or its images cannot be had.
+    Raises UserError where there is no such source, or its images cannot be had.
     """
     kind, _, name = data.source.partition(":")
     if kind not in SOURCES or bool(name) != (kind == "torchvision"):
         guess = nearest(data.source, [*SOURCES])
-        raise ValueError(
-            f"data.source = {data.source!r} is unknown{guess}; expected digits, folder or torchvision:NAME"
-        )
+        raise UserError(f"data.source = {data.source!r} is unknown{guess}; expected digits, folder or torchvision:NAME")
     if not Path(data.root).is_dir():
-        raise ValueError(f"data.root = {data.root!r} is not a folder; create it or name the folder of the raw images")
+        raise UserError(f"data.root = {data.root!r} is not a folder; create it or name the folder of the raw images")
     return SOURCES[kind](data)
 
 
@@ -82,7 +81,7 @@ def _torchvision(data: DataParams) -> Source:
     known = [*_TORCHVISION_BY_FLAG, *_TORCHVISION_BY_NAME]
     if name not in known:
         guess = nearest(name, known, "torchvision:")
-        raise ValueError(f"data.source = {data.source!r} is unknown{guess}; the sets are {', '.join(known)}")
+        raise UserError(f"data.source = {data.source!r} is unknown{guess}; the sets are {', '.join(known)}")
     splits: tuple[Literal["train", "test"], ...] = ("train", "test")
     sets = {split: _load_or_download(name, split, Path(data.root)) for split in splits}
     classes = getattr(sets["train"], "classes", None) or sorted({int(label) for label in _labels(sets["train"])})
@@ -113,7 +112,7 @@ def _load_or_download(name: str, split: Literal["train", "test"], root: Path) ->
         shutil.copytree(download, root, dirs_exist_ok=True)
     except (OSError, RuntimeError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(
+        raise UserError(
             f"data.source = 'torchvision:{name}' is not in data.root = {str(root)!r} and could not be downloaded "
             f"({reason}); put it there or mend the network"
         ) from None
@@ -143,11 +142,9 @@ def _folder(data: DataParams) -> Source:
     classes = tuple(sorted({folder.name for folder, _ in class_folders}))
     for name in classes:
         if as_text(name) != name:
-            raise ValueError(
-                f"data.root = {data.root!r}: class folder {as_text(name)}: its name is no UTF-8; rename it"
-            )
+            raise UserError(f"data.root = {data.root!r}: class folder {as_text(name)}: its name is no UTF-8; rename it")
     if len(classes) < 2:
-        raise ValueError(f"data.root = {data.root!r} has {len(classes)} class folders; expected two or more, "
+        raise UserError(f"data.root = {data.root!r} has {len(classes)} class folders; expected two or more, "
                          "one for each class, at the top or in each of train/ val/ test/")  # fmt: skip
 
     def list_items() -> list[Item]:
@@ -159,7 +156,7 @@ def _folder(data: DataParams) -> Source:
         labels = {item.label for item in items}
         for label, name in enumerate(classes):
             if label not in labels:
-                raise ValueError(f"data.root = {data.root!r}: class folder {name!r} has no image; fill it or remove it")
+                raise UserError(f"data.root = {data.root!r}: class folder {name!r} has no image; fill it or remove it")
         return items
 
     return Source(classes, list_items)

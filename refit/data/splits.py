@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from refit.data.sources import SPLITS, Item, SplitName
 from refit.params import DataParams
+from refit.runtime.errors import UserError
 
 
 def find_label_conflicts(items: Sequence[Item], hashes: Sequence[str]) -> list[list[int]]:
@@ -44,7 +45,7 @@ def assign_splits(items: Sequence[Item], hashes: Sequence[str], data: DataParams
     for split in SPLITS:
         if split not in assigned:
             hint = f"; raise data.{split}" if split != "train" else ""
-            raise ValueError(f"data.source = {data.source!r}: the {split} split of {len(items)} images is empty{hint}")
+            raise UserError(f"data.source = {data.source!r}: the {split} split of {len(items)} images is empty{hint}")
     return assigned
 
 

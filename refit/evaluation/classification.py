@@ -19,6 +19,8 @@ from sklearn.metrics import (
     roc_curve,
 )
 
+from refit.runtime.errors import UserError
+
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
@@ -119,7 +121,7 @@ def evaluate(
     probabilities: (N, K), rows that sum to 1. labels: (N,), 0 to K - 1. confidence: level of the accuracy's
     Wilson score interval, between 0 and 1. calibration_bins: equal-width bins of top probability.
     Of equal probabilities the first class counts as the prediction.
-    Raises ValueError where a probability is not finite: a model that diverged.
+    Raises UserError where a probability is not finite: a model that diverged.
     """
     exact = probabilities.astype(np.float64)
     images, width = exact.shape
@@ -128,7 +130,7 @@ def evaluate(
     assert labels.shape == (images,), (labels.shape, images)
     assert set(np.unique(labels)) <= set(range(width)), "a label without a class"
     if not np.isfinite(exact).all():
-        raise ValueError(
+        raise UserError(
             "the model's probabilities are not finite; expected numbers: fit again with a lower optimizer.learning_rate"
         )
 

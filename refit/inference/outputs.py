@@ -9,6 +9,7 @@ from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
 from refit.params import DebugParams, TrainerParams
+from refit.runtime.errors import UserError
 from refit.training.trainer import make_trainer, refusals
 
 ROUNDING = 0.05  # by which bfloat16's probabilities may miss a sum of one
@@ -17,14 +18,14 @@ ROUNDING = 0.05  # by which bfloat16's probabilities may miss a sum of one
 class Outputs(Callback):
     """What test_step or predict_step returns of each image: a dictionary of tensors, a row an image.
 
-    Raises ValueError where there are no probabilities among them."""
+    Raises UserError where there are no probabilities among them."""
 
     def __init__(self) -> None:
         self.batches: list[dict[str, Tensor]] = []
 
     def on_test_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, *args: Any) -> None:
         if not isinstance(outputs, dict) or "probabilities" not in outputs:
-            raise ValueError(
+            raise UserError(
                 f"{type(pl_module).__name__}: test_step and predict_step must return a dictionary of tensors with "
                 "'probabilities', (images, classes); see docs/systems.md"
             )
@@ -34,11 +35,11 @@ class Outputs(Callback):
         self.on_test_batch_end(*args)
 
     def gather(self) -> dict[str, Tensor]:
-        """Of all images, in their order, on the CPU. Raises ValueError where a row of probabilities is none."""
+        """Of all images, in their order, on the CPU. Raises UserError where a row of probabilities is none."""
         outputs = {name: torch.cat([batch[name] for batch in self.batches]).cpu() for name in self.batches[0]}
         sums = outputs["probabilities"].float().sum(dim=1)
         if bool((outputs["probabilities"] < 0).any() or ((sums - 1).abs() > ROUNDING).any()):
-            raise ValueError(
+            raise UserError(
                 "the 'probabilities' of test_step or predict_step are none: expected 0 or more, and 1 in all for each "
                 "image; of logits make them by logits.softmax(dim=1)"
             )

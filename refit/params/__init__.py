@@ -13,6 +13,8 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
+from refit.runtime.errors import UserError
+
 PARAMS_FILE = Path("params.yaml")
 OUR_SYSTEMS = ("classifier", "autoencoder")
 OUR_NETWORKS = ("mlp", "cnn", "resnet9", "airbench")
@@ -457,33 +459,33 @@ def _is_all(limit: int | float) -> bool:
 def load_params(path: Path = PARAMS_FILE) -> Params:
     """Read and check the whole of a parameter file.
 
-    Raises ValueError with a line for each fault: the file, the dotted key, what was expected.
+    Raises UserError with a line for each fault: the file, the dotted key, what was expected.
     """
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)  # noqa: S506, a SafeLoader
     except FileNotFoundError:
-        raise ValueError(f"{path} is not here; run from the repository's root") from None
+        raise UserError(f"{path} is not here; run from the repository's root") from None
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text: {error}; save it as UTF-8") from None
+        raise UserError(f"{path} is not UTF-8 text: {error}; save it as UTF-8") from None
     except yaml.MarkedYAMLError as error:
         where = f" (line {error.problem_mark.line + 1})" if error.problem_mark else ""
-        raise ValueError(f"{path} is not valid YAML: {error.problem}{where}") from None
+        raise UserError(f"{path} is not valid YAML: {error.problem}{where}") from None
     except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     except RecursionError:
-        raise ValueError(f"{path} is nested too deep to be read; expected sections of keys and values") from None
+        raise UserError(f"{path} is nested too deep to be read; expected sections of keys and values") from None
     return check_params(values, str(path))
 
 
 def check_params(values: Any, where: str = str(PARAMS_FILE)) -> Params:
-    """Check parsed parameters. Raises ValueError with a line for each fault, led by `where`."""
+    """Check parsed parameters. Raises UserError with a line for each fault, led by `where`."""
     if not isinstance(values, dict):
         found = "nothing" if values is None else repr(values)
-        raise ValueError(f"{where}: expected sections of keys and values, found {textwrap.shorten(found, 60)}")  # noqa: TRY004, the user's
+        raise UserError(f"{where}: expected sections of keys and values, found {textwrap.shorten(found, 60)}")
     try:
         return Params.model_validate(values)
     except ValidationError as error:
-        raise ValueError("\n".join(f"{where}: {line}" for line in _explain(error))) from None
+        raise UserError("\n".join(f"{where}: {line}" for line in _explain(error))) from None
 
 
 def _explain(error: ValidationError) -> list[str]:

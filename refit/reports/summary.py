@@ -58,7 +58,7 @@ def as_markdown(facts: Sequence[Fact]) -> str:
 def read_facts(root: Path = Path()) -> list[Fact]:
     """What there is to say of the run whose outputs lie in `root`/data; MLflow is asked for the run of its model.
 
-    Raises ValueError where a file of the run is missing.
+    Raises UserError where a file of the run is missing.
     """
     data, batch, rate, fit, test = (
         read_json(root / f"data/{name}.json", "dvc repro")

@@ -5,14 +5,16 @@ import sys
 from argparse import ArgumentParser
 from collections.abc import Callable
 
+from refit.runtime.errors import UserError, print_error
+
 
 def run_command(main: Callable[[list[str]], None]) -> None:
     """Run a command as this process, with the arguments it was given."""
     try:
         main(sys.argv[1:])
         sys.stdout.flush()
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except UserError as error:
+        print_error(error)
         sys.exit(2)
     except BrokenPipeError:  # whoever read the output has seen enough, such as `head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python would try again at its end

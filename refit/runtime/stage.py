@@ -3,18 +3,15 @@
 import errno
 import signal
 import sys
-import traceback
 from collections.abc import Callable
-from pathlib import Path
 
-from refit.params import Params, load_params
+from refit.runtime.errors import UserError, print_error
 
-_PROJECT = Path(__file__).resolve().parents[2]
 _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)  # full, or not ours to write to
 
 
-def run_stage(main: Callable[[Params], None], *, reads: tuple[str, ...]) -> None:
-    """Run a stage as this process: `main` is given the sections of params.yaml named in `reads`, and no other.
+def run_stage(main: Callable[[], None]) -> None:
+    """Run a stage as this process.
 
     Exit codes: 0 done; 2 the user's mistake, told in one line; 143 ended by SIGTERM; 130 by Ctrl-C.
     """
@@ -29,12 +26,9 @@ def run_stage(main: Callable[[Params], None], *, reads: tuple[str, ...]) -> None
     # Lightning answers SIGTERM with exit code 0 in a fit, and not at all in a test: DVC would take a part for all.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
-        main(load_params().only(*reads))
-    except ValueError as error:
-        if not _is_ours(error):
-            raise
-        for line in str(error).splitlines():
-            print(f"error: {line}", file=sys.stderr)
+        main()
+    except UserError as error:
+        print_error(error)
         sys.exit(2)
     except OSError as error:
         if error.errno not in _OF_THE_DISK:
@@ -58,11 +52,3 @@ def run_stage(main: Callable[[Params], None], *, reads: tuple[str, ...]) -> None
         # Lightning makes an exit code 1 of it, as of a fault.
         print("interrupted", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
-
-
-def _is_ours(error: ValueError) -> bool:
-    """Whether this project raised it on purpose: one that came out of a call is a fault, and keeps its traceback."""
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    folder = Path(last.filename).resolve().parent
-    in_project = folder.is_relative_to(_PROJECT / "refit") or folder == _PROJECT / "stages"
-    return in_project and (last.line or "").startswith("raise ")

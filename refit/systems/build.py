@@ -7,6 +7,7 @@ import pytorch_lightning as pl
 from torch import nn
 
 from refit.params import LossParams, ModelParams, OptimizerParams
+from refit.runtime.errors import UserError
 from refit.systems.autoencoder import Autoencoder
 from refit.systems.classifier import Classifier
 from refit.systems.networks import build_network, check_network
@@ -39,7 +40,7 @@ def build_system(
     """A freshly initialised system for images such as `info` describes; the three after it are for training alone.
 
     One that is given an optimizer, to be trained, begins with model.weights.
-    Raises ValueError where model.system, or what it is to be made from, is not as params.yaml says.
+    Raises UserError where model.system, or what it is to be made from, is not as params.yaml says.
     """
     system = _system_class(model)
     offers = _offers(model, info, optimizer, loss, learning_rate)
@@ -48,7 +49,7 @@ def build_system(
 
 
 def check_model(model: ModelParams) -> None:
-    """Raises ValueError unless the system and the network of `model` can be found and made, and its weights too."""
+    """Raises UserError unless the system and the network of `model` can be found and made, and its weights too."""
     check_network(model)
     offers = set(_offers(model, None, None, None, 0.0))
     system = _system_class(model)
@@ -56,7 +57,7 @@ def check_model(model: ModelParams) -> None:
     if model.weights is not None:
         check_weights(model)
         if not inspect.signature(system).parameters.keys() & {"network", "encoder"}:
-            raise ValueError(
+            raise UserError(
                 f"model.weights = {model.weights!r} has no effect with {model.system}, which makes its own network; "
                 "set it to null"
             )
@@ -65,7 +66,7 @@ def check_model(model: ModelParams) -> None:
 def _system_class(model: ModelParams) -> type:
     system = SYSTEMS.get(model.system) or user_class(model.system, "model.system")
     if not issubclass(system, pl.LightningModule):
-        raise ValueError(f"model.system = {model.system!r} is not a LightningModule; see docs/systems.md")  # noqa: TRY004, the user's
+        raise UserError(f"model.system = {model.system!r} is not a LightningModule; see docs/systems.md")
     return system
 
 

@@ -11,6 +11,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from refit.batches.datamodule import Batch, MixedBatch, PreparedData
 from refit.params import LossParams, OptimizerParams
+from refit.runtime.errors import UserError
 from refit.systems.system import System
 
 
@@ -32,7 +33,7 @@ class Classifier(System):
         take the mean of the logits of each image and of its mirror image; the three before it are for training alone.
 
         Label smoothing, class weights and mixed labels are of the training loss and train_loss; val_loss is the plain
-        cross-entropy. Raises ValueError where loss.class_weights are not a weight a class.
+        cross-entropy. Raises UserError where loss.class_weights are not a weight a class.
         """
         # Unchecked for NaN, which would wait for the device at each step; in this mode a weight is ignored.
         val_metrics = {
@@ -108,7 +109,7 @@ def _class_weights(loss: LossParams | None, classes: int) -> Tensor | None:
         return None
     weights: Sequence[float] = [1.0] * classes if loss.class_weights == "balanced" else loss.class_weights
     if len(weights) != classes:
-        raise ValueError(
+        raise UserError(
             f"loss.class_weights has {len(weights)} weights for {classes} classes; give one a class, in the order of "
             "their names"
         )

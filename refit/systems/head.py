@@ -2,13 +2,15 @@
 
 from torch import nn
 
+from refit.runtime.errors import UserError
+
 
 def head(network: nn.Module) -> nn.Module:
     """The last layer that has parameters of its own, in the order in which the network holds them: of our networks
-    and torchvision's the one whose outputs are the network's. Raises ValueError where no layer has any."""
+    and torchvision's the one whose outputs are the network's. Raises UserError where no layer has any."""
     layers = [layer for layer in network.modules() if any(True for _ in layer.parameters(recurse=False))]
     if not layers:
-        raise ValueError(f"{type(network).__name__} has no parameters; choose another model.network")
+        raise UserError(f"{type(network).__name__} has no parameters; choose another model.network")
     return layers[-1]
 
 

@@ -11,6 +11,7 @@ import torchvision
 from torch import Tensor, nn
 
 from refit.params import OUR_NETWORKS, ModelParams, nearest
+from refit.runtime.errors import UserError
 from refit.systems.user_code import Offers, check_arguments, construct, user_class
 
 
@@ -21,7 +22,7 @@ def build_network(
 
     It takes uint8 images of `shape` (C, H, W) to floats (N, outputs). `mean` and `std` are of the training images, by
     channel, pixels scaled to 0..1.
-    Raises ValueError where there is no such network, or it does not take model.network_arguments.
+    Raises UserError where there is no such network, or it does not take model.network_arguments.
     """
     return Whole(Normalize(mean, std), _build(model, shape, outputs))
 
@@ -38,7 +39,7 @@ def _build(model: ModelParams, shape: tuple[int, int, int], outputs: int) -> nn.
             _check_outputs(network, shape, outputs, model.network)
         except (AssertionError, RuntimeError) as error:  # as torchvision refuses a size
             reason = " ".join(str(error).split())
-            raise ValueError(
+            raise UserError(
                 f"model.network = {model.network!r} takes no images of {shape[1]}x{shape[2]} pixels: {reason}; "
                 "data.image_size sets another size"
             ) from None
@@ -58,7 +59,7 @@ def _build(model: ModelParams, shape: tuple[int, int, int], outputs: int) -> nn.
 
 
 def check_network(model: ModelParams) -> None:
-    """Raises ValueError unless the network that `model` names can be found and made."""
+    """Raises UserError unless the network that `model` names can be found and made."""
     if model.network.startswith("torchvision:"):
         check_torchvision_name(model.network)
     elif model.network not in OUR_NETWORKS:
@@ -70,7 +71,7 @@ def check_network(model: ModelParams) -> None:
 def _check_outputs(network: nn.Module, shape: tuple[int, int, int], outputs: int, name: str) -> None:
     """Of two blank images. Layers that take their size from what they see first, such as nn.LazyLinear, take it here.
 
-    Raises ValueError where they are not (2, outputs).
+    Raises UserError where they are not (2, outputs).
     """
     training = {module: module.training for module in network.modules()}
     try:
@@ -82,28 +83,28 @@ def _check_outputs(network: nn.Module, shape: tuple[int, int, int], outputs: int
         module.training = mode
     found = tuple(given.shape) if isinstance(given, Tensor) else type(given).__name__
     if found != (2, outputs):
-        raise ValueError(f"model.network = {name!r} makes {found} of 2 images; expected a tensor of (2, {outputs})")
+        raise UserError(f"model.network = {name!r} makes {found} of 2 images; expected a tensor of (2, {outputs})")
 
 
 def _users_network(model: ModelParams) -> type:
     network = user_class(model.network, "model.network")
     if not issubclass(network, nn.Module):
-        raise ValueError(f"model.network = {model.network!r} is not a torch.nn.Module; see docs/systems.md")  # noqa: TRY004, the user's
+        raise UserError(f"model.network = {model.network!r} is not a torch.nn.Module; see docs/systems.md")
     from pytorch_lightning import LightningModule  # not what a network needs that is no user's
 
     if issubclass(network, LightningModule):
-        raise ValueError(f"model.network = {model.network!r} is a whole system; set model.system to it")  # noqa: TRY004
+        raise UserError(f"model.network = {model.network!r} is a whole system; set model.system to it")
     return network
 
 
 def check_torchvision_name(network: str) -> None:
-    """Raises ValueError unless `network` is torchvision: and the name of one of its image classifiers."""
+    """Raises UserError unless `network` is torchvision: and the name of one of its image classifiers."""
     name = network.partition(":")[2]
     known = torchvision.models.list_models(module=torchvision.models)
     # These two give a second output in training, which no other does.
     known = [other for other in known if other not in ("googlenet", "inception_v3")]
     if name not in known:
-        raise ValueError(
+        raise UserError(
             f"model.network = {network!r} is unknown{nearest(name, known, 'torchvision:')}; "
             "expected torchvision: and a classifier of torchvision.models, such as resnet18"
         )

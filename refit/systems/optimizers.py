@@ -8,6 +8,7 @@ import torch
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 
 from refit.params import OptimizerParams
+from refit.runtime.errors import UserError
 from refit.systems.head import backbone_parameters
 
 
@@ -96,14 +97,14 @@ def _muon(system: pl.LightningModule, params: OptimizerParams, groups: list[dict
     all else.
 
     A step of Muon is scaled to the size of AdamW's (Liu et al. 2025), so that both go by one learning rate and decay.
-    Raises ValueError where there is nothing between the first layer and the last.
+    Raises UserError where there is nothing between the first layer and the last.
     """
     from timm.optim.muon import Muon  # seconds of imports that only this needs
 
     layers = [weight for module in system.modules() if (weight := _matrix(module)) is not None]
     hidden = {weight for weight in layers[1:-1] if min(weight.shape[:2]) > 1}  # depthwise kernels are no matrices
     if not hidden:
-        raise ValueError(
+        raise UserError(
             f"optimizer.name = 'muon' is for the layers between the first and the last, and {type(system).__name__} "
             "has none; choose adamw, or a deeper model.network"
         )

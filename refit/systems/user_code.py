@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from refit.params import nearest
+from refit.runtime.errors import UserError
 
 FOLDER = Path(__file__).resolve().parent
 PROJECT = FOLDER.parents[1]
@@ -17,30 +18,30 @@ Offers = Mapping[str, Callable[[], Any]]
 
 
 def user_class(path: str, key: str) -> type:
-    """The class at the dotted path `path`, the value of `key`. Raises ValueError where there is none, or where it
+    """The class at the dotted path `path`, the value of `key`. Raises UserError where there is none, or where it
     lies in a file of this project that dvc.yaml does not watch."""
     module_name, _, name = path.rpartition(".")
     if importlib.util.find_spec(module_name.partition(".")[0]) is None:
-        raise ValueError(f"{key} = {path!r}: there is no package {module_name.partition('.')[0]!r}")
+        raise UserError(f"{key} = {path!r}: there is no package {module_name.partition('.')[0]!r}")
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if not module_name.startswith(error.name or " "):
             raise  # the user's module imports what is not there
-        raise ValueError(f"{key} = {path!r}: there is no module {error.name!r}") from None
+        raise UserError(f"{key} = {path!r}: there is no module {error.name!r}") from None
     except SyntaxError as error:
         where = f"{Path(error.filename or module_name).name}, line {error.lineno}"
-        raise ValueError(f"{key} = {path!r}: {where}: {error.msg}") from None
+        raise UserError(f"{key} = {path!r}: {where}: {error.msg}") from None
     found = getattr(module, name, None)
     if not isinstance(found, type):
         close = nearest(name, [other for other, value in vars(module).items() if isinstance(value, type)])
-        raise ValueError(f"{key} = {path!r}: {module_name} holds no class {name!r}{close}")  # noqa: TRY004, the user's
+        raise UserError(f"{key} = {path!r}: {module_name} holds no class {name!r}{close}")
     try:
         file = Path(inspect.getfile(found)).resolve()
     except TypeError:  # Python's own have none
         return found
     if file.is_relative_to(PROJECT) and not file.is_relative_to(FOLDER) and "site-packages" not in file.parts:
-        raise ValueError(
+        raise UserError(
             f"{key} = {path!r} lies in {file.relative_to(PROJECT)}, whose edits dvc.yaml would miss; "
             f"move it into {FOLDER.relative_to(PROJECT)}/"
         )
@@ -48,22 +49,22 @@ def user_class(path: str, key: str) -> type:
 
 
 def check_arguments(made: type, offers: set[str], arguments: Mapping[str, Any], key: str) -> None:
-    """Raises ValueError unless `made` can be called with `arguments`, the value of `key`, and what Refit offers."""
+    """Raises UserError unless `made` can be called with `arguments`, the value of `key`, and what Refit offers."""
     takes = inspect.signature(made).parameters
     call = f"{made.__name__}({', '.join(takes)})"
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes.values())
     for name in arguments:
         if name in offers:
-            raise ValueError(f"{key}.{name}: Refit itself gives {call} its {name}; remove it")
+            raise UserError(f"{key}.{name}: Refit itself gives {call} its {name}; remove it")
         if name not in takes and not takes_any:
-            raise ValueError(f"{key}.{name}: {call} takes no such argument{nearest(name, list(takes))}")
+            raise UserError(f"{key}.{name}: {call} takes no such argument{nearest(name, list(takes))}")
     for name, parameter in takes.items():
         needed = parameter.default is parameter.empty and parameter.kind not in (
             parameter.VAR_POSITIONAL,
             parameter.VAR_KEYWORD,
         )
         if needed and name not in offers and name not in arguments:
-            raise ValueError(
+            raise UserError(
                 f"{key} lacks {name!r}, which {call} needs; Refit itself can give {', '.join(sorted(offers))}"
             )
 

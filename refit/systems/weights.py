@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from refit.params import WEIGHTS_FILES, ModelParams, nearest
+from refit.runtime.errors import UserError
 from refit.systems.head import head
 from refit.systems.networks import GreyToRgb, Normalize
 
@@ -26,7 +27,7 @@ def load_weights(network: nn.Module, model: ModelParams) -> None:
     The head stays as it is where its number of outputs is another. The input is normalised as the weights are used to:
     by what a model of Refit's brings along; by what torchvision's weights of the network want, also for a file from
     elsewhere; and for any other network by the training images' mean and standard deviation, as it was.
-    Raises ValueError where they cannot be had, or another tensor is missing, one too many, or of another shape.
+    Raises UserError where they cannot be had, or another tensor is missing, one too many, or of another shape.
     """
     assert isinstance(network, nn.Sequential)
     assert model.weights is not None
@@ -53,13 +54,13 @@ def load_weights(network: nn.Module, model: ModelParams) -> None:
 
 
 def check_weights(model: ModelParams) -> None:
-    """Raises ValueError unless the weights that `model.weights` names are known: a file that is there, or a name of
+    """Raises UserError unless the weights that `model.weights` names are known: a file that is there, or a name of
     torchvision's for this network."""
     assert model.weights is not None
     if not is_file_name(model.weights):
         _torchvision_weights(model)
     elif not Path(model.weights).is_file():
-        raise ValueError(f"model.weights = {model.weights!r} is not there; put the file into {WEIGHTS_FILES}/")
+        raise UserError(f"model.weights = {model.weights!r} is not there; put the file into {WEIGHTS_FILES}/")
 
 
 def identity(model: ModelParams) -> str | None:
@@ -83,7 +84,7 @@ def _torchvision_weights(model: ModelParams) -> Any:
     if is_file_name(model.weights):
         return known["DEFAULT"]
     if model.weights not in known.__members__:
-        raise ValueError(
+        raise UserError(
             f"model.weights = {model.weights!r} is unknown{nearest(model.weights, list(known.__members__))}; "
             f"{model.network} has {', '.join(known.__members__)}"
         )
@@ -95,7 +96,7 @@ def _from_torchvision(model: ModelParams) -> State:
     try:
         state: State = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
     except (OSError, RuntimeError) as error:  # no network; a file that is not what its name says
-        raise ValueError(
+        raise UserError(
             f"model.weights = {model.weights!r} cannot be had from {weights.url}: {' '.join(str(error).split())}; "
             f"or put the file into {WEIGHTS_FILES}/ and name it"
         ) from None
@@ -105,16 +106,16 @@ def _from_torchvision(model: ModelParams) -> State:
 def _from_file(weights: str) -> State:
     path = Path(weights)
     if not path.is_file():
-        raise ValueError(f"model.weights = {weights!r} is not there; put the file into {WEIGHTS_FILES}/")
+        raise UserError(f"model.weights = {weights!r} is not there; put the file into {WEIGHTS_FILES}/")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # noqa: BLE001, half a file may end anywhere in its parser
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"model.weights = {weights!r} holds no weights: {reason}") from None
+        raise UserError(f"model.weights = {weights!r} holds no weights: {reason}") from None
     if not (isinstance(state, dict) and state and all(isinstance(value, Tensor) for value in state.values())):
-        raise ValueError(f"model.weights = {weights!r} is no state_dict; expected names and tensors, and nothing else")
+        raise UserError(f"model.weights = {weights!r} is no state_dict; expected names and tensors, and nothing else")
     return state
 
 
@@ -139,7 +140,7 @@ def _fit(network: nn.Module, state: State, weights: str) -> str:
     if wrong:
         shown = ", ".join(_with_shapes(name, state, own) for name in wrong[:4])
         shown += f" and {len(wrong) - 4} more" if len(wrong) > 4 else ""
-        raise ValueError(
+        raise UserError(
             f"model.weights = {weights!r} does not fit: {shown} missing there, of another shape, or not the network's; "
             "choose the model.network, width and data.color that it was trained with"
         )

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from refit.artifacts.files import read_csv, read_json
 from refit.artifacts.prepared import PREPARED, read_hashes
+from refit.runtime.errors import UserError
 from refit.tracking.outbox import SYNC, unsent_part
 from refit.tracking.runs import (
     DEBUG_TAG,
@@ -67,7 +68,7 @@ class Kept(NamedTuple):
 def register(model_dir: Path, name: str) -> tuple[Version, bool]:
     """Make the model in `model_dir` a version of the registered model `name`: the version, and whether it is new.
 
-    Raises ValueError where there is no run that holds the model, MLflow refuses the name or cannot be reached.
+    Raises UserError where there is no run that holds the model, MLflow refuses the name or cannot be reached.
     """
     sha256 = model_sha256(model_dir)
     with open_store() as store:
@@ -80,13 +81,13 @@ def register(model_dir: Path, name: str) -> tuple[Version, bool]:
 
 
 def find_version(name: str, sha256: str) -> Version | None:
-    """The version of this model; None where it is none. Raises ValueError where MLflow cannot be reached."""
+    """The version of this model; None where it is none. Raises UserError where MLflow cannot be reached."""
     with open_store() as store:
         return _find_version(store, name, sha256)
 
 
 def find_champion(name: str) -> Version | None:
-    """The champion among the versions of `name`; None where none is yet. Raises ValueError where MLflow cannot be
+    """The champion among the versions of `name`; None where none is yet. Raises UserError where MLflow cannot be
     reached, or where the alias was given to a version that `register` did not make."""
     with open_store() as store:
         from mlflow.exceptions import MlflowException
@@ -98,7 +99,7 @@ def find_champion(name: str) -> Version | None:
                 return None
             raise
         if MODEL_TAG not in version.tags:
-            raise ValueError(
+            raise UserError(
                 f"models:/{name}@{CHAMPION} is version {version.version}, which Refit did not register; give the alias "
                 "to one that `make register` made, or delete it"
             )
@@ -114,10 +115,10 @@ def make_champion(version: Version, why: str) -> None:
 
 
 def fetch(version: Version, folder: Path) -> Kept:
-    """Bring what is kept of a version to `folder`. Raises ValueError where MLflow does not hold its model."""
+    """Bring what is kept of a version to `folder`. Raises UserError where MLflow does not hold its model."""
     with open_store() as store:
         if WEIGHTS not in _kept(store, version):
-            raise ValueError(
+            raise UserError(
                 f"MLflow at {store.shown_uri} does not hold the files of {version.uri}; check out the commit that made "
                 "it, and run: dvc checkout && make register"
             )
@@ -153,14 +154,14 @@ def _new_version(store: ModelStore, name: str, sha256: str) -> Version:
 
     run = store.find_run(sha256)
     if run is None and unsent_part(sha256, "fit").is_dir():
-        raise ValueError(f"MLflow misses the run of model {model_name(sha256)}; to send it: {SYNC}")
+        raise UserError(f"MLflow misses the run of model {model_name(sha256)}; to send it: {SYNC}")
     if run is None:
-        raise ValueError(
+        raise UserError(
             f"MLflow at {store.shown_uri} holds no run of model {model_name(sha256)}; "
             "to train it again: dvc repro --force --single-item fit"
         )
     if DEBUG_TAG in run.data.tags:
-        raise ValueError(
+        raise UserError(
             f"MLflow's run {run.info.run_name} is a debug run, and its model none to register; take the debug "
             "section of params.yaml back to what it was, and run: dvc repro"
         )
@@ -168,7 +169,7 @@ def _new_version(store: ModelStore, name: str, sha256: str) -> Version:
     models = [store.client.get_logged_model(output.model_id) for output in outputs]
     ready = [model.model_id for model in models if model.status == LoggedModelStatus.READY]
     if not ready:
-        raise ValueError(f"MLflow's run {run.info.run_name} holds no model: it could not be exported")
+        raise UserError(f"MLflow's run {run.info.run_name} holds no model: it could not be exported")
     mlflow.set_tracking_uri(store.uri)
     return _version(mlflow.register_model(f"models:/{ready[0]}", name, tags={MODEL_TAG: sha256}))
 

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from refit.artifacts.files import read_json, repository_root, write_bytes
 from refit.runtime.environment import QUIET
+from refit.runtime.errors import UserError
 from refit.tracking.outbox import (
     IMAGES,
     MODEL,
@@ -73,10 +74,10 @@ def tracking_uri() -> str:
 
 
 def model_sha256(model_dir: Path) -> str:
-    """The name of the model in `model_dir`. Raises ValueError where there is none."""
+    """The name of the model in `model_dir`. Raises UserError where there is none."""
     weights = model_dir / WEIGHTS
     if not weights.is_file():
-        raise ValueError(f"{weights} is not here; run: dvc repro fit")
+        raise UserError(f"{weights} is not here; run: dvc repro fit")
     with weights.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -383,12 +384,12 @@ class ModelStore(NamedTuple):
 
 @contextmanager
 def open_store() -> Iterator[ModelStore]:
-    """Raises ValueError, of one line, where MLflow cannot be reached or refuses what the block asks of it."""
+    """Raises UserError, of one line, where MLflow cannot be reached or refuses what the block asks of it."""
     uri = tracking_uri()
     try:
         yield ModelStore(uri, *_connect(uri))
     except _failures() as error:
-        raise ValueError(f"MLflow at {_hide_password(uri)}: {_root_cause(error)}") from None
+        raise UserError(f"MLflow at {_hide_password(uri)}: {_root_cause(error)}") from None
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from refit.batches.datamodule import TrainLoader
 from refit.params import FitParams
+from refit.runtime.errors import UserError
 from refit.training.averaging import Average
 
 BAR_PERIOD = 0.1  # seconds
@@ -112,7 +113,7 @@ class History(Callback):
         steps, between = int(trainer.num_training_batches), int(trainer.val_check_batch or 1)
         if trainer.enable_validation and steps % between:
             fitting = [number for number in range(2, steps) if steps % number == 0] or [steps]
-            raise ValueError(
+            raise UserError(
                 f"debug.val_check_interval validates after every {between} of an epoch's {steps} batches, and not the "
                 f"weights at its end, which are what is kept; expected 1.0, or a number of batches of {fitting}"
             )
@@ -126,13 +127,13 @@ class History(Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.global_step == 0:
-            raise ValueError(
+            raise UserError(
                 f"no optimizer step was taken in the first epoch: training_step of {type(pl_module).__name__} must "
                 "return the loss"
             )
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         if not all(map(math.isfinite, metrics.values())):
-            raise ValueError(
+            raise UserError(
                 f"the loss is not finite after epoch {trainer.current_epoch + 1}: {metrics}; "
                 "lower optimizer.learning_rate, or set fit.gradient_clip_val"
             )
@@ -165,7 +166,7 @@ class Best(Callback):
         if self.monitor not in row:
             logged = ", ".join(name for name in row if name.startswith("val_"))
             others = ", ".join(name for name in trainer.callback_metrics if not name.startswith("train_"))
-            raise ValueError(
+            raise UserError(
                 f"fit.monitor = {self.monitor!r} is not what {type(pl_module).__name__} logs; "
                 + (f"expected one of {logged}" if logged else "it needs a validation_step that logs it as val_NAME")
                 + (f", and it logs {others}" if others and not logged else "")

@@ -12,6 +12,7 @@ from pytorch_lightning.callbacks import Callback
 
 from refit.artifacts.choices import BatchChoice
 from refit.params import TrainerParams
+from refit.runtime.errors import UserError
 from refit.training.trainer import hardware_class, make_trainer
 
 _LEADER = "REFIT_LEADER"  # in the environment: the leader's process id
@@ -20,12 +21,12 @@ _LEADER = "REFIT_LEADER"  # in the environment: the leader's process id
 def devices_of_fit(params: TrainerParams) -> dict[str, Any]:
     """The Trainer's arguments that spread a fit over all its devices.
 
-    Raises ValueError where one of them cannot be had on these.
+    Raises UserError where one of them cannot be had on these.
     """
     if params.world_size == 1:
         return {}
     if params.sync_batchnorm and (hardware := hardware_class(params)) in ("cpu", "mps", "tpu"):
-        raise ValueError(f"trainer.sync_batchnorm: true is for CUDA devices, and this is {hardware}; set it to false")
+        raise UserError(f"trainer.sync_batchnorm: true is for CUDA devices, and this is {hardware}; set it to false")
     os.environ["OMP_NUM_THREADS"] = str(params.threads)  # else Lightning sets PyTorch's to its own idea
     if params.num_nodes == 1:  # what the processes tell each other stays on this machine
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
@@ -43,7 +44,7 @@ def leads_fit(params: TrainerParams) -> bool:
     """Whether this process is the fit's first, or its only one, by what Lightning, torchrun or SLURM says in its
     environment.
 
-    Raises ValueError where the devices are not there.
+    Raises UserError where the devices are not there.
     """
     if params.world_size == 1:
         return True
@@ -59,13 +60,13 @@ def leads_fit(params: TrainerParams) -> bool:
 def share_batch(batch: BatchChoice, devices: int) -> BatchChoice:
     """The same effective batch for several devices: each takes the largest micro-batch that fits and shares it evenly.
 
-    Raises ValueError where there is none.
+    Raises UserError where there is none.
     """
     each, rest = divmod(batch.effective_batch, devices)
     # Batch norm cannot train on one image.
     shares = [size for size in range(2, min(batch.micro_batch, each) + 1) if each % size == 0]
     if rest or not shares:
-        raise ValueError(
+        raise UserError(
             f"an effective batch of {batch.effective_batch} images, of which a device holds {batch.micro_batch} at "
             f"once, cannot be shared evenly by {devices} devices, two images or more at a time; choose another "
             "batch.size, or fewer trainer.devices"

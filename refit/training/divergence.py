@@ -13,6 +13,7 @@ from torch import Tensor
 
 from refit.artifacts.files import repository_root, write_json
 from refit.batches.datamodule import TrainLoader
+from refit.runtime.errors import UserError
 
 
 class Step(NamedTuple):
@@ -27,7 +28,7 @@ class Step(NamedTuple):
 
 
 class FiniteLoss(Callback):
-    """Stops the fit where a training loss is infinite or not a number. Raises ValueError, before any weight has changed
+    """Stops the fit where a training loss is infinite or not a number. Raises UserError, before any weight has changed
     on a CPU, and some steps later on a CUDA device, for which no step waits.
     """
 
@@ -72,7 +73,7 @@ class FiniteLoss(Callback):
         }
         if trainer.is_global_zero:
             write_json(self.note, note)
-        raise ValueError(
+        raise UserError(
             f"the training loss is {note['loss']} in epoch {note['epoch']}, batch {note['batch']}, at a learning rate "
             f"of {rate:.3g}; lower optimizer.learning_rate, or set fit.gradient_clip_val. "
             f"Which images were in the batch: {self.note.relative_to(repository_root())}"

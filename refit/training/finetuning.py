@@ -5,6 +5,7 @@ from pytorch_lightning.callbacks import BaseFinetuning
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
+from refit.runtime.errors import UserError
 from refit.systems.head import backbone
 
 
@@ -33,7 +34,7 @@ class FrozenBackbone(BaseFinetuning):
         ]
         self.norms = [layer for layer in layers if isinstance(layer, _BatchNorm)]
         if not self.weights:
-            raise ValueError(
+            raise UserError(
                 f"fit.freeze_epochs = {self.epochs}, but {type(pl_module).__name__} has no layer before its head to "
                 "freeze; set it to 0"
             )

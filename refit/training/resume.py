@@ -30,6 +30,7 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
 from refit.artifacts.files import repository_root, write_bytes, write_json
+from refit.runtime.errors import UserError
 from refit.runtime.parent import PARENT_ENDED, hear_of_parents_end
 from refit.tracking.runs import flatten
 from refit.training.collectives import Together
@@ -68,7 +69,7 @@ def fit_state(
     """The state of the fit that follows from `inputs`, which are JSON; removed at the end of the block if that is well.
 
     `every` is in seconds; `params`, for people, go into each state. Of a fit's processes one `leads`, and holds the
-    state; the others go on from it with that one. Raises ValueError where another process is at this very fit.
+    state; the others go on from it with that one. Raises UserError where another process is at this very fit.
     """
     content = json.dumps(inputs, sort_keys=True).encode()
     states = repository_root() / STATES
@@ -103,7 +104,7 @@ def _locked(folder: Path) -> Iterator[None]:
             folder.mkdir(parents=True, exist_ok=True)
             lock = os.open(folder, os.O_RDONLY)
         except OSError as error:
-            raise ValueError(
+            raise UserError(
                 f"{error.filename} cannot be opened: {error.strerror}; the fit keeps its state there"
             ) from None
         try:
@@ -115,7 +116,7 @@ def _locked(folder: Path) -> Iterator[None]:
             os.close(lock)
             if time.monotonic() > deadline:
                 holder = _read_text(folder / _HOLDER) or "unknown"
-                raise ValueError(
+                raise UserError(
                     f"process {holder} is at this very fit (its state is in {folder}); wait for it, or end it: "
                     f"kill {holder}"
                 ) from None
@@ -212,7 +213,7 @@ class FitState(Checkpoint):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._together = Together(trainer)
         if len(set(self._together.gather(trainer.global_step))) > 1:
-            raise ValueError(f"the processes of this fit found different states; {STATES} must be one folder for all")
+            raise UserError(f"the processes of this fit found different states; {STATES} must be one folder for all")
         if self._random is not None:
             # Lightning's own call came before it read the state: to count its steps, a schedule had the loader set up.
             trainer.fit_loop._load_combined_loader_states()
@@ -337,7 +338,7 @@ class StateFiles(TorchCheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
     ) -> None:
-        """Copy a checkpoint, and write the copy on a thread. Raises ValueError where the last one was not written."""
+        """Copy a checkpoint, and write the copy on a thread. Raises UserError where the last one was not written."""
         self.finish()
         began = time.perf_counter()
         copied = apply_to_collection(checkpoint, Tensor, lambda tensor: tensor.detach().to("cpu", copy=True))
@@ -347,14 +348,14 @@ class StateFiles(TorchCheckpointIO):
         return self._writing is not None and not self._writing.done()
 
     def finish(self) -> None:
-        """Wait for what is being written. Raises ValueError where it could not be."""
+        """Wait for what is being written. Raises UserError where it could not be."""
         writing, self._writing = self._writing, None
         if writing is None:
             return
         try:
             writing.result()
         except OSError as error:
-            raise ValueError(
+            raise UserError(
                 f"the state of the fit could not be written to {error.filename or STATES}: {error.strerror}; mend that "
                 "and run it again: it goes on from the last state that was"
             ) from None

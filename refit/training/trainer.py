@@ -16,6 +16,7 @@ from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.profilers import PassThroughProfiler, Profiler
 
 from refit.params import DebugParams, TrainerParams
+from refit.runtime.errors import UserError
 from refit.training.callbacks import EpochLines, TerminalBar
 
 _LIBRARIES = ("torch", "torchvision", "pytorch-lightning", "torchmetrics", "numpy", "timm")  # timm: Muon
@@ -31,7 +32,7 @@ def make_trainer(
 ) -> pl.Trainer:
     """A Trainer on one device of `params.accelerator`, unless told otherwise, which writes nothing of its own accord.
 
-    It shows its progress, unless it is to be `quiet`. `options` are the Trainer's own arguments. Raises ValueError
+    It shows its progress, unless it is to be `quiet`. `options` are the Trainer's own arguments. Raises UserError
     where the devices are not there.
     """
     torch.set_num_threads(params.threads)
@@ -55,22 +56,22 @@ def make_trainer(
         )
     except (MisconfigurationException, ModuleNotFoundError) as error:
         devices = f", devices = {params.devices}" if "devices" in options else ""
-        raise ValueError(f"trainer.accelerator = {params.accelerator!r}{devices}: {error}") from None
+        raise UserError(f"trainer.accelerator = {params.accelerator!r}{devices}: {error}") from None
 
 
 @contextmanager
 def refusals(debug: DebugParams) -> Iterator[None]:
-    """Raises ValueError of one line for what Lightning itself refuses, such as a limit of the debug section that leaves
+    """Raises UserError of one line for what Lightning itself refuses, such as a limit of the debug section that leaves
     nothing, or a schedule that goes by a metric that the system does not log."""
     try:
         yield
     except MisconfigurationException as error:
         whose = "the debug section does not fit this data: " if debug.shortens or debug.val_check_interval != 1 else ""
-        raise ValueError(f"{whose}{' '.join(str(error).split())}") from None
+        raise UserError(f"{whose}{' '.join(str(error).split())}") from None
     except ValueError as error:
         if "`val_check_interval`" not in str(error):
             raise
-        raise ValueError(
+        raise UserError(
             f"debug.val_check_interval = {debug.val_check_interval} is more than the batches of an epoch; lower it"
         ) from None
 

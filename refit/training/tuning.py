@@ -19,6 +19,7 @@ from torch import Tensor
 from refit.artifacts.choices import BatchChoice, LearningRateChoice
 from refit.batches.datamodule import Batch, PreparedData, TrainLoader
 from refit.params import BatchParams, OptimizerParams, TrainerParams
+from refit.runtime.errors import UserError
 from refit.training.trainer import hardware_class, make_trainer
 
 MIN_STEPS_AN_EPOCH = 16
@@ -35,11 +36,11 @@ FloatArray = npt.NDArray[np.float64]
 def choose_effective_batch(batch: BatchParams, train_images: int) -> int:
     """The batch that the optimizer sees: it follows from the parameters and the data, never from the hardware.
 
-    Raises ValueError where batch.size is larger than the train split.
+    Raises UserError where batch.size is larger than the train split.
     """
     if batch.size != "auto":
         if batch.size > train_images:
-            raise ValueError(f"batch.size = {batch.size} is more than the {train_images} training images; lower it")
+            raise UserError(f"batch.size = {batch.size} is more than the {train_images} training images; lower it")
         return batch.size
     size = 2
     while size * 2 <= min(batch.max_size, train_images // MIN_STEPS_AN_EPOCH):
@@ -54,7 +55,7 @@ def scale_batch(
 
     Each size runs one optimizer step, and only one that ran is returned. On a CPU a size fits if what the step keeps
     in memory (weights, gradients, optimizer state, inputs and what backward needs) is within `batch.memory_budget`;
-    on an accelerator, if it does not run out of memory. Raises ValueError where none fits.
+    on an accelerator, if it does not run out of memory. Raises UserError where none fits.
     """
     hardware = hardware_class(trainer_params)
     budget = int(batch.memory_budget * 2**30) if hardware == "cpu" else None
@@ -184,7 +185,7 @@ class _Trials:
 
         def loader() -> TrainLoader:
             if data.batch_size < self.smallest:  # the Tuner halves what failed, down to nothing
-                raise ValueError(
+                raise UserError(
                     f"no batch fits: a training step of {self.smallest} images needs more memory than there is, or "
                     "than batch.memory_budget allows; raise it, lower data.image_size, or choose a smaller "
                     "model.network or an even batch.size"

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.dvc_graph import read_graph
+from refit.runtime.errors import UserError
 from tests.flows.toy import PROJECT, Toy
 
 # DVC's own use of pygtrie.
@@ -33,13 +34,13 @@ def test_stages_of_other_folders_are_left_out(toy: Toy, monkeypatch: pytest.Monk
 def test_a_wrong_dvc_yaml_is_told_in_one_line(toy: Toy) -> None:
     (toy.root / "dvc.yaml").write_text("stages: {first: {comand: 'true'}}")
     done = toy.run("python", "-c", "from pipelines.dvc_graph import read_graph; read_graph()", check=False)
-    assert "ValueError: the graph of dvc.yaml cannot be read: " in done.stdout
+    assert "UserError: the graph of dvc.yaml cannot be read: " in done.stdout
     assert "comand" in done.stdout
 
 
 def test_a_folder_without_a_repository_is_the_users_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match="not inside of a DVC repository"):
+    with pytest.raises(UserError, match="not inside of a DVC repository"):
         read_graph()
 
 

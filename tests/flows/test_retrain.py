@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from pipelines.retrain import check_publishable
+from refit.runtime.errors import UserError
 from tests.flows.toy import Server, Toy, error_of
 from tests.processes import eventually
 
@@ -164,21 +165,21 @@ def test_what_could_not_be_published_is_told_before_any_work(published: Toy, mon
     check_publishable("push")
     toy.run("dvc", "config", "--unset", "core.remote")
     toy.run("git", "commit", "--quiet", "--all", "--message", "no remote")
-    with pytest.raises(ValueError, match="push needs a remote for the data: dvc remote add --default NAME URL"):
+    with pytest.raises(UserError, match="push needs a remote for the data: dvc remote add --default NAME URL"):
         check_publishable("push")
     toy.run("git", "branch", "--unset-upstream")
-    with pytest.raises(ValueError, match="push needs a branch to push to: git push --set-upstream origin BRANCH"):
+    with pytest.raises(UserError, match="push needs a branch to push to: git push --set-upstream origin BRANCH"):
         check_publishable("push")
     check_publishable("commit")
     (toy.root / "refit/mine.py").touch()
-    with pytest.raises(ValueError, match=r"refit/mine\.py is not committed"):
+    with pytest.raises(UserError, match=r"refit/mine\.py is not committed"):
         check_publishable("commit")
     (toy.root / "refit/mine.py").unlink()
     toy.run("git", "checkout", "--quiet", "--detach")
-    with pytest.raises(ValueError, match="commit needs a branch to commit to: git switch BRANCH"):
+    with pytest.raises(UserError, match="commit needs a branch to commit to: git switch BRANCH"):
         check_publishable("commit")
     (toy.root / ".git").rename(toy.root / ".not_git")
-    with pytest.raises(ValueError, match="commit needs a git repository with a commit; make one, or set it to none"):
+    with pytest.raises(UserError, match="commit needs a git repository with a commit; make one, or set it to none"):
         check_publishable("commit")
     check_publishable("none")
 

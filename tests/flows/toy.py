@@ -78,12 +78,11 @@ class Toy:
         for name in ("PREFECT_API_URL", "PREFECT_API_AUTH_STRING"):
             self.env.pop(name, None)
         self._stages: dict[str, dict[str, Any]] = {}
-        for folder in ("refit", "log", "out"):
+        for folder in ("log", "out"):
             (root / folder).mkdir()
         for name in ("params.yaml", "prefect.yaml", "prefect.toml", "Makefile"):
             shutil.copy(PROJECT / name, root / name)
-        for module in ("__init__", "command", "files", "params", "parent", "quiet", "warm"):
-            shutil.copy(PROJECT / f"refit/{module}.py", root / f"refit/{module}.py")
+        shutil.copytree(PROJECT / "refit", root / "refit", ignore=shutil.ignore_patterns("__pycache__"))
         (root / "refit/reports/summary.py").write_text(_SUMMARY)
         (root / "refit/commands/promote.py").write_text(_PROMOTE)
         (root / "pipelines").symlink_to(PROJECT / "pipelines")

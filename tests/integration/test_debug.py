@@ -18,6 +18,7 @@ from refit.batches.datamodule import Batch
 from refit.commands import register
 from refit.params import load_params
 from refit.reports import summary
+from refit.runtime.errors import UserError
 from refit.systems.classifier import Classifier
 from refit.tracking.runs import model_sha256
 from refit.training import divergence
@@ -143,7 +144,7 @@ def test_a_debug_run_says_so_wherever_one_looks_and_is_never_registered(
     assert "DEBUG RUN" in summary.as_text(summary.read_facts())
     (run,) = MlflowClient().search_runs(["1"])
     assert run.data.tags["debug"] == "true"
-    with pytest.raises(ValueError, match="is a debug run, and its model none to register"):
+    with pytest.raises(UserError, match="is a debug run, and its model none to register"):
         register.main([])
 
 
@@ -164,7 +165,7 @@ def test_a_debug_run_says_so_wherever_one_looks_and_is_never_registered(
 def test_a_limit_that_leaves_nothing_is_refused_in_a_line(
     keys: dict[str, object], line: str, watched: Callable[..., Steps]
 ) -> None:
-    with pytest.raises(ValueError) as raised:  # noqa: PT011, its text is looked at
+    with pytest.raises(UserError) as raised:
         watched(**keys)
     assert line in str(raised.value)
     assert "\n" not in str(raised.value)
@@ -203,7 +204,7 @@ def test_a_loss_that_is_no_number_stops_the_fit_at_its_step_and_tells_what_led_t
         return loss
 
     monkeypatch.setattr(Classifier, "training_step", spoilt)
-    with pytest.raises(ValueError, match=r"the training loss is nan in epoch 2, batch 5, at a learning rate of"):
+    with pytest.raises(UserError, match=r"the training loss is nan in epoch 2, batch 5, at a learning rate of"):
         watched(optimizer__schedule="constant", learning_rate=0.01)
     assert not Path("data/model").exists()
     (note,) = Path("data/state").glob("*/diverged.json")
@@ -234,7 +235,7 @@ def test_a_loss_that_arrives_some_steps_later_is_told_of_with_its_own_batch(
 
     monkeypatch.setattr(Classifier, "training_step", spoilt)
     monkeypatch.setattr(divergence.Step, "has_arrived", has_arrived)
-    with pytest.raises(ValueError, match=r"the training loss is nan in epoch 1, batch 5,"):
+    with pytest.raises(UserError, match=r"the training loss is nan in epoch 1, batch 5,"):
         watched()
     assert len(images) == bad + 1 + late
     (note,) = Path("data/state").glob("*/diverged.json")

@@ -23,6 +23,7 @@ from torch import Tensor
 from refit.artifacts.choices import BATCH, LEARNING_RATE, BatchChoice, LearningRateChoice
 from refit.artifacts.files import write_json
 from refit.artifacts.prepared import read_split
+from refit.runtime.errors import UserError
 from refit.training.distributed import devices_of_fit, share_batch
 from refit.training.trainer import make_trainer
 from tests.fixtures import Changed
@@ -171,7 +172,7 @@ def test_whichever_process_is_killed_the_fit_ends_and_goes_on_to_the_same_bits(f
 
 def test_sync_batchnorm_without_a_cuda_device_is_refused_in_a_line(changed: Changed) -> None:
     params = changed({"trainer.accelerator": "auto", "trainer.devices": 2, "trainer.sync_batchnorm": True}).trainer
-    with pytest.raises(ValueError, match=r"trainer\.sync_batchnorm: true is for CUDA devices, and this is cpu"):
+    with pytest.raises(UserError, match=r"trainer\.sync_batchnorm: true is for CUDA devices, and this is cpu"):
         devices_of_fit(params)
 
 
@@ -220,7 +221,7 @@ def test_devices_share_the_effective_batch(
 @pytest.mark.parametrize(("effective", "fits", "devices"), [(64, 16, 3), (2, 2, 2), (22, 8, 2)])
 def test_a_batch_that_cannot_be_shared_is_one_line(effective: int, fits: int, devices: int) -> None:
     choice = BatchChoice(effective, fits, effective // fits, "params", "cpu", None, [])
-    with pytest.raises(ValueError, match=rf"batch of {effective} images.* by {devices} devices.*trainer.devices"):
+    with pytest.raises(UserError, match=rf"batch of {effective} images.* by {devices} devices.*trainer.devices"):
         share_batch(choice, devices)
 
 

@@ -31,6 +31,7 @@ from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
 from refit.artifacts.prepared import read_split
 from refit.batches.datamodule import Batch
 from refit.params import load_params
+from refit.runtime.errors import UserError
 from refit.tracking import pictures
 from stages import check
 from tests.fixtures import Changed, Fit, run_test, watched_by
@@ -348,7 +349,7 @@ def test_a_logger_whose_package_is_not_installed_is_refused_before_any_work(
     workspace: Path, changed: Changed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("stages.check.find_spec", lambda name: None if name == "wandb" else find_spec(name))
-    with pytest.raises(ValueError, match=r"^tracking.loggers names wandb, .*; run: uv pip install wandb$"):
+    with pytest.raises(UserError, match=r"^tracking.loggers names wandb, .*; run: uv pip install wandb$"):
         check.main(changed({"tracking.loggers": ["csv", "wandb"]}))
     check.main(changed({"tracking.loggers": ["csv", "tensorboard", "mlflow"]}))
 

@@ -19,6 +19,7 @@ from refit.data.pack import pack
 from refit.data.sources import Source, open_source
 from refit.evaluation.comparison import Comparison
 from refit.params import load_params
+from refit.runtime.errors import UserError
 from refit.tracking import registry
 from refit.tracking.registry import Version, fetch, find_champion, register
 from refit.tracking.runs import model_sha256
@@ -219,7 +220,7 @@ def test_a_champion_that_today_s_code_makes_another_model_of_is_not_judged_by_th
     monkeypatch.setattr(torch.nn.functional, "relu", torch.tanh)
     monkeypatch.setattr(torch.nn.ReLU, "forward", lambda self, values: torch.tanh(values))
     monkeypatch.setattr(torch.nn.GELU, "forward", lambda self, values: torch.tanh(values))
-    with pytest.raises(ValueError, match=r"models:/refit/1 takes \d+ of 359 images for another class than when it was"):
+    with pytest.raises(UserError, match=r"models:/refit/1 takes \d+ of 359 images for another class than when it was"):
         promote.main()
     assert find_champion("refit") is not None
     assert verdict()["outcome"] == "promoted", "the last one's"
@@ -234,7 +235,7 @@ def test_a_champion_of_another_task_is_a_line_and_classes_that_it_does_not_know_
     (kept / "outcomes.csv").unlink()
     trained(fit__max_epochs=2)
     (kept / "model.json").write_text(json.dumps({**description, "classes": [f"cat {i}" for i in range(10)]}))
-    with pytest.raises(ValueError, match="models:/refit/1 knows none of today's classes: it has another task"):
+    with pytest.raises(UserError, match="models:/refit/1 knows none of today's classes: it has another task"):
         promote.main()
     (kept / "model.json").write_text(json.dumps({**description, "classes": [*"012345678", "nine"]}))
     promote.main()
@@ -251,7 +252,7 @@ def test_a_test_of_other_images_than_those_prepared_is_a_line(
     shutil.rmtree("data/prepared")
     Path("data/prepared").mkdir()
     pack(open_source(data.data), data.data, 1, Path("data/prepared"))
-    with pytest.raises(ValueError, match=r"outcomes.csv is of other test images than data/prepared; run: dvc repro"):
+    with pytest.raises(UserError, match=r"outcomes.csv is of other test images than data/prepared; run: dvc repro"):
         promote.main()
 
 
@@ -272,19 +273,19 @@ def test_a_champion_that_cannot_be_compared_is_a_line(trained: Any, monkeypatch:
     description = json.loads((MODEL / "model.json").read_text())
     (MODEL / "model.json").write_text(json.dumps({**description, "shape": [1, 16, 16]}))
     monkeypatch.setattr("refit.data.pack.open_source", lambda _: Source((), lambda: []))
-    with pytest.raises(ValueError, match=r"^\d+ is not below data.root = 'data/raw' any more; run: dvc repro"):
+    with pytest.raises(UserError, match=r"^\d+ is not below data.root = 'data/raw' any more; run: dvc repro"):
         predictions_of(MODEL, RIVAL, load_params())
     (MODEL / "model.json").write_text(json.dumps({**description, "format": 1}))
-    with pytest.raises(ValueError, match=r"^the champion models:/refit/7 cannot be read by this code \(.*format"):
+    with pytest.raises(UserError, match=r"^the champion models:/refit/7 cannot be read by this code \(.*format"):
         predictions_of(MODEL, RIVAL, load_params())
 
 
 def test_what_was_not_tested_or_is_a_debug_run_is_a_line(trained: Any, fitted: Fit) -> None:
     trained(fit__max_epochs=1, debug__limit_test_batches=1)
-    with pytest.raises(ValueError, match="is a debug run; take the debug section"):
+    with pytest.raises(UserError, match="is a debug run; take the debug section"):
         promote.main()
     fitted(fit__max_epochs=1, seed=1)
-    with pytest.raises(ValueError, match="has not been tested; run: dvc repro"):
+    with pytest.raises(UserError, match="has not been tested; run: dvc repro"):
         promote.main()
     assert not PROMOTION.exists()
 
@@ -297,10 +298,10 @@ def test_without_mlflow_or_with_an_alias_that_refit_did_not_give_it_is_a_line(
     client = MlflowClient()
     client.delete_model_version_tag("refit", version.number, "model_sha256")
     client.set_registered_model_alias("refit", "champion", version.number)
-    with pytest.raises(ValueError, match="models:/refit@champion is version 1, which Refit did not register"):
+    with pytest.raises(UserError, match="models:/refit@champion is version 1, which Refit did not register"):
         promote.main()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
-    with pytest.raises(ValueError, match=r"^MLflow at http://127.0.0.1:1: .*refused"):
+    with pytest.raises(UserError, match=r"^MLflow at http://127.0.0.1:1: .*refused"):
         promote.main()
 
 

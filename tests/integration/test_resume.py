@@ -25,6 +25,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor
 
 from refit.params import load_params
+from refit.runtime.errors import UserError
 from refit.training import resume
 from refit.training.resume import fit_state
 from stages import fit
@@ -444,7 +445,7 @@ def test_a_full_disk_fails_the_fit_in_a_line_and_leaves_the_state_before(witness
     full = [newest.with_name(f".step-{step_of(newest) + further:09}.ckpt.partial") for further in range(1, 11)]
     for file in full:
         file.symlink_to("/dev/full")
-    with pytest.raises(ValueError, match=r"the state of the fit could not be written .*No space left on device"):
+    with pytest.raises(UserError, match=r"the state of the fit could not be written .*No space left on device"):
         witnessed()
     assert {path: path.read_bytes() for path in state_files()} == before
     for file in full:
@@ -461,7 +462,7 @@ def test_a_folder_that_may_not_be_written_fails_the_fit_in_a_line(workspace: Pat
             folder.chmod(folder.stat().st_mode | 0o755)
     os.seteuid(65534)
     try:
-        with pytest.raises(ValueError, match=r"data/state/\w+ cannot be opened: Permission denied"):  # noqa: SIM117
+        with pytest.raises(UserError, match=r"data/state/\w+ cannot be opened: Permission denied"):  # noqa: SIM117
             with fit_state({}, 1.0, {}):
                 pass
     finally:

@@ -28,6 +28,8 @@ if CASE == "slow imports":  # as Lightning's are
     Path("importing").touch()
     time.sleep(2)
 
+from refit.params import load_params
+from refit.runtime.errors import UserError
 from refit.runtime.stage import run_stage
 
 
@@ -36,7 +38,7 @@ def main(params):
 
 
 def users_mistake(params):
-    raise ValueError("the first line\\nthe second line")
+    raise UserError("the first line\\nthe second line")
 
 
 def library_fault(params):
@@ -119,7 +121,7 @@ CASES = {
 }
 
 if __name__ == "__main__":
-    run_stage(main, reads=("seed", "trainer"))
+    run_stage(lambda: main(load_params().only("seed", "trainer")))
 """
 
 

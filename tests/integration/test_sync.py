@@ -18,6 +18,7 @@ from pytorch_lightning.callbacks import Callback
 
 from refit.commands import sync
 from refit.reports.summary import mlflow_facts
+from refit.runtime.errors import UserError
 from refit.tracking.outbox import UNSENT, unsent
 from refit.tracking.runs import TrackedRun
 from tests.fixtures import Fit, run_test, watched_by
@@ -298,5 +299,5 @@ def test_a_kept_model_that_cannot_be_read_lets_the_others_be_sent(
 
 def test_a_second_sync_beside_the_first_is_refused(away_and_back: object, fitted: Fit) -> None:
     fitted(**KEYS)
-    with sync._alone(), pytest.raises(ValueError, match="another process is at this already"):
+    with sync._alone(), pytest.raises(UserError, match="another process is at this already"):
         sync.main()

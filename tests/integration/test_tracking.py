@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from refit.commands import register as register_command
+from refit.runtime.errors import UserError
 from refit.tracking.registry import Version, fetch, find_champion, make_champion, register
 from refit.tracking.run_logger import RunLogger
 from refit.tracking.runs import EXPERIMENT, TrackedRun, find_run, log_to_model_run, model_sha256, tracking_uri
@@ -510,16 +511,16 @@ def test_a_model_is_registered_once_and_loads_by_its_name(repository: Path, caps
 
 
 def test_what_cannot_be_registered_is_one_line(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match=r"data/model/model.safetensors is not here; run: dvc repro fit"):
+    with pytest.raises(UserError, match=r"data/model/model.safetensors is not here; run: dvc repro fit"):
         register_command.main([])
     write_model(repository / "data/model")
-    with pytest.raises(ValueError, match="holds no run of model"):
+    with pytest.raises(UserError, match="holds no run of model"):
         register_command.main([])
     tracked(repository / "data/model")
-    with pytest.raises(ValueError, match=r"^MLflow at sqlite:.*\n?.*name"):
+    with pytest.raises(UserError, match=r"^MLflow at sqlite:.*\n?.*name"):
         register(repository / "data/model", "a/b")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
-    with pytest.raises(ValueError, match=r"^MLflow at http://127.0.0.1:1: .*refused"):
+    with pytest.raises(UserError, match=r"^MLflow at http://127.0.0.1:1: .*refused"):
         register(repository / "data/model", "refit")
 
 
@@ -539,7 +540,7 @@ def test_a_network_that_cannot_be_exported_finishes_its_run_with_a_warning(
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "MLflow" in line]
     assert line.startswith("warning: MLflow's run holds no model")
     assert runs()[0].info.status == "FINISHED"
-    with pytest.raises(ValueError, match="holds no model"):
+    with pytest.raises(UserError, match="holds no model"):
         register(model, "refit")
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from refit.artifacts.files import read_json, whole_folder, write_bytes, write_csv, write_json
+from refit.runtime.errors import UserError
 from tests.processes import eventually
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -43,7 +44,7 @@ def test_a_file_that_is_no_json_is_named_in_a_line_with_what_makes_it(
     path = tmp_path / "fit.json"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(ValueError, match=rf"fit\.json {fault}.*; run: dvc repro fit$") as raised:
+    with pytest.raises(UserError, match=rf"fit\.json {fault}.*; run: dvc repro fit$") as raised:
         read_json(path, "dvc repro fit")
     assert len(str(raised.value).splitlines()) == 1
 

@@ -17,6 +17,7 @@ from torch import nn
 
 from refit.artifacts.model import read_model, write_model
 from refit.artifacts.prepared import DatasetInfo
+from refit.runtime.errors import UserError
 from refit.systems.build import build_system
 from refit.systems.system import System
 from tests.fixtures import model_params
@@ -130,7 +131,7 @@ def test_what_comes_with_a_model_is_its_two_files(write: Write, folder: Path) ->
 def test_a_missing_file_is_named(name: str, write: Write, folder: Path) -> None:
     write()
     (folder / name).unlink()
-    with pytest.raises(ValueError, match=rf"{name} is not here; run: dvc repro fit"):
+    with pytest.raises(UserError, match=rf"{name} is not here; run: dvc repro fit"):
         read_model(folder)
 
 
@@ -139,7 +140,7 @@ def test_one_changed_byte_of_the_weights_is_refused(write: Write, folder: Path) 
     weights = bytearray((folder / "model.safetensors").read_bytes())
     weights[-1] ^= 1
     (folder / "model.safetensors").write_bytes(weights)
-    with pytest.raises(ValueError, match=r"is not the file that model\.json describes; run: dvc checkout") as raised:
+    with pytest.raises(UserError, match=r"is not the file that model\.json describes; run: dvc checkout") as raised:
         read_model(folder)
     assert len(str(raised.value).splitlines()) == 1
 
@@ -164,7 +165,7 @@ def test_a_pickle_in_place_of_the_weights_is_refused_and_never_run(
     if vouched_for:
         sha256 = hashlib.sha256(pickled).hexdigest()
         change_json(folder, lambda description: description.update(sha256=sha256))
-    with pytest.raises(ValueError, match=r"model\.safetensors"):
+    with pytest.raises(UserError, match=r"model\.safetensors"):
         read_model(folder)
     assert not (tmp_path / "made").exists()
     pickle.loads(pickled)  # noqa: S301, it would have been
@@ -195,7 +196,7 @@ def test_weights_with_a_malicious_header_are_refused_in_a_line(header: str, writ
     (folder / "model.safetensors").write_bytes(HEADERS[header])
     sha256 = hashlib.sha256(HEADERS[header]).hexdigest()
     change_json(folder, lambda description: description.update(sha256=sha256))
-    with pytest.raises(ValueError, match=r"model\.safetensors does not fit the system in model\.json: .") as raised:
+    with pytest.raises(UserError, match=r"model\.safetensors does not fit the system in model\.json: .") as raised:
         read_model(folder)
     assert len(str(raised.value).splitlines()) == 1
 
@@ -203,7 +204,7 @@ def test_weights_with_a_malicious_header_are_refused_in_a_line(header: str, writ
 def test_a_description_nested_deep_is_refused_in_a_line(write: Write, folder: Path) -> None:
     write()
     (folder / "model.json").write_bytes(b'{"format": ' + b"[" * 99_999 + b"]" * 99_999 + b"}")
-    with pytest.raises(ValueError, match=r"model\.json: .*run: dvc repro --force fit") as raised:
+    with pytest.raises(UserError, match=r"model\.json: .*run: dvc repro --force fit") as raised:
         read_model(folder)
     assert len(str(raised.value).splitlines()) == 1
 
@@ -226,7 +227,7 @@ def test_a_description_with_a_fault_is_refused_in_a_line(fault: str, write: Writ
     write()
     change, line = FAULTS[fault]
     change_json(folder, change)
-    with pytest.raises(ValueError, match=rf"model\.json: {line}.*; run: dvc repro --force fit") as raised:
+    with pytest.raises(UserError, match=rf"model\.json: {line}.*; run: dvc repro --force fit") as raised:
         read_model(folder)
     assert len(str(raised.value).splitlines()) == 1
 
@@ -235,7 +236,7 @@ def test_half_a_description_is_refused_in_a_line(write: Write, folder: Path) -> 
     write()
     content = (folder / "model.json").read_bytes()
     (folder / "model.json").write_bytes(content[: len(content) // 2])
-    with pytest.raises(ValueError, match=r"model\.json: .*run: dvc repro --force fit") as raised:
+    with pytest.raises(UserError, match=r"model\.json: .*run: dvc repro --force fit") as raised:
         read_model(folder)
     assert len(str(raised.value).splitlines()) == 1
 
@@ -248,7 +249,7 @@ def test_a_description_makes_nothing_but_systems_and_networks(
     write()
     made = {key: "subprocess.Popen", f"{key}_arguments": {"args": ["touch", str(tmp_path / "made")]}}
     change_json(folder, lambda description: description["model"].update(width=None, dropout=None, **made))
-    with pytest.raises(ValueError, match=rf"model\.{key} = 'subprocess\.Popen' is not a "):
+    with pytest.raises(UserError, match=rf"model\.{key} = 'subprocess\.Popen' is not a "):
         read_model(folder)
     assert not (tmp_path / "made").exists()
 
@@ -256,5 +257,5 @@ def test_a_description_makes_nothing_but_systems_and_networks(
 def test_weights_of_another_network_are_refused(write: Write, folder: Path) -> None:
     write()
     change_json(folder, lambda description: description["model"].update(width=16))
-    with pytest.raises(ValueError, match=r"model\.safetensors does not fit the system in model\.json"):
+    with pytest.raises(UserError, match=r"model\.safetensors does not fit the system in model\.json"):
         read_model(folder)

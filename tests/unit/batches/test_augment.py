@@ -9,6 +9,7 @@ from torch import Tensor
 
 from refit.batches.augment import Draws, augment, check_size, draw
 from refit.params import AugmentParams
+from refit.runtime.errors import UserError
 
 OFF: dict[str, Any] = {
     "shift": 0, "flip": False, "cutout": 0, "crop_area": 1.0, "color_jitter": 0.0, "policy": "none", "mixup": 0.0,
@@ -72,7 +73,7 @@ def test_a_shift_moves_each_image_down_and_right_by_its_own_draw_over_black(shif
 @pytest.mark.parametrize("key", ["shift", "cutout"])
 def test_what_could_leave_nothing_of_an_image_is_refused(key: str) -> None:
     check_size(made(**{key: 7}), 8, 28)
-    with pytest.raises(ValueError, match=rf"^augment\.{key} = 8 can .* of 8x28 pixels; expected less than 8$"):
+    with pytest.raises(UserError, match=rf"^augment\.{key} = 8 can .* of 8x28 pixels; expected less than 8$"):
         check_size(made(**{key: 8}), 8, 28)
 
 

@@ -23,6 +23,7 @@ from refit.batches.datamodule import (
     augmented,
 )
 from refit.params import AugmentParams, Params
+from refit.runtime.errors import UserError
 from refit.training.trainer import make_trainer
 
 NOTHING = AugmentParams(shift=0, flip=False, cutout=0, crop_area=1, color_jitter=0, policy="none", mixup=0, cutmix=0)
@@ -64,7 +65,7 @@ def test_an_epoch_depends_on_the_seed_and_its_number_alone(split: Split) -> None
 
 
 def test_images_too_small_for_their_augmentation_are_refused(digits: Path) -> None:
-    with pytest.raises(ValueError, match=r"^augment\.shift = 8 can leave nothing of images of 8x8 pixels"):
+    with pytest.raises(UserError, match=r"^augment\.shift = 8 can leave nothing of images of 8x8 pixels"):
         PreparedData(ALL.model_copy(update={"shift": 8}), 64, 128, seed=7, folder=digits)
 
 
@@ -174,7 +175,7 @@ def test_processes_share_evaluation_in_as_many_batches_each(batch_size: int, wor
 
 
 def test_fewer_images_than_processes_are_refused_in_a_line(split: Split) -> None:
-    with pytest.raises(ValueError, match=r"103 images cannot be shared by 104 devices; lower trainer\.devices"):
+    with pytest.raises(UserError, match=r"103 images cannot be shared by 104 devices; lower trainer\.devices"):
         EvaluationLoader(split, 8, rank=0, world_size=104)
 
 

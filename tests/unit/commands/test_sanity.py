@@ -14,6 +14,7 @@ from torch import Tensor
 from refit.batches.datamodule import Batch
 from refit.commands import sanity
 from refit.params import Params
+from refit.runtime.errors import UserError
 from refit.systems.build import build_system
 from refit.systems.classifier import Classifier
 from tests.fixtures import Changed
@@ -62,7 +63,7 @@ def test_a_frozen_system_is_caught(broken: Broken, params: Params) -> None:
         system.requires_grad_(False)
 
     broken(freeze)
-    with pytest.raises(ValueError, match="every weight is frozen"):
+    with pytest.raises(UserError, match="every weight is frozen"):
         sanity.main(params)
 
 
@@ -76,7 +77,7 @@ def test_a_network_that_the_loss_does_not_reach_is_caught_and_its_weights_are_na
         system.forward = lambda images: network(images).detach() * 0 + system.bias  # type: ignore[method-assign]
 
     broken(detach)
-    with pytest.raises(ValueError, match=r"6 weights never changed \(network\.1\.1\.weight, .*frozen"):
+    with pytest.raises(UserError, match=r"6 weights never changed \(network\.1\.1\.weight, .*frozen"):
         sanity.main(params)
 
 
@@ -95,14 +96,14 @@ def test_labels_shuffled_at_each_step_are_caught(
         system.training_step = shuffled  # type: ignore[method-assign]
 
     broken(shuffle)
-    with pytest.raises(ValueError, match="could not be learnt by heart in 60 steps\nlikely: the loss is that of guess"):
+    with pytest.raises(UserError, match="could not be learnt by heart in 60 steps\nlikely: the loss is that of guess"):
         sanity.main(params)
     assert capsys.readouterr().out.count("val_loss") >= sanity.SHOWN
 
 
 @pytest.mark.usefixtures("prepared_workspace")
 def test_a_learning_rate_that_is_too_high_is_named(changed: Changed) -> None:
-    with pytest.raises(ValueError, match="learning rate of 1e\\+12"):
+    with pytest.raises(UserError, match="learning rate of 1e\\+12"):
         sanity.main(changed({"optimizer.name": "sgd", "optimizer.learning_rate": 1e12, "fit.gradient_clip_val": None}))
 
 
@@ -120,7 +121,7 @@ def test_a_system_too_slow_to_judge_ends_in_time(
 
     broken(slow)
     monkeypatch.setattr(sanity, "SECONDS", 1)
-    with pytest.raises(ValueError, match="1 s are too short for 5 steps"):
+    with pytest.raises(UserError, match="1 s are too short for 5 steps"):
         sanity.main(params)
 
 

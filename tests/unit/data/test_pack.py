@@ -18,6 +18,7 @@ from refit.artifacts.prepared import DatasetInfo, read_info, read_split
 from refit.data.pack import AUTO_SIZE, pack
 from refit.data.sources import open_source
 from refit.params import Params
+from refit.runtime.errors import UserError
 from stages import prepare
 from tests.fixtures import Changed, Values
 from tests.processes import PATIENCE
@@ -179,7 +180,7 @@ def test_an_image_that_cannot_be_decoded_is_an_error_that_names_it(
     spoil: Callable[[Path], object], packed: Pack, tmp_path: Path
 ) -> None:
     spoil(photos(tmp_path / "raw") / "cat/07.png")
-    with pytest.raises(ValueError, match=r"^cat/07\.png: .*mend or remove it, or set data\.bad_images to skip"):
+    with pytest.raises(UserError, match=r"^cat/07\.png: .*mend or remove it, or set data\.bad_images to skip"):
         packed()
 
 
@@ -210,7 +211,7 @@ def test_a_tiff_photo_taken_on_its_side_is_packed(packed: Pack, tmp_path: Path) 
 def test_one_image_in_two_classes_is_an_error_that_names_both(packed: Pack, tmp_path: Path) -> None:
     root = photos(tmp_path / "raw")
     (root / "dog/03.png").write_bytes((root / "cat/03.png").read_bytes())
-    with pytest.raises(ValueError, match=r"^cat/03\.png and dog/03\.png: identical images with different labels"):
+    with pytest.raises(UserError, match=r"^cat/03\.png and dog/03\.png: identical images with different labels"):
         packed()
 
 
@@ -276,7 +277,7 @@ def test_a_class_with_no_training_image_is_an_error_that_names_it(packed: Pack, 
     photos(tmp_path / "raw/train")
     photos(tmp_path / "raw/test", count=3, seed=1)
     (tmp_path / "raw/test/dog").rename(tmp_path / "raw/test/emu")
-    with pytest.raises(ValueError, match="no training image of class 'emu'"):
+    with pytest.raises(UserError, match="no training image of class 'emu'"):
         packed()
 
 
@@ -296,7 +297,7 @@ def folder_params(workspace: Path, changed: Changed) -> Params:
 def test_a_failed_prepare_leaves_nothing_half_written(folder_params: Params, workspace: Path) -> None:
     truncate(workspace / "data/raw/dog/19.png")
     before = sorted(workspace.rglob("*"))
-    with pytest.raises(ValueError, match=r"dog/19\.png"):
+    with pytest.raises(UserError, match=r"dog/19\.png"):
         prepare.main(folder_params)
     assert sorted(workspace.rglob("*")) == before
 
@@ -306,7 +307,7 @@ def test_a_failed_prepare_leaves_the_last_one_as_it_was(folder_params: Params, w
     before = contents(workspace / "data")
     before.pop("raw/dog/19.png")
     (workspace / "data/raw/dog/19.png").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"dog/19\.png"):
+    with pytest.raises(UserError, match=r"dog/19\.png"):
         prepare.main(folder_params)
     assert contents(workspace / "data") == {**before, "raw/dog/19.png": b""}
 
@@ -318,7 +319,7 @@ def test_the_report_of_a_prepare_holds_its_counts(folder_params: Params, workspa
 
 
 def test_without_a_prepared_data_set_the_error_says_how_to_get_one(workspace: Path) -> None:
-    with pytest.raises(ValueError, match=r"data/prepared/dataset\.json is not here; run: dvc repro prepare"):
+    with pytest.raises(UserError, match=r"data/prepared/dataset\.json is not here; run: dvc repro prepare"):
         read_info()
 
 
@@ -326,5 +327,5 @@ def test_another_format_is_refused(folder_params: Params, workspace: Path) -> No
     prepare.main(folder_params)
     path = workspace / "data/prepared/dataset.json"
     path.write_text(path.read_text().replace('"format": 1', '"format": 2'))
-    with pytest.raises(ValueError, match="has format 2, expected 1; run: dvc repro prepare"):
+    with pytest.raises(UserError, match="has format 2, expected 1; run: dvc repro prepare"):
         read_info()

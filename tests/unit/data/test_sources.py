@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from refit.data.sources import Item, Source, open_source
+from refit.runtime.errors import UserError
 from tests.fixtures import Changed
 
 
@@ -101,33 +102,33 @@ class TestFolder:
     @pytest.mark.parametrize("names", [[], ["cat/1.png"], ["1.png"]])
     def test_fewer_than_two_classes_are_an_error(self, names: Iterable[str], root: Path) -> None:
         fill(root, *names)
-        with pytest.raises(ValueError, match=r"class folders; expected two or more"):
+        with pytest.raises(UserError, match=r"class folders; expected two or more"):
             open_source(self.data)
 
     def test_a_class_whose_name_is_no_text_is_an_error(self, root: Path) -> None:
         fill(root, "cat/1.png", os.fsdecode(b"caf\xe9/2.png"))
-        with pytest.raises(ValueError, match=r"class folder caf\\udce9: its name is no UTF-8"):
+        with pytest.raises(UserError, match=r"class folder caf\\udce9: its name is no UTF-8"):
             open_source(self.data)
 
     def test_a_class_without_an_image_is_an_error_that_names_it(self, root: Path) -> None:
         fill(root, "cat/1.png", "dog/1.png")
         (root / "emu").mkdir()
         (root / "emu/notes.txt").touch()
-        with pytest.raises(ValueError, match="class folder 'emu' has no image"):
+        with pytest.raises(UserError, match="class folder 'emu' has no image"):
             open_source(self.data).list_items()
 
 
 @pytest.mark.parametrize("source", ["mnist", "digits:8x8", "folder:photos", "torchvision", "torchvision:Fashion", ":"])
 def test_an_unknown_source_is_an_error_that_names_the_known_ones(source: str, changed: Changed, root: Path) -> None:
     data = changed({"data.source": source, "data.root": str(root)}).data
-    with pytest.raises(ValueError, match=r"data\.source = .* is unknown; .*(folder|FashionMNIST)"):
+    with pytest.raises(UserError, match=r"data\.source = .* is unknown; .*(folder|FashionMNIST)"):
         open_source(data)
 
 
 @pytest.mark.parametrize("source", ["digits", "folder", "torchvision:MNIST"])
 def test_a_root_that_is_not_there_is_an_error_that_names_it(source: str, changed: Changed, tmp_path: Path) -> None:
     data = changed({"data.source": source, "data.root": str(tmp_path / "nowhere")}).data
-    with pytest.raises(ValueError, match=r"data\.root = '.*nowhere' is not a folder"):
+    with pytest.raises(UserError, match=r"data\.root = '.*nowhere' is not a folder"):
         open_source(data)
     assert not (tmp_path / "nowhere").exists()
 
@@ -144,7 +145,7 @@ def test_a_set_that_cannot_be_had_is_one_line_and_leaves_nothing(
         monkeypatch.delenv("NO_PROXY", raising=False)
         monkeypatch.setattr(urllib.request, "_opener", None)  # it remembers the proxies of its first use
         data = changed({"data.source": f"torchvision:{name}", "data.root": str(root)}).data
-        with pytest.raises(ValueError, match="could not be downloaded") as raised:
+        with pytest.raises(UserError, match="could not be downloaded") as raised:
             open_source(data)
     (line,) = str(raised.value).splitlines()
     assert f"torchvision:{name}" in line

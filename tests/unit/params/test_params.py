@@ -10,6 +10,7 @@ import yaml
 from pydantic import ValidationError
 
 from refit.params import Params, check_params, load_params
+from refit.runtime.errors import UserError
 from tests.fixtures import Values
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -42,7 +43,7 @@ KEYS = [
 
 def fault(values: Any) -> str:
     """The one line that tells of the one fault."""
-    with pytest.raises(ValueError) as raised:  # noqa: PT011, each test looks at the message
+    with pytest.raises(UserError) as raised:
         check_params(values)
     (line,) = str(raised.value).splitlines()
     assert line.startswith("params.yaml: ")
@@ -253,7 +254,7 @@ def test_a_class_weight_that_is_no_positive_number_is_refused_with_its_list(
 
 
 def test_each_fault_has_a_line_of_its_own(values: Values) -> None:
-    with pytest.raises(ValueError, match="max_epoch") as raised:
+    with pytest.raises(UserError, match="max_epoch") as raised:
         check_params(values({"fit.max_epoch": 3, "data.val": 1.2, "seed": "none"}))
     assert len(str(raised.value).splitlines()) == 3
 
@@ -261,7 +262,7 @@ def test_each_fault_has_a_line_of_its_own(values: Values) -> None:
 def test_a_key_that_stands_twice_is_refused(values: Values, tmp_path: Path) -> None:
     path = write(tmp_path / "params.yaml", values({}), "seed: 1\n")
     line = len(path.read_text().splitlines())
-    with pytest.raises(ValueError, match=rf"'seed' stands twice \(line {line}\)$") as raised:
+    with pytest.raises(UserError, match=rf"'seed' stands twice \(line {line}\)$") as raised:
         load_params(path)
     assert str(path) in str(raised.value)
 
@@ -294,7 +295,7 @@ ALIASES = b"a: &a [1]\n" + b"".join(b"%c: &%c [*%c, *%c]\n" % (c, c, c - 1, c - 
 def test_a_file_that_cannot_be_read_is_one_line_that_names_it(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
     path.write_bytes(content)
-    with pytest.raises(ValueError) as raised:  # noqa: PT011, the message is looked at below
+    with pytest.raises(UserError) as raised:
         load_params(path)
     (line,) = str(raised.value).splitlines()
     assert line.startswith(str(path))
@@ -303,12 +304,12 @@ def test_a_file_that_cannot_be_read_is_one_line_that_names_it(content: bytes, tm
 @pytest.mark.parametrize(("content", "found"), [("", "nothing"), ("- seed", "['seed']"), ("seed", "'seed'")])
 def test_a_file_without_sections_tells_what_it_holds(content: str, found: str, tmp_path: Path) -> None:
     (tmp_path / "params.yaml").write_text(content)
-    with pytest.raises(ValueError, match=re.escape(f"expected sections of keys and values, found {found}")):
+    with pytest.raises(UserError, match=re.escape(f"expected sections of keys and values, found {found}")):
         load_params(tmp_path / "params.yaml")
 
 
 def test_a_missing_file_says_where_to_stand(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="is not here; run from the repository's root"):
+    with pytest.raises(UserError, match="is not here; run from the repository's root"):
         load_params(tmp_path / "params.yaml")
 
 

@@ -30,6 +30,7 @@ from refit.evaluation.classification import (
 from refit.reports import plots
 from refit.reports.embeddings import embedding_pictures
 from refit.reports.page import Pictures, write_report
+from refit.runtime.errors import UserError
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
@@ -164,7 +165,7 @@ def test_a_class_without_images_has_no_recall_and_does_not_lower_the_macro_f1() 
 
 
 def test_probabilities_of_a_model_that_diverged_are_the_users_error() -> None:
-    with pytest.raises(ValueError, match=r"not finite.*learning_rate"):
+    with pytest.raises(UserError, match=r"not finite.*learning_rate"):
         report_of(np.array([[np.nan, np.nan]], np.float32), np.array([0]))
 
 

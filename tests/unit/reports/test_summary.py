@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from refit.reports.summary import as_markdown, as_text, read_facts
+from refit.runtime.errors import UserError
 from refit.tracking.runs import TrackedRun, model_sha256, tracking_uri
 
 PROJECT = Path(__file__).resolve().parents[3]
@@ -103,7 +104,7 @@ def test_it_can_be_written_from_another_folder(repository: Path, monkeypatch: py
 @pytest.mark.parametrize("missing", [*FILES, "data/model/model.safetensors"])
 def test_a_missing_file_is_one_line_that_names_it_and_exit_code_2(missing: str, repository: Path) -> None:
     (repository / missing).unlink()
-    with pytest.raises(ValueError, match=missing) as error:
+    with pytest.raises(UserError, match=missing) as error:
         as_text(read_facts())
     assert "run: dvc repro" in str(error.value)
 

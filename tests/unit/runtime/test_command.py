@@ -8,16 +8,15 @@ from pathlib import Path
 import pytest
 
 COMMANDS = {
-    "mistake": "raise ValueError('the file is not there')",
+    "mistake": "raise UserError('the file is not there')",
     "long": "print('seen\\n' * 100_000)",
     "short": "print('seen')",
 }
 
 
 def start(name: str) -> "subprocess.Popen[str]":
-    code = (
-        f"from refit.runtime.command import run_command\ndef main(arguments):\n    {COMMANDS[name]}\nrun_command(main)"
-    )
+    imports = "from refit.runtime.command import run_command\nfrom refit.runtime.errors import UserError"
+    code = f"{imports}\ndef main(arguments):\n    {COMMANDS[name]}\nrun_command(main)"
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     return subprocess.Popen(
         [sys.executable, "-c", code], env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE

@@ -13,6 +13,7 @@ from PIL import Image
 from refit.artifacts.model import read_model, write_model
 from refit.artifacts.prepared import read_info, read_split
 from refit.params import Params
+from refit.runtime.errors import UserError
 from refit.systems.build import build_system
 from stages import predict
 from tests.fixtures import Changed
@@ -131,13 +132,13 @@ def test_where_no_image_can_be_decoded_the_last_predictions_stay(params: Params)
     predict.main(params)
     before = rows()
     (NEW / "1.png").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"predict\.images = 'data/new': none of its 1 images can be decoded"):
+    with pytest.raises(UserError, match=r"predict\.images = 'data/new': none of its 1 images can be decoded"):
         predict.main(params)
     assert rows() == before
 
 
 def test_a_folder_that_is_not_there_is_an_error_that_names_its_key(changed: Changed) -> None:
-    with pytest.raises(ValueError, match=r"predict\.images = 'data/newer' is not a folder"):
+    with pytest.raises(UserError, match=r"predict\.images = 'data/newer' is not a folder"):
         predict.main(changed({"predict.images": "data/newer"}))
 
 

@@ -20,6 +20,7 @@ from refit.artifacts.prepared import read_info, read_split
 from refit.batches.datamodule import Batch, EvaluationLoader, PreparedData
 from refit.inference.outputs import Outputs
 from refit.params import LossParams, OptimizerParams, Params
+from refit.runtime.errors import UserError
 from refit.systems.build import build_system
 from refit.systems.classifier import Classifier
 from refit.systems.networks import Whiten
@@ -282,7 +283,7 @@ def test_weighted_micro_batches_step_as_one_batch_would(build: Any, params: Para
 
 
 def test_as_many_class_weights_as_classes_are_asked_for(build: Any) -> None:
-    with pytest.raises(ValueError, match=r"loss\.class_weights has 2 weights for 10 classes; give one a class"):
+    with pytest.raises(UserError, match=r"loss\.class_weights has 2 weights for 10 classes; give one a class"):
         build(loss__class_weights=[1.0, 2.0])
 
 
@@ -325,7 +326,7 @@ def test_a_test_keeps_each_image_s_probabilities_in_order(build: Any, params: Pa
 
 def test_a_loss_that_is_no_number_stops_the_fit_with_a_hint(build: Any, params: Params, digits: Path) -> None:
     system = build(1e12, optimizer__name="sgd", optimizer__schedule="constant")
-    with pytest.raises(ValueError, match=r"not finite after epoch \d.*lower optimizer\.learning_rate"):
+    with pytest.raises(UserError, match=r"not finite after epoch \d.*lower optimizer\.learning_rate"):
         train(system, params, PreparedData(params.augment, 64, 64, 0, digits), [History()], max_epochs=5)
 
 
@@ -349,7 +350,7 @@ ABSENT = {
 
 @pytest.mark.parametrize("accelerator", [name for name, absent in ABSENT.items() if absent])
 def test_an_accelerator_that_is_not_there_is_an_error_that_names_its_key(accelerator: str, changed: Changed) -> None:
-    with pytest.raises(ValueError, match=rf"trainer\.accelerator = '{accelerator}'"):
+    with pytest.raises(UserError, match=rf"trainer\.accelerator = '{accelerator}'"):
         make_trainer(changed({"trainer.accelerator": accelerator}).trainer)
 
 

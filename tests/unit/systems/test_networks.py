@@ -9,6 +9,7 @@ from torch import nn
 
 from refit.artifacts.prepared import Pixels
 from refit.params import OUR_NETWORKS, ModelParams
+from refit.runtime.errors import UserError
 from refit.systems.networks import Whiten, build_network
 from tests.fixtures import model_params
 
@@ -130,7 +131,7 @@ def test_a_network_of_one_s_own_with_other_outputs_is_told(
     users: ModelParams, line: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("refit.systems.user_code.PROJECT", Path("/nowhere"))
-    with pytest.raises(ValueError, match=line):
+    with pytest.raises(UserError, match=line):
         build(users)
 
 
@@ -179,13 +180,13 @@ def test_a_whitening_layer_looks_at_images_of_the_whole_set() -> None:
 @pytest.mark.parametrize("name", ["resnet19", "googlenet", "inception_v3", "fcn_resnet50", ""])
 def test_an_unknown_torchvision_name_is_an_error_that_says_what_is_expected(name: str) -> None:
     """googlenet and inception_v3 are left out for their second output in training."""
-    with pytest.raises(ValueError, match=rf"model\.network = 'torchvision:{name}' is unknown; .* resnet18"):
+    with pytest.raises(UserError, match=rf"model\.network = 'torchvision:{name}' is unknown; .* resnet18"):
         build(model(f"torchvision:{name}"))
 
 
 @pytest.mark.parametrize("name", ["torchvision:alexnet", "torchvision:vit_b_32"])
 def test_a_size_that_a_torchvision_network_does_not_take_is_an_error_that_says_what_sets_it(name: str) -> None:
-    with pytest.raises(ValueError, match=rf"model\.network = '{name}' takes no images of 8x8 pixels: .*image_size"):
+    with pytest.raises(UserError, match=rf"model\.network = '{name}' takes no images of 8x8 pixels: .*image_size"):
         build(model(name))
 
 

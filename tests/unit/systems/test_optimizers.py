@@ -17,6 +17,7 @@ from refit.artifacts.choices import BatchChoice
 from refit.artifacts.prepared import read_info
 from refit.batches.datamodule import PreparedData
 from refit.params import Params
+from refit.runtime.errors import UserError
 from refit.systems.build import build_system
 from refit.systems.classifier import Classifier
 from refit.systems.optimizers import configure_optimizers
@@ -226,7 +227,7 @@ class Shallow(pl.LightningModule):
 
 def test_a_network_without_hidden_layers_is_refused_to_muon_in_a_line(changed: Changed) -> None:
     params = changed({"optimizer.name": "muon", "optimizer.schedule": "constant"})
-    with pytest.raises(ValueError, match=r"optimizer\.name = 'muon' is for the layers between .*; choose adamw"):
+    with pytest.raises(UserError, match=r"optimizer\.name = 'muon' is for the layers between .*; choose adamw"):
         configure_optimizers(Shallow(), params.optimizer, 0.01)
 
 

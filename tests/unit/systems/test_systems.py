@@ -14,6 +14,7 @@ from refit.artifacts.prepared import read_info, read_split
 from refit.batches.datamodule import Batch, PreparedData
 from refit.inference.outputs import Outputs
 from refit.params import Params, load_params
+from refit.runtime.errors import UserError
 from refit.systems.autoencoder import Autoencoder, Neighbours
 from refit.systems.build import build_system, check_model
 from refit.systems.user_code import check_arguments, construct, user_class
@@ -137,26 +138,26 @@ def test_a_class_is_given_what_its_signature_names_and_no_more() -> None:
     ],
 )
 def test_arguments_that_do_not_fit_the_signature_are_named(arguments: dict[str, object], line: str) -> None:
-    with pytest.raises(ValueError, match=line):
+    with pytest.raises(UserError, match=line):
         check_arguments(Own, {"classes"}, arguments, "k")
 
 
 def test_a_module_that_is_no_python_is_named_with_its_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "mine_broken.py").write_text("import torch\nclass Net(\n")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(ValueError, match=r"^model\.network = 'mine_broken\.Net': mine_broken\.py, line 2: .+$"):
+    with pytest.raises(UserError, match=r"^model\.network = 'mine_broken\.Net': mine_broken\.py, line 2: .+$"):
         user_class("mine_broken.Net", "model.network")
 
 
 def test_only_a_class_is_suggested_for_what_is_none() -> None:
-    with pytest.raises(ValueError, match=r"holds no class 'Linea'; did you mean Linear\?$"):
+    with pytest.raises(UserError, match=r"holds no class 'Linea'; did you mean Linear\?$"):
         user_class("torch.nn.Linea", "model.network")
-    with pytest.raises(ValueError, match=r"os holds no class 'system'$"):
+    with pytest.raises(UserError, match=r"os holds no class 'system'$"):
         user_class("os.system", "model.network")
 
 
 def test_a_class_of_python_s_own_is_no_system(changed: Changed) -> None:
-    with pytest.raises(ValueError, match=r"model\.system = 'builtins\.dict' is not a LightningModule"):
+    with pytest.raises(UserError, match=r"model\.system = 'builtins\.dict' is not a LightningModule"):
         check_model(changed({"model.system": "builtins.dict"}).model)
 
 
@@ -178,10 +179,10 @@ def test_a_system_that_validates_nothing_is_told_what_it_lacks(params: Params) -
     best = Best(history, params.fit, None)
     trainer = pl.Trainer(logger=False, enable_checkpointing=False)
     lacks = "is not what BoringModel logs; it needs a validation_step that logs it as val_NAME"
-    with pytest.raises(ValueError, match=f"{lacks}$"):
+    with pytest.raises(UserError, match=f"{lacks}$"):
         best.on_train_epoch_end(trainer, BoringModel())
     trainer.callback_metrics.update({"train_loss": torch.tensor(1.0), "validation_loss": torch.tensor(1.0)})
-    with pytest.raises(ValueError, match=f"{lacks}, and it logs validation_loss$"):
+    with pytest.raises(UserError, match=f"{lacks}, and it logs validation_loss$"):
         best.on_train_epoch_end(trainer, BoringModel())
 
 
@@ -200,7 +201,7 @@ def test_a_system_that_takes_no_learning_rate_is_said_to_train_with_its_own(
 
 def test_a_system_that_trains_nothing_is_stopped_after_its_first_epoch() -> None:
     trainer = pl.Trainer(logger=False, enable_checkpointing=False)
-    with pytest.raises(ValueError, match=r"training_step of BoringModel must return the loss$"):
+    with pytest.raises(UserError, match=r"training_step of BoringModel must return the loss$"):
         History().on_train_epoch_end(trainer, BoringModel())
 
 
@@ -211,7 +212,7 @@ def test_logits_are_not_taken_for_probabilities() -> None:
     assert collected.gather()["probabilities"].shape == (60, 10)
     for wrong in (logits, logits.sigmoid(), torch.eye(10) * 2 - 0.1):
         collected.batches[1] = {"probabilities": wrong}
-        with pytest.raises(ValueError, match=r"are none: .* make them by logits\.softmax\(dim=1\)"):
+        with pytest.raises(UserError, match=r"are none: .* make them by logits\.softmax\(dim=1\)"):
             collected.gather()
 
 
@@ -228,5 +229,5 @@ def test_a_fault_in_a_class_of_one_s_own_tells_what_it_was_made_with_or_given(ch
 
 def test_a_whole_system_is_no_network(changed: Changed) -> None:
     path = "pytorch_lightning.demos.boring_classes.BoringModel"
-    with pytest.raises(ValueError, match=f"model.network = '{path}' is a whole system; set model.system to it"):
+    with pytest.raises(UserError, match=f"model.network = '{path}' is a whole system; set model.system to it"):
         check_model(changed({"model.network": path, **NOT_OURS}).model)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from refit.artifacts.model import MODEL, read_model
 from refit.params import ModelParams, check_params
+from refit.runtime.errors import UserError
 from refit.systems.networks import build_network
 from refit.systems.weights import check_weights, identity, load_weights
 from stages import predict
@@ -107,7 +108,7 @@ def test_where_no_network_is_there_a_name_is_an_error_of_one_line(
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
     monkeypatch.setattr("torch.hub.urlopen", unreachable)
     with pytest.raises(
-        ValueError, match=r"model\.weights = 'DEFAULT' cannot be had from https://.*: .*Name or service not known.*; or"
+        UserError, match=r"model\.weights = 'DEFAULT' cannot be had from https://.*: .*Name or service not known.*; or"
     ) as raised:
         load_weights(build(model("DEFAULT")), model("DEFAULT"))
     assert "\n" not in str(raised.value)
@@ -140,14 +141,14 @@ def test_old_densenet_files_and_files_without_counters_are_read() -> None:
 )
 def test_a_tensor_that_does_not_match_is_named(change: dict[str, Tensor], named: str) -> None:
     torchvision_file("off", changed=change)
-    with pytest.raises(ValueError, match=f"does not fit: {named} there, of another shape, or not the network"):
+    with pytest.raises(UserError, match=f"does not fit: {named} there, of another shape, or not the network"):
         load_weights(build(model("data/weights/off.pth")), model("data/weights/off.pth"))
 
 
 def test_of_many_that_do_not_match_four_are_named() -> None:
     torchvision_file("other")
     params = model("data/weights/other.pth", "cnn")
-    with pytest.raises(ValueError, match=r"does not fit: ([\w.]+, ){3}[\w.]+ and \d+ more missing") as raised:
+    with pytest.raises(UserError, match=r"does not fit: ([\w.]+, ){3}[\w.]+ and \d+ more missing") as raised:
         load_weights(build(params), params)
     assert len(str(raised.value)) < 300
 
@@ -165,7 +166,7 @@ def test_a_file_that_holds_no_weights_is_an_error_and_nothing_in_it_is_run(conte
     torch.save({"fc.weight": Bomb()} if content == "torch" else {"fc.weight": torch.zeros(99)}, buffer)
     written = buffer.getvalue()
     path.write_bytes({"torch": written, "pickle": pickle.dumps(Bomb(), protocol=2), "cut": written[:-200]}[content])
-    with pytest.raises(ValueError, match=r"model\.weights = 'data/weights/bad.*' holds no weights: ") as raised:
+    with pytest.raises(UserError, match=r"model\.weights = 'data/weights/bad.*' holds no weights: ") as raised:
         load_weights(build(model(str(path))), model(str(path)))
     assert "\n" not in str(raised.value)
     assert not Path("exploded").exists()
@@ -177,14 +178,14 @@ def test_an_old_file_cut_short_anywhere_is_an_error_of_one_line() -> None:
     whole = buffer.getvalue()
     for kept in range(0, len(whole), 7):
         path.write_bytes(whole[:kept])
-        with pytest.raises(ValueError, match=r"^model\.weights = 'data/weights/old\.pt' ") as raised:
+        with pytest.raises(UserError, match=r"^model\.weights = 'data/weights/old\.pt' ") as raised:
             load_weights(build(model(str(path))), model(str(path)))
         assert "\n" not in str(raised.value)
 
 
 def test_what_is_no_state_dict_is_an_error() -> None:
     torch.save({"state_dict": {"fc.weight": torch.zeros(2)}}, FOLDER / "nested.pth")
-    with pytest.raises(ValueError, match="is no state_dict; expected names and tensors"):
+    with pytest.raises(UserError, match="is no state_dict; expected names and tensors"):
         load_weights(build(model("data/weights/nested.pth")), model("data/weights/nested.pth"))
 
 
@@ -198,16 +199,16 @@ def test_what_is_no_state_dict_is_an_error() -> None:
     ],
 )
 def test_weights_that_cannot_be_are_refused(weights: str, network: str, line: str, values: Values) -> None:
-    with pytest.raises(ValueError, match=f"params.yaml: model: .*{line}"):
+    with pytest.raises(UserError, match=f"params.yaml: model: .*{line}"):
         check_params(values({"model.weights": weights, "model.network": network}))
 
 
 def test_a_name_that_the_network_has_not_and_a_file_that_is_not_there_are_told_before_any_work() -> None:
     with pytest.raises(
-        ValueError, match=r"'IMAGENET1K_V2' is unknown; did you mean IMAGENET1K_V1.*resnet18 has IMAGENET1K_V1, DEFAULT"
+        UserError, match=r"'IMAGENET1K_V2' is unknown; did you mean IMAGENET1K_V1.*resnet18 has IMAGENET1K_V1, DEFAULT"
     ):
         check_weights(model("IMAGENET1K_V2"))
-    with pytest.raises(ValueError, match=r"'data/weights/gone\.pth' is not there; put the file into data/weights/"):
+    with pytest.raises(UserError, match=r"'data/weights/gone\.pth' is not there; put the file into data/weights/"):
         check_weights(model("data/weights/gone.pth"))
     check_weights(model("DEFAULT"))
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from refit.artifacts.model import read_model
 from refit.artifacts.prepared import read_split
 from refit.params import FitParams, check_params
+from refit.runtime.errors import UserError
 from tests.fixtures import Fit, Values, watched_by
 
 pytestmark = [
@@ -171,5 +172,5 @@ def test_an_average_is_the_same_bits_each_time(averaging: str, fitted: Fit) -> N
 
 
 def test_swa_and_early_stopping_are_refused_together(values: Values) -> None:
-    with pytest.raises(ValueError, match="patience = 3 could end the fit before averaging = 'swa' begins"):
+    with pytest.raises(UserError, match="patience = 3 could end the fit before averaging = 'swa' begins"):
         check_params(values({"fit.averaging": "swa", "fit.patience": 3}))

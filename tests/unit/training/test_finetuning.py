@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from refit.params import OUR_NETWORKS, check_params
+from refit.runtime.errors import UserError
 from refit.systems.head import backbone_parameters, head
 from refit.systems.networks import build_network
 from refit.training.finetuning import FrozenBackbone
@@ -118,7 +119,7 @@ def test_what_a_network_of_the_user_s_keeps_from_learning_is_not_made_to_learn()
 
 
 def test_a_network_of_one_layer_has_nothing_to_freeze() -> None:
-    with pytest.raises(ValueError, match=r"fit\.freeze_epochs = 2, but Linear has no layer before its head"):
+    with pytest.raises(UserError, match=r"fit\.freeze_epochs = 2, but Linear has no layer before its head"):
         FrozenBackbone(2).freeze_before_training(nn.Linear(2, 2))  # type: ignore[arg-type]
 
 
@@ -161,5 +162,5 @@ def test_weights_of_either_part_decay_and_norms_and_biases_do_not(noted: Any, mo
 def test_swa_that_begins_while_layers_are_frozen_is_refused(values: Values) -> None:
     keys = {"fit.averaging": "swa", "fit.swa_start": 0.5, "fit.max_epochs": 4}
     check_params(values(keys | {"fit.freeze_epochs": 2}))
-    with pytest.raises(ValueError, match="freeze_epochs = 3, but averaging = 'swa' begins after 2 epochs"):
+    with pytest.raises(UserError, match="freeze_epochs = 3, but averaging = 'swa' begins after 2 epochs"):
         check_params(values(keys | {"fit.freeze_epochs": 3}))

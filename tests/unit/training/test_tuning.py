@@ -16,6 +16,7 @@ from refit.artifacts.files import write_json
 from refit.artifacts.prepared import read_info
 from refit.batches.datamodule import Batch, PreparedData
 from refit.params import BatchParams, Params
+from refit.runtime.errors import UserError
 from refit.systems.build import build_system
 from refit.systems.classifier import Classifier
 from refit.training import tuning
@@ -56,7 +57,7 @@ class TestEffectiveBatch:
         assert choose_effective_batch(batch_params(size, max_size=8), 100) == size
 
     def test_a_size_above_the_number_of_training_images_is_an_error_that_names_both(self) -> None:
-        with pytest.raises(ValueError, match=r"batch\.size = 101 is more than the 100 training images"):
+        with pytest.raises(UserError, match=r"batch\.size = 101 is more than the 100 training images"):
             choose_effective_batch(batch_params(101), 100)
 
 
@@ -148,7 +149,7 @@ class TestScaler:
 
     @pytest.mark.parametrize("effective", [1, 37, 48, 64, 90])
     def test_where_nothing_fits_the_error_names_the_key(self, effective: int, scale: Scale, stepped: list[int]) -> None:
-        with pytest.raises(ValueError, match=r"no batch fits: .* batch\.memory_budget .*; raise it"):
+        with pytest.raises(UserError, match=r"no batch fits: .* batch\.memory_budget .*; raise it"):
             scale(effective, budget=1e-6)
         assert stepped == []
 
@@ -169,7 +170,7 @@ class TestScaler:
         if largest:
             assert scale(64).micro_batch == largest
         else:
-            with pytest.raises(ValueError, match="no batch fits"):
+            with pytest.raises(UserError, match="no batch fits"):
                 scale(64)
 
     def test_a_fault_of_the_network_is_not_taken_for_a_lack_of_memory(self, scale: Scale, build: Any) -> None:
@@ -363,5 +364,5 @@ def test_a_fallback_is_told_loudly(
 
 @pytest.mark.parametrize(("read", "stage"), [(read_batch, "scale_batch"), (read_learning_rate, "find_lr")])
 def test_a_missing_choice_says_which_stage_makes_it(read: Callable[[], object], stage: str, workspace: Path) -> None:
-    with pytest.raises(ValueError, match=f"is not here; run: dvc repro {stage}"):
+    with pytest.raises(UserError, match=f"is not here; run: dvc repro {stage}"):
         read()
