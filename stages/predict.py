@@ -13,7 +13,7 @@ from refit.artifacts.prepared import read_names, read_split
 from refit.batches.datamodule import EVALUATION_FACTOR, EvaluationLoader
 from refit.batches.folder import FolderLoader
 from refit.data.images import find_images
-from refit.inference.outputs import figures_of_each, predict_each
+from refit.inference.outputs import columns_of_each, predict_each
 from refit.params import Params, load_params
 from refit.runtime.errors import UserError
 from refit.runtime.stage import run_stage
@@ -45,7 +45,7 @@ def main(params: Params) -> None:
     names = names[: len(probabilities)]  # all of them, but in a debug run
     rows = [
         _row(name, row, model.classes, params.predict.top_k, params.predict.abstain_below) | more
-        for name, row, more in zip(names, probabilities, figures_of_each(outputs, len(names)), strict=True)
+        for name, row, more in zip(names, probabilities, columns_of_each(outputs, len(names)), strict=True)
     ]
     summary = {
         "model_sha256": model.sha256,

@@ -11,14 +11,14 @@ from refit.artifacts.model import read_model
 from refit.artifacts.prepared import Split, read_names, read_split
 from refit.batches.datamodule import EVALUATION_FACTOR, EvaluationLoader
 from refit.evaluation.classification import evaluate, predictions, worst_mistakes
-from refit.inference.outputs import Outputs, figures_of_each
+from refit.inference.outputs import Outputs, columns_of_each
 from refit.params import Params, load_params
 from refit.reports.embeddings import embedding_pictures
 from refit.reports.run_report import EVALUATION, write_run_report
 from refit.runtime.stage import run_stage
 from refit.tracking.loggers import log_to_model
 from refit.tracking.runs import model_name
-from refit.training.trainer import make_trainer, refusals
+from refit.training.trainer import make_trainer, translate_lightning_errors
 
 READS = ("trainer", "test", "debug")
 
@@ -29,7 +29,7 @@ def main(params: Params) -> None:
     loader = EvaluationLoader(split, EVALUATION_FACTOR * model.batch_size)
     collected = Outputs()
     trainer = make_trainer(params.trainer, callbacks=[collected], limit_test_batches=params.debug.test_batches)
-    with refusals(params.debug):
+    with translate_lightning_errors(params.debug):
         trainer.test(system, loader, verbose=False)
     outputs = collected.gather()
     probabilities: npt.NDArray[np.float32] = outputs.pop("probabilities").numpy()
@@ -38,7 +38,7 @@ def main(params: Params) -> None:
 
     report = evaluate(probabilities, split.labels, model.classes, params.test.confidence, params.test.calibration_bins)
     figures = report.test_summary() | {name: float(value) for name, value in trainer.callback_metrics.items()}
-    outcomes = _outcomes(probabilities, split, model.classes, figures_of_each(outputs, len(probabilities)))
+    outcomes = _outcomes(probabilities, split, model.classes, columns_of_each(outputs, len(probabilities)))
     trial = {"debug": True} if debug else {}
     write_json(EVALUATION / "test.json", {"tested": model_name(model.sha256), **figures, **trial})
     write_csv(EVALUATION / "outcomes.csv", outcomes)

@@ -90,7 +90,7 @@ def as_facts(a: Tested, b: Tested, found: Comparison) -> list[Fact]:
             Fact(letter, f"{one.name}: model {one.model}, accuracy {one.accuracy:.4f} on {len(one.outcomes):,} images")
             for letter, one in (("A", a), ("B", b))
         ),
-        Fact("compared", f"{found.accuracy:.4f} with {found.rival_accuracy:.4f} on {found.images:,} images of both"),
+        Fact("compared", f"{found.accuracy:.4f} with {found.other_accuracy:.4f} on {found.images:,} images of both"),
         Fact("difference", f"{found.difference:+.4f} (confidence interval {found.low:+.4f} to {found.high:+.4f})"),
         Fact("verdict", f"{surer} is better" if surer else "no more than chance may do"),
     ]

@@ -41,7 +41,7 @@ class Draws(NamedTuple):
     """int64 (N, rounds): of the policy, places in `policies.OPERATIONS`."""
     strengths: Tensor | None = None
     """float32 (N, rounds): of each operation, -1 to 1."""
-    share: Tensor | None = None
+    lam: Tensor | None = None
     """float32 (N,), where images are mixed: how much of the image itself is left, the rest being its partner's."""
     box: Tensor | None = None
     """int64 (N, 4), where images are mixed: top, left, bottom and right of the partner's rectangle, the latter two not
@@ -90,8 +90,8 @@ def draw(params: AugmentParams, images: int, size: tuple[int, int], random: np.r
         operations, strengths = draw_policy(params.policy, images, of_policy)
         draws = draws._replace(operations=operations, strengths=strengths)
     if params.mixup or params.cutmix:
-        share, box = draw_mixes(params, images, size, of_mixes)
-        draws = draws._replace(share=share, box=box)
+        lam, box = draw_mixes(params, images, size, of_mixes)
+        draws = draws._replace(lam=lam, box=box)
     return draws if any(choice is not None for choice in draws) else None
 
 

@@ -40,7 +40,7 @@ class MixedBatch(NamedTuple):
     """int64 (B,)."""
     other_labels: Tensor
     """int64 (B,): what else the images show."""
-    share: Tensor
+    lam: Tensor
     """float32 (B,): how much of each image its own label counts; the other counts for the rest."""
 
 
@@ -63,10 +63,10 @@ def augmented(batch: AnyBatch, augmentation: AugmentParams) -> Batch | MixedBatc
     if not isinstance(batch, DrawnBatch):
         return batch
     images = augment(batch.images, batch.draws, augmentation)
-    if batch.draws.share is None or batch.draws.box is None:
+    if batch.draws.lam is None or batch.draws.box is None:
         return Batch(images, batch.labels)
-    share, box = batch.draws.share[:-1], batch.draws.box[:-1]
-    return MixedBatch(mix(images, share, box, augmentation), batch.labels[:-1], batch.labels[1:], share)
+    lam, box = batch.draws.lam[:-1], batch.draws.box[:-1]
+    return MixedBatch(mix(images, lam, box, augmentation), batch.labels[:-1], batch.labels[1:], lam)
 
 
 def _pinned(batch: Batch | DrawnBatch) -> Batch | DrawnBatch:

@@ -15,7 +15,7 @@ def draw_mixes(
     another covers, int64 (N, 4), top, left, bottom and right; all 0 where the two are blended.
 
     With mixup and cutmix each image draws which of the two. The rectangle's centre may lie anywhere, so that it may
-    reach over the border; the share is that of the pixels that are left.
+    reach over the border; the lam is that of the pixels that are left.
     """
     cuts = random.random(images) < (0.5 if params.mixup else 1) if params.cutmix else np.zeros(images, dtype=bool)
     blended = random.beta(params.mixup, params.mixup, images) if params.mixup else np.ones(images)
@@ -25,23 +25,23 @@ def draw_mixes(
     first = np.clip(centres - halves, 0, size) * cuts[:, None]
     last = np.clip(centres + halves, 0, size) * cuts[:, None]
     uncovered = 1 - (last - first).prod(axis=1) / (size[0] * size[1])
-    share = np.where(cuts, uncovered, blended).astype(np.float32)
-    return torch.from_numpy(share), torch.from_numpy(np.concatenate((first, last), axis=1))
+    lam = np.where(cuts, uncovered, blended).astype(np.float32)
+    return torch.from_numpy(lam), torch.from_numpy(np.concatenate((first, last), axis=1))
 
 
-def mix(images: Tensor, share: Tensor, box: Tensor, params: AugmentParams) -> Tensor:
-    """Each image with the next: uint8 (B + 1, C, H, W) to (B, C, H, W). `share` and `box` are B draws."""
+def mix(images: Tensor, lam: Tensor, box: Tensor, params: AugmentParams) -> Tensor:
+    """Each image with the next: uint8 (B + 1, C, H, W) to (B, C, H, W). `lam` and `box` are B draws."""
     mixed = images[:-1]
     if params.mixup:
         cuts = (box[:, 2] > box[:, 0]) & (box[:, 3] > box[:, 1])
-        mixed = a_few_at_once(_blend, mixed, images[1:], torch.where(cuts, 1, share))
+        mixed = a_few_at_once(_blend, mixed, images[1:], torch.where(cuts, 1, lam))
     if params.cutmix:
         mixed = a_few_at_once(_cover, mixed, images[1:], box)
     return mixed
 
 
-def _blend(images: Tensor, others: Tensor, share: Tensor) -> Tensor:
-    return torch.lerp(others.float(), images.float(), share[:, None, None, None]).round_().to(torch.uint8)
+def _blend(images: Tensor, others: Tensor, lam: Tensor) -> Tensor:
+    return torch.lerp(others.float(), images.float(), lam[:, None, None, None]).round_().to(torch.uint8)
 
 
 def _cover(images: Tensor, others: Tensor, box: Tensor) -> Tensor:

@@ -51,7 +51,7 @@ class Challenger(NamedTuple):
     """Of each test image: outcomes.csv."""
 
 
-class Rivalry(NamedTuple):
+class ChampionComparison(NamedTuple):
     """The challenger beside the champion."""
 
     champion: Version
@@ -72,7 +72,7 @@ class Verdict(NamedTuple):
 
 def main() -> None:
     params, challenger = load_params(), read_challenger()
-    champion, before, rivalry = find_champion(EXPERIMENT), find_version(EXPERIMENT, challenger.sha256), None
+    champion, before, versus_champion = find_champion(EXPERIMENT), find_version(EXPERIMENT, challenger.sha256), None
     if champion is None:
         verdict = decide(challenger, None, params.promote)
     elif champion.sha256 == challenger.sha256:
@@ -81,8 +81,8 @@ def main() -> None:
         verdict = Verdict("kept", f"{champion.uri} stays the champion: this model, {before.uri}, was it before and was "
                                   "withdrawn; to have it again, give it the alias champion in MLflow")  # fmt: skip
     else:
-        rivalry = face(champion, challenger, params)
-        verdict = decide(challenger, rivalry, params.promote)
+        versus_champion = compare_with_champion(champion, challenger, params)
+        verdict = decide(challenger, versus_champion, params.promote)
     if verdict.outcome == "promoted":
         version, _ = register(MODEL, EXPERIMENT)
         if version.sha256 != challenger.sha256:
@@ -90,10 +90,10 @@ def main() -> None:
         verdict = Verdict("promoted", f"{version.uri} is the champion, {verdict.why}")
         make_champion(version, verdict.why)
 
-    facts = as_facts(challenger, rivalry, verdict)
-    write_verdict(challenger, rivalry, verdict, facts)
-    if rivalry:
-        gain = {"accuracy_beside_champion": rivalry.comparison.difference}
+    facts = as_facts(challenger, versus_champion, verdict)
+    write_verdict(challenger, versus_champion, verdict, facts)
+    if versus_champion:
+        gain = {"accuracy_beside_champion": versus_champion.comparison.difference}
         with open_store():  # not kept for a run that waits to be sent: it stands here
             send_to_model_run(challenger.sha256, gain, sorted(PROMOTION.iterdir()))
     print("\n".join(["Promotion", *as_lines(facts)]))
@@ -117,7 +117,7 @@ def read_challenger() -> Challenger:
     return Challenger(sha256, float(test["accuracy"]), outcomes)
 
 
-def face(champion: Version, challenger: Challenger, params: Params) -> Rivalry:
+def compare_with_champion(champion: Version, challenger: Challenger, params: Params) -> ChampionComparison:
     """Compare both on the test images that the champion was not trained on. Raises UserError where that cannot be."""
     files, labels = ([row[column] for row in challenger.outcomes] for column in ("file", "actual"))
     with TemporaryDirectory() as folder:
@@ -143,7 +143,7 @@ def face(champion: Version, challenger: Challenger, params: Params) -> Rivalry:
     theirs = {file: predicted[i] for i, file in enumerate(files) if fair[i]}
     comparison, differences = paired(challenger.outcomes, "champion", theirs, params.test.confidence)
     unknown = sum(label not in classes for label in labels)
-    return Rivalry(champion, comparison, len(files) - len(theirs), unknown, differences)
+    return ChampionComparison(champion, comparison, len(files) - len(theirs), unknown, differences)
 
 
 def predictions_of(folder: Path, champion: Version, params: Params) -> tuple[list[str], list[str], list[str]]:
@@ -169,55 +169,61 @@ def predictions_of(folder: Path, champion: Version, params: Params) -> tuple[lis
     return model.classes, [model.classes[best] for best in predictions(outputs["probabilities"].numpy())], hashes
 
 
-def decide(challenger: Challenger, rivalry: Rivalry | None, promote: PromoteParams) -> Verdict:
+def decide(challenger: Challenger, versus_champion: ChampionComparison | None, promote: PromoteParams) -> Verdict:
     """Whether the challenger may become the champion; without a rival where there is none yet."""
-    stays = f"{rivalry.champion.uri} stays the champion" if rivalry else "there is no champion yet"
+    stays = f"{versus_champion.champion.uri} stays the champion" if versus_champion else "there is no champion yet"
     if challenger.accuracy < promote.min_accuracy:
         return Verdict("kept", f"{stays}: the new model's accuracy of {challenger.accuracy:.4f} is below "
                                f"promote.min_accuracy = {promote.min_accuracy:g}")  # fmt: skip
-    if rivalry is None:
+    if versus_champion is None:
         return Verdict("promoted", "the first")
-    of = rivalry.comparison
+    of = versus_champion.comparison
     beside = f"the new model's accuracy beside its own is {of.difference:+.4f}, at worst {of.low:+.4f}"
     if of.low < -promote.margin:
         return Verdict("kept", f"{stays}: {beside}, and promote.margin allows {-promote.margin:g}")
-    return Verdict("promoted", f"after {rivalry.champion.uri}: {beside}")
+    return Verdict("promoted", f"after {versus_champion.champion.uri}: {beside}")
 
 
-def as_facts(challenger: Challenger, rivalry: Rivalry | None, verdict: Verdict) -> list[Fact]:
+def as_facts(challenger: Challenger, versus_champion: ChampionComparison | None, verdict: Verdict) -> list[Fact]:
     images = len(challenger.outcomes)
     facts = [
         Fact("new model", f"{model_name(challenger.sha256)}, accuracy {challenger.accuracy:.4f} on {images:,} images")
     ]
-    if rivalry:
-        champion, of, seen, unknown, _ = rivalry
+    if versus_champion:
+        champion, of, seen, unknown, _ = versus_champion
         left_out = f"; {seen:,} are left out, on which the champion was trained" if seen else ""
         new_classes = f"; {unknown:,} images are of classes that it does not know" if unknown else ""
         facts += [
             Fact("champion", f"{champion.uri}, {model_name(champion.sha256)}{new_classes}"),
-            Fact("compared", f"{of.accuracy:.4f} with {of.rival_accuracy:.4f} on {of.images:,} images{left_out}"),
+            Fact("compared", f"{of.accuracy:.4f} with {of.other_accuracy:.4f} on {of.images:,} images{left_out}"),
             Fact(
                 "difference",
                 f"{of.difference:+.4f} (confidence interval {of.low:+.4f} to {of.high:+.4f}); "
-                f"right by the new model alone {of.only_this:,}, by the champion alone {of.only_rival:,}",
+                f"right by the new model alone {of.only_this:,}, by the champion alone {of.only_other:,}",
             ),
         ]
     return [*facts, Fact(verdict.outcome, verdict.why)]
 
 
-def write_verdict(challenger: Challenger, rivalry: Rivalry | None, verdict: Verdict, facts: list[Fact]) -> None:
+def write_verdict(
+    challenger: Challenger, versus_champion: ChampionComparison | None, verdict: Verdict, facts: list[Fact]
+) -> None:
     values: dict[str, Any] = {
         **verdict._asdict(),
         "model": model_name(challenger.sha256),
         "model_sha256": challenger.sha256,
     }
-    if rivalry:
-        values |= {CHAMPION: rivalry.champion._asdict(), "comparison": asdict(rivalry.comparison), "seen": rivalry.seen}
-        values["unknown"] = rivalry.unknown
+    if versus_champion:
+        values |= {
+            CHAMPION: versus_champion.champion._asdict(),
+            "comparison": asdict(versus_champion.comparison),
+            "seen": versus_champion.seen,
+        }
+        values["unknown"] = versus_champion.unknown
     with whole_folder(PROMOTION) as new:
         write_json(new / "verdict.json", values)
         write_bytes(new / "promotion.md", as_markdown(facts).encode())
-        write_csv(new / "differences.csv", rivalry.differences if rivalry else [])
+        write_csv(new / "differences.csv", versus_champion.differences if versus_champion else [])
 
 
 if __name__ == "__main__":

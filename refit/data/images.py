@@ -57,7 +57,7 @@ def find_images(folder: Path) -> Iterator[Path]:
 
 def open_image(path: Path) -> Image.Image:
     """Open an image file without decoding its pixels. Raises BadImageError."""
-    with _refusals():
+    with _translate_pillow_errors():
         return Image.open(path, formats=_FORMATS)
 
 
@@ -66,7 +66,7 @@ def read_header(image: Image.Image) -> Header:
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise BadImageError(f"{width} x {height} pixels are more than the {MAX_PIXELS} allowed")
-    with _refusals():
+    with _translate_pillow_errors():
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     if orientation in (5, 6, 7, 8) and image.format != "TIFF":  # on its side; Pillow turns a TIFF's size itself
         width, height = height, width
@@ -79,7 +79,7 @@ def decode(image: Image.Image, color: Color, size: tuple[int, int] | None) -> Pi
     Raises BadImageError where the pixels cannot be read.
     """
     read_header(image)
-    with _refusals():
+    with _translate_pillow_errors():
         image.load()
         # Not ImageOps.exif_transpose, which also writes the EXIF data anew and fails at what it cannot write.
         turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
@@ -110,7 +110,7 @@ def _to_eight_bits(image: Image.Image, color: Color) -> Image.Image:
 
 
 @contextmanager
-def _refusals() -> Iterator[None]:
+def _translate_pillow_errors() -> Iterator[None]:
     """Raises BadImageError for whatever Pillow's parsers make of a file that is not as it should be."""
     try:
         yield

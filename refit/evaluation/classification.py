@@ -29,7 +29,7 @@ DECIMALS = 6  # of tables behind plots
 
 
 @dataclass(frozen=True)
-class ClassFigures:
+class ClassMetrics:
     """One class against all others."""
 
     name: str
@@ -85,7 +85,7 @@ class ClassificationReport:
     brier: float
     """Squared distance between probabilities and truth, summed over classes, mean over images: 0 to 2."""
     mean_confidence: float
-    classes: tuple[ClassFigures, ...]
+    classes: tuple[ClassMetrics, ...]
     confusion: tuple[tuple[int, ...], ...]
     """Images by true class (row) and predicted class (column)."""
     reliability: tuple[ReliabilityBin, ...]
@@ -137,7 +137,7 @@ def evaluate(
     predicted = predictions(exact)
     right = predicted == labels
     top = exact.max(axis=1)
-    figures = _class_figures(exact, labels, predicted, classes)
+    figures = _class_metrics(exact, labels, predicted, classes)
     bins = _reliability(top, right, calibration_bins)
     low, high = wilson_interval(int(right.sum()), images, confidence)
     return ClassificationReport(
@@ -194,9 +194,9 @@ def _brier_score(probabilities: Floats, labels: Ints) -> float:
     return float(np.square(distances).sum(axis=1).mean())
 
 
-def _class_figures(
+def _class_metrics(
     probabilities: Floats, labels: Ints, predicted: Ints, classes: Sequence[str]
-) -> tuple[ClassFigures, ...]:
+) -> tuple[ClassMetrics, ...]:
     precision, recall, f1, support = precision_recall_fscore_support(
         labels, predicted, labels=range(len(classes)), zero_division=np.nan
     )
@@ -206,7 +206,7 @@ def _class_figures(
         score = probabilities[:, index]
         two_sided = bool(truth.any() and not truth.all())
         rows.append(
-            ClassFigures(
+            ClassMetrics(
                 name=name,
                 images=int(support[index]),
                 precision=_defined(precision[index]),

@@ -16,18 +16,18 @@ Row = dict[str, str]
 class Comparison:
     images: int
     accuracy: float
-    """Of the first. 0, as rival_accuracy, where there are no images."""
-    rival_accuracy: float
+    """Of the first. 0, as other_accuracy, where there are no images."""
+    other_accuracy: float
     only_this: int
     """Images that the first alone has right."""
-    only_rival: int
+    only_other: int
     low: float
     """Of the confidence interval of the difference."""
     high: float
 
     @property
     def difference(self) -> float:
-        return self.accuracy - self.rival_accuracy
+        return self.accuracy - self.other_accuracy
 
 
 def paired(
@@ -44,24 +44,24 @@ def paired(
     return compare(right, other_right, confidence), [both[i] for i in np.flatnonzero(right != other_right)]
 
 
-def compare(right: Bools, rival_right: Bools, confidence: float) -> Comparison:
+def compare(right: Bools, other_right: Bools, confidence: float) -> Comparison:
     """Compare by which of N images each has right, (N,) both, in the same order.
 
     The interval is that of Agresti and Min 2005, "Simple improved confidence intervals for comparing matched
     proportions": Wald's, with half an image more of each of the four outcomes. That makes it wide where images are few.
     """
-    assert right.shape == rival_right.shape
+    assert right.shape == other_right.shape
     images = len(right)
-    only_this, only_rival = int((right & ~rival_right).sum()), int((rival_right & ~right).sum())
-    b, c, n = only_this + 0.5, only_rival + 0.5, images + 2
+    only_this, only_other = int((right & ~other_right).sum()), int((other_right & ~right).sum())
+    b, c, n = only_this + 0.5, only_other + 0.5, images + 2
     difference = (b - c) / n
     error = NormalDist().inv_cdf((1 + confidence) / 2) * math.sqrt(b + c - (b - c) ** 2 / n) / n
     return Comparison(
         images=images,
         accuracy=float(right.sum()) / max(images, 1),
-        rival_accuracy=float(rival_right.sum()) / max(images, 1),
+        other_accuracy=float(other_right.sum()) / max(images, 1),
         only_this=only_this,
-        only_rival=only_rival,
+        only_other=only_other,
         low=max(difference - error, -1.0),
         high=min(difference + error, 1.0),
     )

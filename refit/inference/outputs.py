@@ -10,7 +10,7 @@ from torch import Tensor
 
 from refit.params import DebugParams, TrainerParams
 from refit.runtime.errors import UserError
-from refit.training.trainer import make_trainer, refusals
+from refit.training.trainer import make_trainer, translate_lightning_errors
 
 ROUNDING = 0.05  # by which bfloat16's probabilities may miss a sum of one
 
@@ -52,12 +52,12 @@ def predict_each(
     """What predict_step returns of the images of `loader`, or of the first that the debug section leaves."""
     collected = Outputs()
     trainer = make_trainer(params, callbacks=[collected], limit_predict_batches=debug.test_batches)
-    with refusals(debug):
+    with translate_lightning_errors(debug):
         trainer.predict(system, loader, return_predictions=False)
     return collected
 
 
-def figures_of_each(outputs: Mapping[str, Tensor], images: int) -> list[dict[str, float]]:
+def columns_of_each(outputs: Mapping[str, Tensor], images: int) -> list[dict[str, float]]:
     """Of each image those outputs that are one number, (images,), by their names."""
     columns = {name: values.tolist() for name, values in outputs.items() if values.ndim == 1}
     return [{name: round(column[i], 6) for name, column in columns.items()} for i in range(images)]

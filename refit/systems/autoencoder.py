@@ -23,7 +23,7 @@ class Autoencoder(System):
     After the fit it keeps the embeddings of the training images, whose labels are votes on what a new image shows.
     """
 
-    train_figures = ("loss",)
+    train_metrics = ("loss",)
 
     def __init__(
         self,
@@ -46,11 +46,11 @@ class Autoencoder(System):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         loss = self._errors(batch.images, self.decoder(self(batch.images))).mean()
-        self.add_train_figures(len(batch.images), (loss.detach() * len(batch.images))[None])
+        self.add_train_metrics(len(batch.images), (loss.detach() * len(batch.images))[None])
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self.count_validated("loss", self._errors(batch.images, self.decoder(self(batch.images))))
+        self.update_val_metric("loss", self._errors(batch.images, self.decoder(self(batch.images))))
 
     def on_fit_end(self) -> None:
         """Embed the training images with the best epoch's weights."""

@@ -18,7 +18,7 @@ from refit.systems.system import System
 class Classifier(System):
     """Images to class logits."""
 
-    train_figures = ("loss", "accuracy")
+    train_metrics = ("loss", "accuracy")
 
     def __init__(
         self,
@@ -62,7 +62,7 @@ class Classifier(System):
         loss = self._training_loss(logits, batch)
         with torch.no_grad():
             hits = self._hits(logits.argmax(dim=1), batch)
-            self.add_train_figures(len(batch.labels), torch.stack((loss * len(batch.labels), hits)))
+            self.add_train_metrics(len(batch.labels), torch.stack((loss * len(batch.labels), hits)))
         return loss
 
     def _training_loss(self, logits: Tensor, batch: Batch | MixedBatch) -> Tensor:
@@ -70,7 +70,7 @@ class Classifier(System):
             return F.cross_entropy(logits, batch.labels, label_smoothing=self.label_smoothing)
         losses = self._losses(logits, batch.labels)
         if isinstance(batch, MixedBatch):
-            losses = batch.share * losses + (1 - batch.share) * self._losses(logits, batch.other_labels)
+            losses = batch.lam * losses + (1 - batch.lam) * self._losses(logits, batch.other_labels)
         # By the number of images, not by the sum of their weights: so accumulated micro-batches step as one batch.
         return losses.mean()
 
@@ -85,12 +85,12 @@ class Classifier(System):
         hits = predicted == batch.labels
         if isinstance(batch, Batch):
             return hits.sum()
-        return (batch.share * hits + (1 - batch.share) * (predicted == batch.other_labels)).sum()
+        return (batch.lam * hits + (1 - batch.lam) * (predicted == batch.other_labels)).sum()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         logits = self(batch.images)
-        self.count_validated("loss", F.cross_entropy(logits, batch.labels, reduction="none"))
-        self.count_validated("accuracy", logits, batch.labels)
+        self.update_val_metric("loss", F.cross_entropy(logits, batch.labels, reduction="none"))
+        self.update_val_metric("accuracy", logits, batch.labels)
 
     def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         return self.predict_step(batch, batch_idx)

@@ -24,7 +24,7 @@ def build_network(
     channel, pixels scaled to 0..1.
     Raises UserError where there is no such network, or it does not take model.network_arguments.
     """
-    return Whole(Normalize(mean, std), _build(model, shape, outputs))
+    return Chain(Normalize(mean, std), _build(model, shape, outputs))
 
 
 def _build(model: ModelParams, shape: tuple[int, int, int], outputs: int) -> nn.Module:
@@ -117,7 +117,7 @@ def fit_whitening(network: nn.Module, images: npt.NDArray[np.uint8]) -> None:
     """
     for layer in network.modules():
         if isinstance(layer, Whiten) and not layer.is_fitted():
-            assert isinstance(network, Whole)
+            assert isinstance(network, Chain)
             assert isinstance(network[0], Normalize)
             layer.fit(images, network[0].std.flatten().tolist())
 
@@ -149,7 +149,7 @@ def resnet9(in_channels: int, classes: int, width: int, dropout: float) -> nn.Mo
         conv(width, 2 * width), nn.MaxPool2d(2, ceil_mode=True), Residual(2 * width),
         conv(2 * width, 4 * width), nn.MaxPool2d(2, ceil_mode=True),
         conv(4 * width, 8 * width), nn.MaxPool2d(2, ceil_mode=True), Residual(8 * width),
-        Highest(), nn.Dropout(dropout), nn.Linear(8 * width, classes), Scale(0.125),
+        GlobalMaxPool(), nn.Dropout(dropout), nn.Linear(8 * width, classes), Scale(0.125),
     )  # fmt: skip
 
 
@@ -159,7 +159,7 @@ def airbench(in_channels: int, classes: int, width: int, dropout: float) -> nn.M
     return nn.Sequential(
         Whiten(in_channels), nn.GELU(),
         _group(2 * in_channels * Whiten.SIDE**2, width), _group(width, 4 * width), _group(4 * width, 4 * width),
-        Highest(), nn.Dropout(dropout), nn.Linear(4 * width, classes, bias=False), Scale(1 / 9),
+        GlobalMaxPool(), nn.Dropout(dropout), nn.Linear(4 * width, classes, bias=False), Scale(1 / 9),
     )  # fmt: skip
 
 
@@ -248,7 +248,7 @@ class Shift(nn.Module):
         return images + 8 * self.eighth.view(-1, 1, 1)
 
 
-class Highest(nn.Module):
+class GlobalMaxPool(nn.Module):
     """Of each channel: (N, C, H, W) to (N, C). nn.AdaptiveMaxPool2d(1) would do, but has no deterministic gradient on a
     CUDA device."""
 
@@ -265,7 +265,7 @@ class Scale(nn.Module):
         return self.factor * values
 
 
-class Whole(nn.Sequential):
+class Chain(nn.Sequential):
     """PyTorch 2.11 compiles what lies in a plain nn.Sequential part by part; with a `forward` of ours, it is one
     graph."""
 

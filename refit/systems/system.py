@@ -23,8 +23,8 @@ class System(pl.LightningModule):
     as the gradient's norm, goes to the loggers once an epoch too (callbacks.EpochFacts), and to no output.
     """
 
-    train_figures: tuple[str, ...]
-    """Names of what `add_train_figures` is given the sums of; each is logged as train_NAME."""
+    train_metrics: tuple[str, ...]
+    """Names of what `add_train_metrics` is given the sums of; each is logged as train_NAME."""
     _ddp_params_and_buffers_to_ignore = ("train_sums",)  # each process's own; DDP would put the first's in its place
 
     def __init__(
@@ -41,7 +41,7 @@ class System(pl.LightningModule):
         self.optimizer_params = optimizer
         self.learning_rate = learning_rate
         self.train_sums: Tensor
-        self.register_buffer("train_sums", torch.zeros(len(self.train_figures)), persistent=False)  # over images
+        self.register_buffer("train_sums", torch.zeros(len(self.train_metrics)), persistent=False)  # over images
         self.train_images = 0
         self.val_metrics = nn.ModuleDict(val_metrics)
 
@@ -56,13 +56,13 @@ class System(pl.LightningModule):
         output: Tensor = self.network(images)
         return output
 
-    def add_train_figures(self, images: int, sums: Tensor) -> None:
+    def add_train_metrics(self, images: int, sums: Tensor) -> None:
         """Count a batch's sums over its images, without gradients."""
         # By hand: torchmetrics would take longer than all else that Refit does in a step (docs/performance.md).
         self.train_sums.add_(sums)
         self.train_images += images
 
-    def count_validated(self, name: str, *values: Tensor) -> None:
+    def update_val_metric(self, name: str, *values: Tensor) -> None:
         """Update the validation metric `name`."""
         metric = self.val_metrics[name]
         assert isinstance(metric, Metric)
@@ -81,7 +81,7 @@ class System(pl.LightningModule):
         # Of several processes the mean, which is that of all images: each was given as many to train on, and a
         # metric is reduced over all of them before.
         means = self.train_sums / max(self.train_images, 1)
-        train = {f"train_{name}": mean for name, mean in zip(self.train_figures, means, strict=True)}
+        train = {f"train_{name}": mean for name, mean in zip(self.train_metrics, means, strict=True)}
         self.log_dict(train, prog_bar=True, sync_dist=True)
         for name, metric in self.val_metrics.items():
             assert isinstance(metric, Metric)

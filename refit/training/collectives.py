@@ -9,7 +9,7 @@ import torch.distributed as dist
 T = TypeVar("T")
 
 
-class Together:
+class Collectives:
     """Every process of a fit calls these, in the same order.
 
     They use the processors and the network, so that no step waits for an accelerator.
@@ -21,13 +21,13 @@ class Together:
         if self.world_size > 1:
             self.group: Any = dist.new_group(backend="gloo")
 
-    def highest(self, *numbers: int) -> list[int]:
-        """The highest of each number that any process gives."""
+    def maximum(self, *numbers: int) -> list[int]:
+        """The maximum of each number over all processes."""
         if self.world_size == 1:
             return [*numbers]
-        highest = torch.tensor(numbers)
-        dist.all_reduce(highest, dist.ReduceOp.MAX, group=self.group)
-        return highest.tolist()
+        maxima = torch.tensor(numbers)
+        dist.all_reduce(maxima, dist.ReduceOp.MAX, group=self.group)
+        return maxima.tolist()
 
     def gather(self, value: T) -> list[T]:
         """What each process gives, in the order of their ranks."""

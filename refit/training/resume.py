@@ -33,7 +33,7 @@ from refit.artifacts.files import repository_root, write_bytes, write_json
 from refit.runtime.errors import UserError
 from refit.runtime.parent import PARENT_ENDED, hear_of_parents_end
 from refit.tracking.runs import flatten
-from refit.training.collectives import Together
+from refit.training.collectives import Collectives
 
 STATES = Path("data/state")
 INPUTS = "inputs.json"
@@ -211,8 +211,8 @@ class FitState(Checkpoint):
         self._before = {number: signal.getsignal(number) for number in SIGNALS}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._together = Together(trainer)
-        if len(set(self._together.gather(trainer.global_step))) > 1:
+        self._collectives = Collectives(trainer)
+        if len(set(self._collectives.gather(trainer.global_step))) > 1:
             raise UserError(f"the processes of this fit found different states; {STATES} must be one folder for all")
         if self._random is not None:
             # Lightning's own call came before it read the state: to count its steps, a schedule had the loader set up.
@@ -228,7 +228,7 @@ class FitState(Checkpoint):
         self._saves = any(_may_save(trainer, done) for done in range(1, int(trainer.num_training_batches)))
         for number in self._before:  # the Trainer puts back what it found
             signal.signal(number, self._ask)
-        if self._together.rank == 0:
+        if self._collectives.rank == 0:
             hear_of_parents_end(True)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -239,7 +239,7 @@ class FitState(Checkpoint):
         if not _may_save(trainer, batch_idx + 1):
             return
         # The time is the first one's, who writes.
-        asked, due = self._together.highest(self._asked or 0, self._together.rank == 0 and self._is_due())
+        asked, due = self._collectives.maximum(self._asked or 0, self._collectives.rank == 0 and self._is_due())
         if asked or due:
             self._save(trainer)
         if asked:
@@ -265,7 +265,7 @@ class FitState(Checkpoint):
         checkpoint[pl.LightningModule.CHECKPOINT_HYPER_PARAMS_KEY] = self.params
 
     def state_dict(self) -> dict[str, Any]:
-        return {"random": self._together.gather(_random_state())}
+        return {"random": self._collectives.gather(_random_state())}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._random = state_dict["random"]
@@ -287,15 +287,15 @@ class FitState(Checkpoint):
         if self._asked not in (None, PARENT_ENDED):
             self._obey(number)
         self._asked = signal.Signals(number)
-        if self._together.rank == 0:
+        if self._collectives.rank == 0:
             why = "whoever ran this fit has ended" if number == PARENT_ENDED else self._asked.name
             when = "step, whose state is kept" if self._saves else "epoch; with one step an epoch no state can be kept"
             with suppress(OSError):  # the terminal is closed
                 print(f"{why}: ending after this {when}", file=sys.stderr, flush=True)
 
     def _obey_if_asked(self, at_end: bool = False) -> None:
-        (asked,) = self._together.highest(self._asked or 0)
-        if asked and at_end and self._together.rank == 0:
+        (asked,) = self._collectives.maximum(self._asked or 0)
+        if asked and at_end and self._collectives.rank == 0:
             with suppress(OSError):
                 print(f"asked in the fit's last steps, of which no state can be kept: it will {self._from_where()}",
                       file=sys.stderr, flush=True)  # fmt: skip
@@ -307,7 +307,7 @@ class FitState(Checkpoint):
         return f"go on from {newest.stem}" if newest else "begin anew"
 
     def _obey(self, number: int) -> None:
-        if self._together.rank > 0:
+        if self._collectives.rank > 0:
             sys.exit(0)  # what became of the fit, its first process tells; an error here would have that one killed
         if number == PARENT_ENDED:
             number = signal.SIGTERM

@@ -16,7 +16,7 @@ from refit.training.divergence import FiniteLoss
 from refit.training.finetuning import FrozenBackbone
 from refit.training.profile import make_profiler, show_profile
 from refit.training.resume import FitState
-from refit.training.trainer import make_trainer, refusals
+from refit.training.trainer import make_trainer, translate_lightning_errors
 
 
 def train(
@@ -78,7 +78,7 @@ def train(
         plugins=[state.files],
         logger=loggers.each,
     )
-    with refusals(params.debug):
+    with translate_lightning_errors(params.debug):
         trainer.fit(system, datamodule=data, ckpt_path=state.path, weights_only=True)
     if params.debug.profiler and trainer.is_global_zero:
         show_profile(params.debug.profiler)

@@ -60,7 +60,7 @@ def make_trainer(
 
 
 @contextmanager
-def refusals(debug: DebugParams) -> Iterator[None]:
+def translate_lightning_errors(debug: DebugParams) -> Iterator[None]:
     """Raises UserError of one line for what Lightning itself refuses, such as a limit of the debug section that leaves
     nothing, or a schedule that goes by a metric that the system does not log."""
     try:

@@ -14,7 +14,7 @@ from mlflow import MlflowClient
 from refit.artifacts.model import MODEL
 from refit.artifacts.prepared import read_hashes, read_split
 from refit.commands import promote
-from refit.commands.promote import PROMOTION, Challenger, Rivalry, decide, predictions_of
+from refit.commands.promote import PROMOTION, Challenger, ChampionComparison, decide, predictions_of
 from refit.data.pack import pack
 from refit.data.sources import Source, open_source
 from refit.evaluation.comparison import Comparison
@@ -65,9 +65,9 @@ def test_the_first_is_promoted_and_a_better_one_and_a_worse_one_is_not(
     found = verdict()
     assert (found["outcome"], found["champion"]["number"]) == ("promoted", "1")
     compared = found["comparison"]
-    assert (compared["images"], compared["accuracy"], compared["rival_accuracy"]) == (359, good, bad)
-    assert compared["accuracy"] - compared["rival_accuracy"] == pytest.approx(
-        (compared["only_this"] - compared["only_rival"]) / 359
+    assert (compared["images"], compared["accuracy"], compared["other_accuracy"]) == (359, good, bad)
+    assert compared["accuracy"] - compared["other_accuracy"] == pytest.approx(
+        (compared["only_this"] - compared["only_other"]) / 359
     )
     champion = find_champion("refit")
     assert champion is not None
@@ -80,7 +80,7 @@ def test_the_first_is_promoted_and_a_better_one_and_a_worse_one_is_not(
     assert find_champion("refit") == champion
     rows = (PROMOTION / "differences.csv").read_text().splitlines()
     assert rows[0] == "file,actual,predicted,champion"
-    assert len(rows) - 1 == verdict()["comparison"]["only_this"] + verdict()["comparison"]["only_rival"]
+    assert len(rows) - 1 == verdict()["comparison"]["only_this"] + verdict()["comparison"]["only_other"]
     for row in rows[1:]:
         _, actual, predicted, champion_predicted = row.split(",")
         assert (actual == predicted) != (actual == champion_predicted)
@@ -111,7 +111,7 @@ def test_images_that_the_champion_was_trained_on_do_not_count(
     _, theirs, _ = predictions_of_version(found["champion"]["sha256"])
     actual = [str(label) for label in read_split("test").labels]
     right = np.array([a == b for a, b in zip(actual, theirs, strict=True)])[unseen]
-    assert found["comparison"]["rival_accuracy"] == pytest.approx(right.mean())
+    assert found["comparison"]["other_accuracy"] == pytest.approx(right.mean())
     assert "are left out, on which the champion was trained" in (PROMOTION / "promotion.md").read_text()
 
 
@@ -194,7 +194,7 @@ def test_a_champion_of_larger_images_sees_them_as_it_was_trained_to(
     assert theirs == expected
     actual = [str(label) for label in read_split("test").labels]
     hits = np.array([a == b for a, b in zip(actual, theirs[1], strict=True)])[unseen]
-    assert found["comparison"]["rival_accuracy"] == pytest.approx(hits.mean())
+    assert found["comparison"]["other_accuracy"] == pytest.approx(hits.mean())
     assert hits.mean() > 0.5 * own
 
 
@@ -336,7 +336,9 @@ def test_the_rule(
     accuracy: float, low: float | None, keys: dict[str, float], outcome: str, why: str, changed: Changed
 ) -> None:
     rules = changed({f"promote.{name}": value for name, value in keys.items()}).promote
-    rivalry = None if low is None else Rivalry(RIVAL, Comparison(100, 0.9, 0.88, 5, 3, low, 0.1), 0, 0, [])
-    found = decide(Challenger("a" * 64, accuracy, []), rivalry, rules)
+    versus_champion = (
+        None if low is None else ChampionComparison(RIVAL, Comparison(100, 0.9, 0.88, 5, 3, low, 0.1), 0, 0, [])
+    )
+    found = decide(Challenger("a" * 64, accuracy, []), versus_champion, rules)
     assert found.outcome == outcome
     assert why in found.why

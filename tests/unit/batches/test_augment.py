@@ -40,7 +40,7 @@ KINDS: list[tuple[dict[str, Any], set[str]]] = [
     ({"crop_area": 0.5}, {"crop"}),
     ({"color_jitter": 0.4}, {"jitter"}),
     ({"policy": "trivialaugment"}, {"operations", "strengths"}),
-    ({"mixup": 0.4, "cutmix": 1.0}, {"share", "box"}),
+    ({"mixup": 0.4, "cutmix": 1.0}, {"lam", "box"}),
 ]
 EVERYTHING = made(**{key: value for choices, _ in KINDS for key, value in choices.items()})
 

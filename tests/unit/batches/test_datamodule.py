@@ -166,8 +166,8 @@ def test_processes_take_turns_at_the_batches_of_one_from_any_step(skipped: int, 
 @pytest.mark.parametrize("batch_size", [2, 7, 32, 200])
 def test_processes_share_evaluation_in_as_many_batches_each(batch_size: int, world_size: int, split: Split) -> None:
     shares = [EvaluationLoader(split, batch_size, rank=rank, world_size=world_size) for rank in range(world_size)]
-    assert len({len(share) for share in shares}) == 1
-    sizes = [len(batch.labels) for share in shares for batch in share]
+    assert len({len(lam) for lam in shares}) == 1
+    sizes = [len(batch.labels) for lam in shares for batch in lam]
     assert min(sizes) > 0
     assert max(sizes) <= batch_size
     together = [batch for step in zip(*shares, strict=True) for batch in step]
@@ -218,7 +218,7 @@ def test_a_batch_that_is_not_on_the_device_is_brought_there(digits: Path) -> Non
     there = data.transfer_batch_to_device(here, torch.device("meta"), 0)
     assert isinstance(there, DrawnBatch)
     moved = [tensor for tensor in (there.images, there.labels, *there.draws) if tensor is not None]
-    assert len(moved) == 2 + len(Draws._fields) - len(["share", "box"])
+    assert len(moved) == 2 + len(Draws._fields) - len(["lam", "box"])
     assert {tensor.device.type for tensor in moved} == {"meta"}
 
 

@@ -46,7 +46,7 @@ def batches(split: Split, params: AugmentParams, batch_size: int = 8, effective:
 
 
 def joined(batches: Sequence[AnyBatch]) -> dict[str, Tensor]:
-    names = ("images", "labels", "other_labels", "share")
+    names = ("images", "labels", "other_labels", "lam")
     return {name: torch.cat([getattr(batch, name) for batch in batches]) for name in names}
 
 
@@ -60,11 +60,11 @@ def test_the_share_of_a_label_is_that_of_its_image_s_light(mixes: dict[str, obje
     params = made(**mixes)
     whole = joined([batch for epoch in range(20) for batch in batches(split, params, epoch=epoch)])
     assert whole["images"].dtype == torch.uint8
-    expected = 2 * (whole["share"] * whole["labels"] + (1 - whole["share"]) * whole["other_labels"])
+    expected = 2 * (whole["lam"] * whole["labels"] + (1 - whole["lam"]) * whole["other_labels"])
     error = (whole["images"].double().mean(dim=(1, 2, 3)) - expected).abs()
     assert error.max() < 0.51, "more than rounding"
-    assert (whole["share"] < 0.9).float().mean() > 0.2
-    assert ((whole["share"] >= 0) & (whole["share"] <= 1)).all()
+    assert (whole["lam"] < 0.9).float().mean() > 0.2
+    assert ((whole["lam"] >= 0) & (whole["lam"] <= 1)).all()
 
 
 def test_mixup_blends_each_pixel_and_cutmix_covers_a_rectangle(split: Split) -> None:
@@ -87,7 +87,7 @@ def test_with_both_each_image_draws_which_of_the_two(split: Split) -> None:
     images = joined([batch for epoch in range(5) for batch in batches(split, made(mixup=8.0, cutmix=1.0), epoch=epoch)])
     cut = torch.tensor([image.unique().numel() > 1 for image in images["images"]])
     assert 0.35 < cut.float().mean() < 0.6
-    flat = images["share"][~cut]
+    flat = images["lam"][~cut]
     assert ((flat > 0.1) & (flat < 0.9)).float().mean() > 0.8
 
 
@@ -96,9 +96,9 @@ def test_shares_are_of_the_beta_distribution(alpha: float) -> None:
     """Its mean is a half, and its variance 1 / (4 (2 alpha + 1)); a rectangle's, before it is cut at the border."""
     drawn = draw(made(mixup=alpha), 20_000, (32, 32), np.random.default_rng(0))
     assert drawn is not None
-    assert drawn.share is not None
-    assert drawn.share.mean().item() == pytest.approx(0.5, abs=0.01)
-    assert drawn.share.var().item() == pytest.approx(1 / (4 * (2 * alpha + 1)), abs=0.01)
+    assert drawn.lam is not None
+    assert drawn.lam.mean().item() == pytest.approx(0.5, abs=0.01)
+    assert drawn.lam.var().item() == pytest.approx(1 / (4 * (2 * alpha + 1)), abs=0.01)
     cut = draw(made(cutmix=alpha), 20_000, (256, 256), np.random.default_rng(0))
     assert cut is not None
     assert cut.box is not None
@@ -141,9 +141,9 @@ def test_both_images_are_augmented_before_they_are_mixed(split: Split) -> None:
     assert draws is not None
     alone = augment(torch.from_numpy(split.images)[order], draws.take(order), made(shift=2, cutout=3))
     taken = draws.take(order)
-    assert taken.share is not None
+    assert taken.lam is not None
     assert taken.box is not None
-    expected = mix(alone, taken.share[:-1], taken.box[:-1], params)
+    expected = mix(alone, taken.lam[:-1], taken.box[:-1], params)
     seen = joined(batches(split, params))
     assert torch.equal(seen["images"], expected[: len(seen["images"])])
 
@@ -175,12 +175,10 @@ def test_the_training_loss_weighs_both_labels_by_their_shares_and_so_counts_its_
     random = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (32, 1, 8, 8), dtype=torch.uint8, generator=random)
     labels, others = torch.randint(0, 10, (2, 32), generator=random)
-    share = torch.rand(32, generator=random)
-    loss = system.training_step(MixedBatch(images, labels, others, share), 0)
+    lam = torch.rand(32, generator=random)
+    loss = system.training_step(MixedBatch(images, labels, others, lam), 0)
     logits = system(images)
-    targets = share[:, None] * nn.functional.one_hot(labels, 10) + (1 - share[:, None]) * nn.functional.one_hot(
-        others, 10
-    )
+    targets = lam[:, None] * nn.functional.one_hot(labels, 10) + (1 - lam[:, None]) * nn.functional.one_hot(others, 10)
     expected = nn.functional.cross_entropy(logits, targets, label_smoothing=smoothing)
     torch.testing.assert_close(loss, expected)
     hits = targets.gather(1, logits.argmax(1, keepdim=True)).sum()

@@ -6,9 +6,9 @@ import pytest
 from refit.evaluation.comparison import compare, paired
 
 
-def outcomes(both: int, only_this: int, only_rival: int, neither: int) -> tuple[np.ndarray, np.ndarray]:
-    this = np.repeat([True, True, False, False], [both, only_this, only_rival, neither])
-    rival = np.repeat([True, False, True, False], [both, only_this, only_rival, neither])
+def outcomes(both: int, only_this: int, only_other: int, neither: int) -> tuple[np.ndarray, np.ndarray]:
+    this = np.repeat([True, True, False, False], [both, only_this, only_other, neither])
+    rival = np.repeat([True, False, True, False], [both, only_this, only_other, neither])
     return this, rival
 
 
@@ -16,7 +16,7 @@ def test_the_published_example() -> None:
     """Agresti's two surveys of 1,600 people: 944 approved in the first, 880 in the second; Wald's interval is -0.06 to
     -0.02, and theirs differs from it by little where people are many."""
     found = compare(*outcomes(794, 86, 150, 570), confidence=0.95)
-    assert (found.images, found.only_this, found.only_rival) == (1600, 86, 150)
+    assert (found.images, found.only_this, found.only_other) == (1600, 86, 150)
     assert found.difference == pytest.approx((880 - 944) / 1600)
     wald = 1.96 * np.sqrt(86 + 150 - 64**2 / 1600) / 1600
     assert found.low == pytest.approx(found.difference - wald, abs=2e-4)
@@ -45,7 +45,7 @@ def test_images_that_the_other_lacks_do_not_count_and_the_list_is_of_those_that_
         for file, predicted in {"a": "cat", "b": "dog", "c": "cat", "d": "dog", "e": "cat"}.items()
     ]
     found, differing = paired(rows, "other", {"a": "cat", "b": "cat", "c": "dog", "d": "cow", "x": "cat"}, 0.95)
-    assert (found.images, found.only_this, found.only_rival) == (4, 1, 1)
+    assert (found.images, found.only_this, found.only_other) == (4, 1, 1)
     assert differing == [
         {"file": "b", "actual": "cat", "predicted": "dog", "other": "cat"},
         {"file": "c", "actual": "cat", "predicted": "cat", "other": "dog"},
