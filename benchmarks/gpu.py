@@ -26,10 +26,9 @@ from benchmarks.compare import Result, command_line, compare, interleave
 from benchmarks.photos import against_reference
 from benchmarks.raw import made_split, our_network, raw_loop
 from benchmarks.workspace import empty_workspace, fit, workspace, write_tuning
-from refit.artifacts.model import read_model
 from refit.artifacts.prepared import read_split
-from refit.batches.datamodule import EvaluationLoader
-from refit.inference.outputs import Outputs
+from refit.batches.datamodule import ImageLoader
+from refit.inference.predictor import predict, read_model
 from refit.params import TrainerParams, check_params
 from refit.training.trainer import make_trainer
 
@@ -175,10 +174,8 @@ def cifar10(rounds: int) -> list[Result]:
 def _test_accuracy(trainer: TrainerParams) -> float:
     system, model = read_model()
     split = read_split("test")
-    collected = Outputs()
-    loader = EvaluationLoader(split, 2 * model.batch_size)
-    make_trainer(trainer, callbacks=[collected]).test(system, loader, verbose=False)
-    predicted = collected.gather()["probabilities"].argmax(dim=1)
+    images = ImageLoader(split, 2 * model.batch_size)
+    predicted = predict(make_trainer(trainer), system, images, model.task)["probabilities"].argmax(dim=1)
     return (predicted == torch.from_numpy(split.labels)).float().mean().item()
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from refit.artifacts.prepared import Split
 from refit.params import ModelParams
-from refit.systems.networks import Normalize, build_network
+from refit.systems.networks import Normalize, build_network, network_arguments
 
 
 def made_split(images: int, shape: tuple[int, int, int], classes: int = 10) -> Split:
@@ -31,7 +31,7 @@ def our_network(name: str, width: int | None, shape: tuple[int, int, int]) -> nn
         dropout=None,
         test_time_flip=False,
     )
-    return build_network(model, shape, 10, [0.5], [0.25])
+    return build_network(model.network, network_arguments(model), shape, 10, [0.5], [0.25])
 
 
 def without_normalize(network: nn.Module) -> nn.Module:

@@ -10,15 +10,15 @@ import torch
 
 from refit.artifacts.choices import BATCH, LEARNING_RATE, read_batch, read_learning_rate, resolved_params
 from refit.artifacts.files import write_csv, write_json
-from refit.artifacts.model import MODEL, write_model
+from refit.artifacts.model import MODEL, model_name, write_model
 from refit.artifacts.prepared import read_info
 from refit.batches.datamodule import PreparedData
 from refit.params import Params, load_params
 from refit.runtime.stage import run_stage
-from refit.systems.build import build_system, check_model
+from refit.systems.build import blueprint_of, build_system, check_model
 from refit.systems.weights import identity
 from refit.tracking.loggers import FitLoggers, chosen_loggers
-from refit.tracking.runs import DEBUG_TAG, model_name
+from refit.tracking.runs import DEBUG_TAG
 from refit.training.distributed import leads_fit
 from refit.training.resume import fit_state, loaded_code
 from refit.training.train import train
@@ -71,14 +71,16 @@ def main(params: Params) -> None:
             system = build_system(params.model, info)
             system.load_state_dict(best.weights)
 
-        model = write_model(system, params.model, info, batch.micro_batch, resolved, debug=params.debug.shortens)
+        model = write_model(
+            system.state_dict(), blueprint_of(params.model, info), data_sha256=info.sha256,
+            batch_size=batch.micro_batch, params=resolved, debug=params.debug.shortens,
+        )  # fmt: skip
         facts = {"fitted": model_name(model.sha256), **best.row, "epochs": len(history.rows), **debug}
         write_json(EVALUATION / "fit.json", facts)
         write_csv(EVALUATION / "history.csv", history.rows)
         loggers.log_metrics({f"best_{name}": value for name, value in best.row.items()})
         loggers.log_files(BATCH, LEARNING_RATE, EVALUATION / "history.csv")
-        network = getattr(system, "network", system).to(memory_format=torch.contiguous_format)
-        loggers.finish(MODEL, network, torch.from_numpy(data.train.images[:2]))
+        loggers.finish(MODEL, torch.from_numpy(data.train.images[:2]))
     print(f"best epoch {best.row['epoch']} of {len(history.rows)}; model {model_name(model.sha256)}")
 
 

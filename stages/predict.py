@@ -5,23 +5,21 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from refit.artifacts.files import as_text, whole_folder, write_csv, write_json
-from refit.artifacts.model import read_model
 from refit.artifacts.prepared import read_names, read_split
-from refit.batches.datamodule import EVALUATION_FACTOR, EvaluationLoader
+from refit.batches.datamodule import EVALUATION_FACTOR, ImageLoader
 from refit.batches.folder import FolderLoader
 from refit.data.images import find_images
-from refit.inference.outputs import columns_of_each, predict_each
+from refit.inference.predictor import columns_of_each, predict, read_model
 from refit.params import Params, load_params
 from refit.runtime.errors import UserError
 from refit.runtime.stage import run_stage
+from refit.tasks.task import TASKS
+from refit.training.trainer import make_trainer, translate_lightning_errors
 
 READS = ("trainer", "predict", "debug")
 PREDICTIONS = Path("data/predictions")
-
-Floats = npt.NDArray[np.float32]
 
 
 def main(params: Params) -> None:
@@ -31,8 +29,10 @@ def main(params: Params) -> None:
         raise UserError(f"predict.images = {str(folder)!r} is not a folder; create it, or name another")
 
     new_images = FolderLoader(list(find_images(folder)), model.color, model.shape[1:], batch_size)
-    loader = new_images if len(new_images) else EvaluationLoader(read_split("test"), batch_size)
-    collected = predict_each(system, loader, params.trainer, params.debug)
+    images = new_images if len(new_images) else ImageLoader(read_split("test"), batch_size)
+    trainer = make_trainer(params.trainer, limit_predict_batches=params.debug.test_batches)
+    with translate_lightning_errors(params.debug):
+        answers = predict(trainer, system, images, model.task)
     names = [_name(file, folder) for file in new_images.files] if len(new_images) else read_names("test")
     unreadable = [{"file": _name(file, folder), "why": why} for file, why in sorted(new_images.unreadable.items())]
     for bad in unreadable:
@@ -40,13 +40,12 @@ def main(params: Params) -> None:
     if not names:
         raise UserError(f"predict.images = {str(folder)!r}: none of its {len(unreadable)} images can be decoded")
 
-    outputs = collected.gather()
-    probabilities = outputs.pop("probabilities").numpy()
-    names = names[: len(probabilities)]  # all of them, but in a debug run
-    rows = [
-        _row(name, row, model.classes, params.predict.top_k, params.predict.abstain_below) | more
-        for name, row, more in zip(names, probabilities, columns_of_each(outputs, len(names)), strict=True)
-    ]
+    task = TASKS[model.task]
+    answer = answers.pop(task.ANSWER).numpy()
+    names = names[: len(answer)]  # a debug run predicts fewer
+    predictions = task.prediction_rows(answer, model.classes, params.predict.top_k, params.predict.abstain_below)
+    columns = columns_of_each(answers, len(names))
+    rows = [{"file": name, **row, **more} for name, row, more in zip(names, predictions, columns, strict=True)]
     summary = {
         "model_sha256": model.sha256,
         "images": len(rows),
@@ -60,26 +59,11 @@ def main(params: Params) -> None:
     with whole_folder(PREDICTIONS) as new:
         write_csv(new / "predictions.csv", rows)
         write_json(new / "summary.json", summary)
-        for name, values in outputs.items():
+        for name, values in answers.items():
             if values.ndim > 1:  # such as embeddings: too wide for a table
                 np.save(new / f"{name}.npy", values.numpy())
-    images = "1 image" if len(rows) == 1 else f"{len(rows):,} images"
-    print(f"predicted {images} ({summary['of']}), abstained on {summary['abstained']}")
-
-
-def _row(name: str, probabilities: Floats, classes: list[str], top_k: int, abstain_below: float) -> dict[str, object]:
-    """One line of predictions.csv: the most probable class first, then those that follow it."""
-    best = np.argsort(-probabilities, kind="stable")[:top_k]
-    top = float(probabilities[best[0]])
-    row: dict[str, object] = {
-        "file": name,
-        "label": classes[best[0]],
-        "probability": round(top, 6),
-        "abstained": "yes" if top < abstain_below else "no",
-    }
-    for place, index in enumerate(best[1:], start=2):
-        row |= {f"label_{place}": classes[index], f"probability_{place}": round(float(probabilities[index]), 6)}
-    return row
+    count = "1 image" if len(rows) == 1 else f"{len(rows):,} images"
+    print(f"predicted {count} ({summary['of']}), abstained on {summary['abstained']}")
 
 
 def _name(file: Path, folder: Path) -> str:

@@ -1,23 +1,21 @@
-"""The model on images it has never seen: figures, tables, pictures and one report."""
+"""The model on images it has never seen: metrics, tables, pictures and one report."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping
 
-import numpy as np
-import numpy.typing as npt
+from torch import Tensor
 
 from refit.artifacts.files import whole_folder, write_csv, write_json
-from refit.artifacts.model import read_model
+from refit.artifacts.model import ModelRecord, model_name
 from refit.artifacts.prepared import Split, read_names, read_split
 from refit.batches.datamodule import EVALUATION_FACTOR, EvaluationLoader
-from refit.evaluation.classification import evaluate, predictions, worst_mistakes
-from refit.inference.outputs import Outputs, columns_of_each
+from refit.evaluation.classification import evaluate, worst_mistakes
+from refit.inference.predictor import TestAnswers, columns_of_each, read_model
 from refit.params import Params, load_params
 from refit.reports.embeddings import embedding_pictures
 from refit.reports.run_report import EVALUATION, write_run_report
 from refit.runtime.stage import run_stage
+from refit.tasks.task import TASKS, Floats
 from refit.tracking.loggers import log_to_model
-from refit.tracking.runs import model_name
 from refit.training.trainer import make_trainer, translate_lightning_errors
 
 READS = ("trainer", "test", "debug")
@@ -27,61 +25,45 @@ def main(params: Params) -> None:
     system, model = read_model()
     split = read_split("test")
     loader = EvaluationLoader(split, EVALUATION_FACTOR * model.batch_size)
-    collected = Outputs()
+    collected = TestAnswers(model.task)
     trainer = make_trainer(params.trainer, callbacks=[collected], limit_test_batches=params.debug.test_batches)
     with translate_lightning_errors(params.debug):
         trainer.test(system, loader, verbose=False)
-    outputs = collected.gather()
-    probabilities: npt.NDArray[np.float32] = outputs.pop("probabilities").numpy()
-    split = split.first(len(probabilities))  # all of it, but in a debug run
+    answers = collected.gather(system)
+    answer = answers.pop(TASKS[model.task].ANSWER).numpy()
+    split = split.first(len(answer))  # a debug run takes fewer images
     debug = model.debug or params.debug.shortens
 
-    report = evaluate(probabilities, split.labels, model.classes, params.test.confidence, params.test.calibration_bins)
-    figures = report.test_summary() | {name: float(value) for name, value in trainer.callback_metrics.items()}
-    outcomes = _outcomes(probabilities, split, model.classes, columns_of_each(outputs, len(probabilities)))
+    report = evaluate(answer, split.labels, model.classes, params.test.confidence, params.test.calibration_bins)
+    metrics = report.test_summary() | {name: float(value) for name, value in trainer.callback_metrics.items()}
+    outcomes = outcome_rows(model, answer, answers, split)
     trial = {"debug": True} if debug else {}
-    write_json(EVALUATION / "test.json", {"tested": model_name(model.sha256), **figures, **trial})
+    write_json(EVALUATION / "test.json", {"tested": model_name(model.sha256), **metrics, **trial})
     write_csv(EVALUATION / "outcomes.csv", outcomes)
     with whole_folder(EVALUATION / "tables") as tables:
-        write_csv(tables / "classes.csv", report.class_rows())
-        write_csv(tables / "reliability.csv", report.reliability_rows())
-        write_csv(tables / "roc.csv", report.roc_rows())
-        write_csv(tables / "precision_recall.csv", report.precision_recall_rows())
-    worst = worst_mistakes(probabilities, split.labels, params.test.worst_mistakes)
-    embeddings = embedding_pictures(system, outputs, split, model.classes)
+        for name, rows in report.tables().items():
+            write_csv(tables / f"{name}.csv", rows)
+    worst = worst_mistakes(answer, split.labels, params.test.worst_mistakes)
+    embeddings = embedding_pictures(system, answers, split, model.classes)
     written = write_run_report(
         report, model, [outcomes[i] for i in worst], split.images[worst], embeddings, debug=debug
     )
 
-    log_to_model(model.sha256, {f"test_{name}": value for name, value in figures.items()}, written)
+    log_to_model(model.sha256, {f"test_{name}": value for name, value in metrics.items()}, written)
     print(
         f"test accuracy {report.accuracy:.4f} ({report.accuracy_low:.4f} to {report.accuracy_high:.4f}) "
         f"on {report.images:,} images"
     )
 
 
-def _outcomes(
-    probabilities: npt.NDArray[np.float32], split: Split, classes: Sequence[str], figures: list[dict[str, float]]
-) -> list[dict[str, Any]]:
-    """A row an image: what the confusion plot, the gallery and paired comparisons of models are made from."""
-    return [
-        {
-            "file": name,
-            "actual": classes[label],
-            "predicted": classes[best],
-            "probability": round(float(row[best]), 6),
-            "probability_of_actual": round(float(row[label]), 6),
-            **more,
-        }
-        for name, label, best, row, more in zip(
-            read_names("test")[: len(split.labels)],
-            split.labels,
-            predictions(probabilities),
-            probabilities,
-            figures,
-            strict=True,
-        )
-    ]
+def outcome_rows(
+    model: ModelRecord, answer: Floats, others: Mapping[str, Tensor], split: Split
+) -> list[dict[str, object]]:
+    """One row per test image. The confusion plot, the gallery and paired comparisons of models are made from them."""
+    names = read_names("test")[: len(answer)]
+    rows = TASKS[model.task].outcome_rows(answer, split.labels, model.classes)
+    columns = columns_of_each(others, len(names))
+    return [{"file": name, **row, **more} for name, row, more in zip(names, rows, columns, strict=True)]
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ def read_json(path: Path, command: str) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{path} is not here; run: {command}") from None
+        raise UserError(f"{path} does not exist; run: {command}") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON: {error}; run: {command}") from None
     if not isinstance(values, dict):

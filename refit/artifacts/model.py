@@ -1,101 +1,208 @@
 """The model artifact: a folder that needs nothing else to be used, and that is read without unpickling.
 
-`model.safetensors` holds the weights; `model.json` how to build the system, how to make its input, what its
-outputs mean, and where it came from. The sha256 of `model.safetensors` names the model everywhere.
+`model.safetensors` holds the weights. `model.json` is a record of its own, with a format number: how to build the
+system, what goes in and what the answers mean. `params.json` holds the parameters of the fit, for people and reports.
+A record of an earlier format is migrated when it is read, so that every model ever written still loads.
 """
 
 import hashlib
+import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
-import pytorch_lightning as pl
-import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from refit.artifacts.files import whole_folder, write_bytes, write_json
-from refit.artifacts.prepared import Color, DatasetInfo
-from refit.params import ModelParams
+from refit.artifacts.files import read_json, whole_folder, write_bytes, write_json
+from refit.artifacts.prepared import Color
 from refit.runtime.errors import UserError
-from refit.systems.build import build_system
+
+if TYPE_CHECKING:  # torch takes seconds to import: only reading and writing weights needs it
+    from torch import Tensor
 
 MODEL = Path("data/model")
+WEIGHTS, RECORD, FIT_PARAMS = "model.safetensors", "model.json", "params.json"
+FORMAT: Literal[3] = 3
 
 
-class ModelDescription(BaseModel):
-    """What model.json holds."""
+class Blueprint(BaseModel):
+    """What, beside the weights, decides a model's answers: enough to build its system."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    format: Literal[2] = 2
-    model: ModelParams
+    task: Literal["classification"] = "classification"
+    system: str
+    system_arguments: dict[str, Any]
+    network: str
+    network_arguments: dict[str, Any]
+    """Of one of our networks each argument, also those that params.yaml leaves to the network."""
+    embedding: int
+    """Length of an encoder's output."""
+    test_time_flip: bool
     classes: list[str]
     color: Color
     shape: tuple[int, int, int]
     """C, H, W of the uint8 images that go in."""
     mean: list[float]
+    """Of the training images, by channel, pixels scaled to 0..1; so too std."""
     std: list[float]
+
+
+class ModelRecord(Blueprint):
+    """What model.json holds."""
+
+    format: Literal[3] = FORMAT
+    weights_sha256: str
+    """Of model.safetensors."""
+    sha256: str
+    """Names the model: of the blueprint and the weights. Of a model of format 1 or 2: of the weights alone."""
+    data_sha256: str
     batch_size: int
     """The micro-batch it was trained with: what fits the memory."""
-    data_sha256: str
-    sha256: str
-    """Of model.safetensors."""
     debug: bool
-    """Whether the debug section shortened the fit: then it is a trial, and is never registered."""
-    params: dict[str, Any]
-    """Every parameter of the fit; for people, nothing reads it."""
+    """Whether the debug section shortened the fit: such a trial is never registered."""
+    written_as: int = Field(default=FORMAT, exclude=True)
+    """The format of the file."""
+
+    @classmethod
+    def of(cls, blueprint: Blueprint, weights: bytes, *, data_sha256: str, batch_size: int, debug: bool) -> Self:
+        weights_sha256 = hashlib.sha256(weights).hexdigest()
+        return cls(
+            **blueprint.model_dump(),
+            weights_sha256=weights_sha256,
+            sha256=identity(blueprint, weights_sha256),
+            data_sha256=data_sha256,
+            batch_size=batch_size,
+            debug=debug,
+        )
+
+
+def identity(blueprint: Blueprint, weights_sha256: str) -> str:
+    """The sha256 of all that decides a model's answers."""
+    decides = blueprint.model_dump(mode="json", include=set(Blueprint.model_fields)) | {"weights": weights_sha256}
+    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+
+
+def model_sha256(folder: Path = MODEL) -> str:
+    """The name of the model in `folder`. Raises UserError as read_record."""
+    return read_record(folder).sha256
+
+
+def model_name(sha256: str) -> str:
+    """What people call a model: the beginning of its sha256."""
+    return sha256[:12]
 
 
 def write_model(
-    system: pl.LightningModule, model: ModelParams, info: DatasetInfo, batch_size: int, params: dict[str, Any],
-    folder: Path = MODEL, *, debug: bool = False,
-) -> ModelDescription:  # fmt: skip
-    """Write the artifact whole; returns its description."""
-    # A copy each: layers may share a weight, which safetensors refuses.
-    state = {name: weight.clone(memory_format=torch.contiguous_format) for name, weight in system.state_dict().items()}
-    weights = save(state)
-    description = ModelDescription(
-        model=model,
-        classes=info.classes,
-        color=info.color,
-        shape=(info.shape[0], info.shape[1], info.shape[2]),
-        mean=info.mean,
-        std=info.std,
-        batch_size=batch_size,
-        data_sha256=info.sha256,
-        sha256=hashlib.sha256(weights).hexdigest(),
-        debug=debug,
-        params=params,
-    )
+    weights: "Mapping[str, Tensor]",
+    blueprint: Blueprint,
+    *,
+    data_sha256: str,
+    batch_size: int,
+    params: Mapping[str, Any],
+    debug: bool = False,
+    folder: Path = MODEL,
+) -> ModelRecord:
+    """Write the artifact as a whole; returns its record. `params` are plain values, those of the fit."""
+    import torch
+    from safetensors.torch import save
+
+    # A copy of each: layers may share a weight, which safetensors refuses.
+    content = save({name: weight.clone(memory_format=torch.contiguous_format) for name, weight in weights.items()})
+    record = ModelRecord.of(blueprint, content, data_sha256=data_sha256, batch_size=batch_size, debug=debug)
     with whole_folder(folder) as new:
-        write_bytes(new / "model.safetensors", weights)
-        write_json(new / "model.json", description.model_dump(mode="json"))
-    return description
+        write_bytes(new / WEIGHTS, content)
+        write_json(new / RECORD, record.model_dump(mode="json"))
+        write_json(new / FIT_PARAMS, dict(params))
+    return record
 
 
-def read_model(folder: Path = MODEL) -> tuple[pl.LightningModule, ModelDescription]:
-    """The trained system, as it is to be used (no dropout), and its description. Raises UserError that says what is
-    missing or wrong."""
-    description_file, weights_file = folder / "model.json", folder / "model.safetensors"
-    for file in (description_file, weights_file):
-        if not file.is_file():
-            raise UserError(f"{file} is not here; run: dvc repro fit")
+def read_record(folder: Path = MODEL) -> ModelRecord:
+    """The record in model.json, migrated to today's format. Reads no weights.
+
+    Raises UserError where it is missing, damaged, or of a format that this version does not know.
+    """
+    path = folder / RECORD
+    values = read_json(path, "dvc repro fit")
+    written_as = values.get("format")
+    if written_as not in (*_MIGRATIONS, FORMAT):
+        raise UserError(
+            f"{path}: format = {written_as!r} is unknown; this version of Refit reads formats 1 to {FORMAT}: update "
+            "Refit, or run: dvc repro --force fit"
+        )
     try:
-        description = ModelDescription.model_validate_json(description_file.read_bytes())
+        for number in range(written_as, FORMAT):
+            values = _MIGRATIONS[number](values)
+        record = ModelRecord.model_validate({**values, "written_as": written_as})
+    except KeyError as error:
+        raise UserError(f"{path}: {error.args[0]} is missing; run: dvc repro --force fit") from None
     except ValidationError as error:
         fault = error.errors()[0]
         where = ".".join(map(str, fault["loc"]))
-        raise UserError(f"{description_file}: {where}: {fault['msg']}; run: dvc repro --force fit") from None
-    if hashlib.sha256(weights_file.read_bytes()).hexdigest() != description.sha256:
-        raise UserError(f"{weights_file} is not the file that model.json describes; run: dvc checkout {folder}")
-    system = build_system(description.model, description)
+        raise UserError(f"{path}: {where}: {fault['msg']}; run: dvc repro --force fit") from None
+    if written_as == FORMAT and record.sha256 != identity(record, record.weights_sha256):
+        raise UserError(f"{path} was changed: its sha256 is not that of its content; run: dvc checkout {folder}")
+    return record
+
+
+def read_weights(record: ModelRecord, folder: Path = MODEL) -> "dict[str, Tensor]":
+    """The weights of the model in `folder`, by their names in the system's state_dict.
+
+    Raises UserError where the file is missing, is another one than `record` describes, or holds no weights.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    path = folder / WEIGHTS
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; run: dvc repro fit")
+    content = path.read_bytes()
+    if hashlib.sha256(content).hexdigest() != record.weights_sha256:
+        raise UserError(f"{path} is not the file that {RECORD} describes; run: dvc checkout {folder}")
     try:
-        weights = load_file(weights_file)
-        system.to(next(w.dtype for w in weights.values() if w.is_floating_point()))  # double, where the fit was
-        system.load_state_dict(weights)
-    except (SafetensorError, RuntimeError) as error:
-        raise UserError(f"{weights_file} does not fit the system in model.json: {error}") from None
-    except StopIteration:
-        raise UserError(f"{weights_file} does not fit the system in model.json: it holds no weight") from None
-    return system.eval(), description
+        weights = load(content)
+    except SafetensorError as error:
+        raise UserError(f"{path} holds no weights: {error}; run: dvc repro --force fit") from None
+    if record.written_as == 1:  # it held the network's weights alone
+        weights = {f"network.{name}": weight for name, weight in weights.items()}
+    return weights
+
+
+def read_fit_params(folder: Path = MODEL) -> dict[str, Any]:
+    """The parameters that the model was fitted with."""
+    return read_json(folder / FIT_PARAMS, "dvc repro --force fit")
+
+
+def _to_format_2(values: dict[str, Any]) -> dict[str, Any]:
+    """Format 1, of 2025-11-23: one system, and the section of its network under the name `network`."""
+    network = values.pop("network")
+    return {**values, "format": 2, "model": {"system": values.pop("system", "classifier"), **network}, "debug": False}
+
+
+# What format 2 left open, as its networks filled it in: width and dropout.
+_DEFAULTS_OF_FORMAT_2 = {"mlp": (256, 0.2), "cnn": (32, 0.1), "resnet9": (64, 0.0), "airbench": (64, 0.0)}
+
+
+def _to_format_3(values: dict[str, Any]) -> dict[str, Any]:
+    """Format 2 held a dump of the section `model` of params.yaml, whose keys changed over time."""
+    model, weights_sha256 = values["model"], values["sha256"]
+    arguments = model.get("network_arguments", {})
+    if defaults := _DEFAULTS_OF_FORMAT_2.get(model["network"]):
+        chosen = zip(("width", "dropout"), defaults, strict=True)
+        arguments = {name: default if model.get(name) is None else model[name] for name, default in chosen}
+    return {
+        **{name: values[name] for name in ("classes", "color", "shape", "mean", "std", "batch_size", "data_sha256")},
+        "system": model["system"],
+        "system_arguments": model.get("system_arguments", {}),
+        "network": model["network"],
+        "network_arguments": arguments,
+        "embedding": model.get("embedding", 64),
+        "test_time_flip": model["test_time_flip"],
+        "weights_sha256": weights_sha256,
+        "sha256": weights_sha256,
+        "debug": values.get("debug", False),
+    }
+
+
+_MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _to_format_2, 2: _to_format_3}
+"""From each earlier format to the next."""

@@ -202,6 +202,19 @@ class EvaluationLoader:
         yield from map(Batch, self.images, self.labels)
 
 
+class ImageLoader:
+    """A split's images in order, without labels."""
+
+    def __init__(self, split: Split, batch_size: int) -> None:
+        self.batches = torch.split(torch.from_numpy(split.images), batch_size)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(self.batches)
+
+
 class PreparedData(pl.LightningDataModule):
     """The prepared data set for training."""
 

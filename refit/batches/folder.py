@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from refit.artifacts.prepared import Color, Pixels
-from refit.batches.datamodule import Batch
 from refit.data.images import BadImageError, decode, open_image
 
 
@@ -28,13 +28,13 @@ class FolderLoader:
     def __len__(self) -> int:
         return len(self.batches)
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Tensor]:
         with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow decodes without the interpreter's lock
             for files in self.batches:
                 decoded = [image for image in pool.map(self._decode, files) if image is not None]
                 self.files += [file for file in files if file not in self.unreadable]
                 if decoded:
-                    yield Batch(torch.from_numpy(np.stack(decoded)), labels=torch.full((len(decoded),), -1))
+                    yield torch.from_numpy(np.stack(decoded))
 
     def _decode(self, file: Path) -> Pixels | None:
         try:

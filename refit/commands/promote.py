@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from refit.artifacts.files import read_csv, read_json, whole_folder, write_bytes, write_csv, write_json
+from refit.artifacts.model import model_name, model_sha256
 from refit.artifacts.prepared import Split, read_hashes, read_info, read_names, read_split
 from refit.evaluation.comparison import Comparison, Row, paired
 from refit.params import Params, PromoteParams, load_params
@@ -33,7 +34,7 @@ from refit.tracking.registry import (
     short_hashes,
     was_tested,
 )
-from refit.tracking.runs import EXPERIMENT, model_name, model_sha256, open_store, send_to_model_run
+from refit.tracking.runs import EXPERIMENT, open_store, send_to_model_run
 
 MODEL = Path("data/model")
 PROMOTION = Path("data/promotion")
@@ -149,11 +150,11 @@ def compare_with_champion(champion: Version, challenger: Challenger, params: Par
 def predictions_of(folder: Path, champion: Version, params: Params) -> tuple[list[str], list[str], list[str]]:
     """The classes that the model in `folder` knows; which of them it takes each test image for; and the sha256 of that
     image's pixels as it sees them: where that is not as the new model does, they are decoded once more."""
-    from refit.artifacts.model import read_model
-    from refit.batches.datamodule import EVALUATION_FACTOR, EvaluationLoader
+    from refit.batches.datamodule import EVALUATION_FACTOR, ImageLoader
     from refit.data.pack import decode_again
-    from refit.evaluation.classification import predictions
-    from refit.inference.outputs import predict_each
+    from refit.inference.predictor import predict, read_model
+    from refit.tasks.classification import predictions
+    from refit.training.trainer import make_trainer
 
     try:
         system, model = read_model(folder)
@@ -163,10 +164,9 @@ def predictions_of(folder: Path, champion: Version, params: Params) -> tuple[lis
     if (model.color, list(model.shape)) != (info.color, info.shape):
         split = Split(decode_again("test", params.data, model.color, model.shape[1:]), split.labels)
         hashes = [hashlib.sha256(image.tobytes()).hexdigest() for image in split.images]
-    loader = EvaluationLoader(split, EVALUATION_FACTOR * model.batch_size)
-    whole = params.debug.model_copy(update={"fast_dev_run": 0, "limit_test_batches": 1.0})
-    outputs = predict_each(system, loader, params.trainer, whole).gather()
-    return model.classes, [model.classes[best] for best in predictions(outputs["probabilities"].numpy())], hashes
+    images = ImageLoader(split, EVALUATION_FACTOR * model.batch_size)
+    answers = predict(make_trainer(params.trainer), system, images, model.task)
+    return model.classes, [model.classes[best] for best in predictions(answers["probabilities"].numpy())], hashes
 
 
 def decide(challenger: Challenger, versus_champion: ChampionComparison | None, promote: PromoteParams) -> Verdict:

@@ -3,10 +3,11 @@
 import sys
 from pathlib import Path
 
+from refit.artifacts.model import model_name, model_sha256
 from refit.runtime.command import run_command
 from refit.runtime.errors import UserError
 from refit.tracking.registry import register, was_tested
-from refit.tracking.runs import EXPERIMENT, model_name, model_sha256
+from refit.tracking.runs import EXPERIMENT
 
 MODEL = Path("data/model")
 

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 
 from refit.artifacts.files import repository_root
-from refit.artifacts.model import read_model
+from refit.artifacts.model import model_name
 from refit.runtime.command import run_command, take_no_arguments
 from refit.runtime.errors import UserError
 from refit.tracking.outbox import IMAGES, MODEL, UNSENT, kept_files, kept_metrics, unsent, unsent_part
-from refit.tracking.runs import TrackedRun, model_name, send_kept_test
+from refit.tracking.runs import TrackedRun, send_kept_test
 
 
 def main() -> None:
@@ -44,11 +44,9 @@ def _send_fit(sha256: str) -> bool:
     folder = unsent_part(sha256, "fit")
     if not folder.is_dir():
         return True
-    system, _ = read_model(folder / MODEL)
-    network = getattr(system, "network", system).to(memory_format=torch.contiguous_format)
     run = TrackedRun.kept(folder)
     run.log_files(*kept_files(folder))
-    run.finish(folder / MODEL, network, torch.from_numpy(np.load(folder / IMAGES)))
+    run.finish(folder / MODEL, torch.from_numpy(np.load(folder / IMAGES)))
     return not run.lost
 
 

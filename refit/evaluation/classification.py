@@ -20,6 +20,7 @@ from sklearn.metrics import (
 )
 
 from refit.runtime.errors import UserError
+from refit.tasks.classification import predictions
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -99,6 +100,15 @@ class ClassificationReport:
         names = ("accuracy", "accuracy_low", "accuracy_high", "macro_f1", "loss", "ece", "brier")
         return {name: getattr(self, name) for name in names}
 
+    def tables(self) -> dict[str, list[dict[str, object]]]:
+        """Rows by the name of the table."""
+        return {
+            "classes": self.class_rows(),
+            "reliability": self.reliability_rows(),
+            "roc": self.roc_rows(),
+            "precision_recall": self.precision_recall_rows(),
+        }
+
     def class_rows(self) -> list[dict[str, object]]:
         return [_rounded(asdict(row)) for row in self.classes]
 
@@ -157,12 +167,6 @@ def evaluate(
         roc=_mean_curve(exact, labels, _roc),
         precision_recall=_mean_curve(exact, labels, _precision_recall),
     )
-
-
-def predictions(probabilities: NDArray[np.floating]) -> Ints:
-    """The most probable class of each row; the first of equals."""
-    best: Ints = np.argmax(probabilities, axis=1).astype(np.int64)
-    return best
 
 
 def worst_mistakes(probabilities: NDArray[np.floating], labels: Ints, count: int) -> Ints:

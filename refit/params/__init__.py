@@ -464,7 +464,7 @@ def load_params(path: Path = PARAMS_FILE) -> Params:
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)  # noqa: S506, a SafeLoader
     except FileNotFoundError:
-        raise UserError(f"{path} is not here; run from the repository's root") from None
+        raise UserError(f"{path} does not exist; run from the repository's root") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text: {error}; save it as UTF-8") from None
     except yaml.MarkedYAMLError as error:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from refit.artifacts.choices import LEARNING_RATE_CURVE, read_batch, read_learning_rate
 from refit.artifacts.files import read_json, whole_folder, write_bytes
-from refit.artifacts.model import ModelDescription
+from refit.artifacts.model import ModelRecord, read_fit_params
 from refit.artifacts.prepared import read_info
 from refit.evaluation.classification import ClassificationReport
 from refit.reports import plots
@@ -23,7 +23,7 @@ PICTURES = EVALUATION / "pictures"
 
 def write_run_report(
     report: ClassificationReport,
-    model: ModelDescription,
+    model: ModelRecord,
     worst: Sequence[dict[str, Any]],
     worst_images: npt.NDArray[np.uint8],
     embeddings: Mapping[str, bytes],
@@ -81,7 +81,7 @@ def write_run_report(
             **{name.replace("val_", "validation "): value for name, value in fitted.items() if name.startswith("val_")},
         },
         mistakes=worst,
-        params=model.params,
+        params=read_fit_params(),
         pictures=pictures,
         embeddings=embeddings,
         debug=debug,

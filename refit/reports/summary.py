@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from refit.artifacts.files import read_json
+from refit.artifacts.model import model_name, model_sha256
 from refit.runtime.command import run_command, take_no_arguments
 from refit.tracking.outbox import SYNC, unsent
-from refit.tracking.runs import find_run, model_name, model_sha256
+from refit.tracking.runs import find_run
 
 REPORT = Path("data/evaluation/report.html")
 

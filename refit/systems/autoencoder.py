@@ -1,4 +1,4 @@
-"""The convolutional autoencoder: images to embeddings and back, judged by what lies near what."""
+"""The convolutional autoencoder: images to embeddings and back; nearest neighbours classify."""
 
 import math
 
@@ -17,10 +17,10 @@ TEMPERATURE = 0.07
 
 
 class Autoencoder(System):
-    """Images to embeddings, from which the images are made again.
+    """Images to embeddings, from which a decoder reconstructs the images.
 
-    The loss is the mean squared error of the normalised pixels: 1 is what the mean image of the train split would get.
-    After the fit it keeps the embeddings of the training images, whose labels are votes on what a new image shows.
+    The loss is the mean squared error of the normalised pixels; the mean image of the train split would get 1. After
+    the fit the system keeps the embeddings of the training images: their labels vote on the class of a new image.
     """
 
     train_metrics = ("loss",)
@@ -44,13 +44,23 @@ class Autoencoder(System):
         self.normalize = Normalize(mean, std)
         self.neighbours = Neighbours(size, classes)
 
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """For uint8 images (N, C, H, W), all float32: the neighbours' votes (N, classes) as `probabilities`, the mean
+        squared error of the normalised pixels (N,) as `reconstruction_error`, and the `embedding` (N, D)."""
+        embedding = self.network(images)
+        return {
+            "probabilities": self.neighbours(embedding).float(),
+            "reconstruction_error": self._errors(images, self.decoder(embedding)).float(),
+            "embedding": embedding.float(),
+        }
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        loss = self._errors(batch.images, self.decoder(self(batch.images))).mean()
+        loss = self._errors(batch.images, self.decoder(self.network(batch.images))).mean()
         self.add_train_metrics(len(batch.images), (loss.detach() * len(batch.images))[None])
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self.update_val_metric("loss", self._errors(batch.images, self.decoder(self(batch.images))))
+        self.update_val_metric("loss", self._errors(batch.images, self.decoder(self.network(batch.images))))
 
     def on_fit_end(self) -> None:
         """Embed the training images with the best epoch's weights."""
@@ -59,26 +69,17 @@ class Autoencoder(System):
         loader = EvaluationLoader(data.train, EVALUATION_FACTOR * data.batch_size, self.device)
         self.eval()
         with torch.no_grad(), self.trainer.precision_plugin.val_step_context():
-            embeddings = [self(batch.images.to(self.device)).float() for batch in loader]
+            embeddings = [self.network(batch.images.to(self.device)).float() for batch in loader]
         self.neighbours.remember(torch.cat(embeddings), torch.from_numpy(data.train.labels))
 
     def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        outputs = self.predict_step(batch, batch_idx)
-        self.log("reconstruction_error", outputs["reconstruction_error"].mean(), batch_size=len(batch.images))
-        return outputs
-
-    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """Of each image: the neighbours' votes, the mean squared error of its pixels, and its embedding."""
-        embedding = self(batch.images)
-        return {
-            "probabilities": self.neighbours(embedding).float(),
-            "reconstruction_error": self._errors(batch.images, self.decoder(embedding)).float(),
-            "embedding": embedding.float(),
-        }
+        answers: dict[str, Tensor] = self(batch.images)
+        self.log("reconstruction_error", answers["reconstruction_error"].mean(), batch_size=len(batch.images))
+        return answers
 
     def reconstruct(self, images: Tensor) -> Tensor:
-        """Uint8 images (N, C, H, W), made again from their embeddings."""
-        pixels = self.decoder(self(images)) * self.normalize.std + self.normalize.mean
+        """Images from the embeddings of `images`: uint8 (N, C, H, W), as those."""
+        pixels = self.decoder(self.network(images)) * self.normalize.std + self.normalize.mean
         again: Tensor = (pixels.float().clamp(0, 1) * 255).round().to(torch.uint8)
         return again
 

@@ -1,101 +1,127 @@
 """A system by name: ours, or a user's own by dotted path (docs/systems.md)."""
 
 import inspect
-from typing import Protocol
 
 import pytorch_lightning as pl
 from torch import nn
 
+from refit.artifacts.model import Blueprint
+from refit.artifacts.prepared import DatasetInfo
 from refit.params import LossParams, ModelParams, OptimizerParams
 from refit.runtime.errors import UserError
 from refit.systems.autoencoder import Autoencoder
 from refit.systems.classifier import Classifier
-from refit.systems.networks import build_network, check_network
+from refit.systems.networks import build_network, check_network, network_arguments
 from refit.systems.user_code import Offers, check_arguments, construct, user_class
 from refit.systems.weights import check_weights, load_weights
 
 SYSTEMS: dict[str, type[pl.LightningModule]] = {"classifier": Classifier, "autoencoder": Autoencoder}
 
 
-class Described(Protocol):
-    """What a system must know of the images: DatasetInfo and ModelDescription both do."""
-
-    @property
-    def classes(self) -> list[str]: ...
-    @property
-    def shape(self) -> list[int] | tuple[int, int, int]: ...
-    @property
-    def mean(self) -> list[float]: ...
-    @property
-    def std(self) -> list[float]: ...
+def blueprint_of(model: ModelParams, info: DatasetInfo) -> Blueprint:
+    """The system that `model` describes, for images such as those of `info`."""
+    channels, height, width = info.shape
+    return Blueprint(
+        system=model.system,
+        system_arguments=model.system_arguments,
+        network=model.network,
+        network_arguments=network_arguments(model),
+        embedding=model.embedding,
+        test_time_flip=model.test_time_flip,
+        classes=info.classes,
+        color=info.color,
+        shape=(channels, height, width),
+        mean=info.mean,
+        std=info.std,
+    )
 
 
 def build_system(
     model: ModelParams,
-    info: Described,
+    info: DatasetInfo,
     optimizer: OptimizerParams | None = None,
     loss: LossParams | None = None,
     learning_rate: float = 0.0,
 ) -> pl.LightningModule:
-    """A freshly initialised system for images such as `info` describes; the three after it are for training alone.
+    """A freshly initialised system for images such as `info` describes. The last three are needed for training only.
 
-    One that is given an optimizer, to be trained, begins with model.weights.
-    Raises UserError where model.system, or what it is to be made from, is not as params.yaml says.
+    With an optimizer, so for training, its network starts with model.weights.
+    Raises UserError if model.system, or what it is built from, is not as params.yaml says.
     """
-    system = _system_class(model)
-    offers = _offers(model, info, optimizer, loss, learning_rate)
-    made: pl.LightningModule = construct(system, offers, model.system_arguments, "model.system_arguments")
-    return made
+    weights = model if optimizer is not None and model.weights is not None else None
+    return assemble(blueprint_of(model, info), optimizer, loss, learning_rate, weights)
+
+
+def assemble(
+    blueprint: Blueprint,
+    optimizer: OptimizerParams | None = None,
+    loss: LossParams | None = None,
+    learning_rate: float = 0.0,
+    weights: ModelParams | None = None,
+) -> pl.LightningModule:
+    """The system that `blueprint` describes, freshly initialised; its network starts with the `weights` of that
+    section. Raises UserError as build_system."""
+
+    def network(outputs: int) -> nn.Module:
+        built = build_network(
+            blueprint.network, blueprint.network_arguments, blueprint.shape, outputs, blueprint.mean, blueprint.std
+        )
+        if weights is not None:
+            load_weights(built, weights)
+        return built
+
+    offers: Offers = {
+        "network": lambda: network(len(blueprint.classes)),
+        "encoder": lambda: network(blueprint.embedding),
+        "classes": lambda: len(blueprint.classes),
+        "shape": lambda: blueprint.shape,
+        "mean": lambda: list(blueprint.mean),
+        "std": lambda: list(blueprint.std),
+        "optimizer": lambda: optimizer,
+        "loss": lambda: loss,
+        "learning_rate": lambda: learning_rate,
+        "test_time_flip": lambda: blueprint.test_time_flip,
+        "task": lambda: blueprint.task,
+    }
+    assert offers.keys() == OFFERS
+    arguments = blueprint.system_arguments
+    built: pl.LightningModule = construct(_system_class(blueprint.system), offers, arguments, "model.system_arguments")
+    return built
+
+
+OFFERS = {
+    "network", "encoder", "classes", "shape", "mean", "std", "optimizer", "loss", "learning_rate", "test_time_flip",
+    "task",
+}  # fmt: skip
+"""What Refit gives the constructor of a system, by the names in its signature."""
 
 
 def check_model(model: ModelParams) -> None:
-    """Raises UserError unless the system and the network of `model` can be found and made, and its weights too."""
+    """Raises UserError unless the system, the network and the weights that `model` names can be found and built."""
     check_network(model)
-    offers = set(_offers(model, None, None, None, 0.0))
-    system = _system_class(model)
-    check_arguments(system, offers, model.system_arguments, "model.system_arguments")
+    system = _system_class(model.system)
+    check_arguments(system, OFFERS, model.system_arguments, "model.system_arguments")
     if model.weights is not None:
         check_weights(model)
         if not inspect.signature(system).parameters.keys() & {"network", "encoder"}:
             raise UserError(
-                f"model.weights = {model.weights!r} has no effect with {model.system}, which makes its own network; "
+                f"model.weights = {model.weights!r} has no effect with {model.system}, which builds its own network; "
                 "set it to null"
             )
 
 
-def _system_class(model: ModelParams) -> type:
-    system = SYSTEMS.get(model.system) or user_class(model.system, "model.system")
+def _system_class(name: str) -> type[pl.LightningModule]:
+    system = SYSTEMS.get(name) or user_class(name, "model.system")
     if not issubclass(system, pl.LightningModule):
-        raise UserError(f"model.system = {model.system!r} is not a LightningModule; see docs/systems.md")
+        raise UserError(f"model.system = {name!r} is not a LightningModule; see docs/systems.md")
+    if system.forward is pl.LightningModule.forward:
+        raise UserError(
+            f"model.system = {name!r} has no forward; define forward(images) to return the probabilities: see "
+            "docs/systems.md"
+        )
+    if system.predict_step is not pl.LightningModule.predict_step:
+        raise UserError(
+            f"model.system = {name!r} overrides predict_step; its forward(images) is what predicts: return the "
+            "probabilities there, and remove predict_step: see docs/systems.md"
+        )
     return system
-
-
-def _offers(
-    model: ModelParams, info: Described | None, optimizer: OptimizerParams | None, loss: LossParams | None, rate: float
-) -> Offers:
-    def known() -> Described:
-        assert info is not None
-        return info
-
-    def shape() -> tuple[int, int, int]:
-        channels, height, width = known().shape
-        return channels, height, width
-
-    def network(outputs: int) -> nn.Module:
-        built = build_network(model, shape(), outputs, known().mean, known().std)
-        if optimizer is not None and model.weights is not None:
-            load_weights(built, model)
-        return built
-
-    return {
-        "network": lambda: network(len(known().classes)),
-        "encoder": lambda: network(model.embedding),
-        "classes": lambda: len(known().classes),
-        "shape": shape,
-        "mean": lambda: list(known().mean),
-        "std": lambda: list(known().std),
-        "optimizer": lambda: optimizer,
-        "loss": lambda: loss,
-        "learning_rate": lambda: rate,
-        "test_time_flip": lambda: model.test_time_flip,
-    }

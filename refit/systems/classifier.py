@@ -1,24 +1,21 @@
-"""The image classifier as a LightningModule: a network with its loss, metrics and optimizer."""
+"""The image classifier as a LightningModule: a network with its task's loss, metrics and answers."""
 
 from collections.abc import Sequence
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
-from torchmetrics.classification import MulticlassAccuracy
 
 from refit.batches.datamodule import Batch, MixedBatch, PreparedData
 from refit.params import LossParams, OptimizerParams
 from refit.runtime.errors import UserError
 from refit.systems.system import System
+from refit.tasks.task import TASKS, Task
 
 
 class Classifier(System):
-    """Images to class logits."""
-
-    train_metrics = ("loss", "accuracy")
+    """Images to class probabilities."""
 
     def __init__(
         self,
@@ -28,18 +25,19 @@ class Classifier(System):
         loss: LossParams | None = None,
         learning_rate: float = 0.0,
         test_time_flip: bool = False,
+        task: str = "classification",
     ) -> None:
-        """`network` takes uint8 images (N, C, H, W) to logits (N, classes); `test_time_flip` has test and prediction
-        take the mean of the logits of each image and of its mirror image; the three before it are for training alone.
+        """`network` takes uint8 images (N, C, H, W) to logits (N, classes). With `test_time_flip` the answers rest on
+        the mean logits of each image and its mirror image. `optimizer`, `loss` and `learning_rate` are needed for
+        training only.
 
-        Label smoothing, class weights and mixed labels are of the training loss and train_loss; val_loss is the plain
-        cross-entropy. Raises UserError where loss.class_weights are not a weight a class.
+        Label smoothing, class weights and mixed labels belong to the training loss and train_loss; val_loss is the
+        plain loss. Raises UserError where loss.class_weights is a list of another length than `classes`.
         """
-        # Unchecked for NaN, which would wait for the device at each step; in this mode a weight is ignored.
-        val_metrics = {
-            "loss": MeanMetric(nan_strategy="disable"),
-            "accuracy": MulticlassAccuracy(classes, average="micro", validate_args=False),
-        }
+        self.task_name = task
+        self.train_metrics = ("loss", self.task.SCORE)
+        # nan_strategy: looking for NaN would wait for the device at each step.
+        val_metrics = {"loss": MeanMetric(nan_strategy="disable"), **self.task.val_metrics(classes)}
         super().__init__(network, optimizer, learning_rate, val_metrics)
         self.label_smoothing = loss.label_smoothing if loss else 0.0
         self.balanced = loss is not None and loss.class_weights == "balanced"
@@ -47,9 +45,20 @@ class Classifier(System):
         self.register_buffer("class_weights", _class_weights(loss, classes), persistent=False)
         self.test_time_flip = test_time_flip
 
+    @property
+    def task(self) -> Task:
+        return TASKS[self.task_name]  # a module, which an attribute must not hold: averaging copies the system
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Probabilities, float32 (N, classes), of uint8 images (N, C, H, W)."""
+        logits: Tensor = self.network(images)
+        if self.test_time_flip:
+            logits = (logits + self.network(images.flip(3))) / 2
+        return self.task.to_answer(logits)
+
     def on_fit_start(self) -> None:
         super().on_fit_start()
-        if self.balanced:  # only now are the labels at hand
+        if self.balanced:  # the labels are known from here on
             data = self.trainer.datamodule  # type: ignore[attr-defined]
             assert isinstance(data, PreparedData)
             assert self.class_weights is not None
@@ -58,59 +67,47 @@ class Classifier(System):
             self.class_weights.copy_(torch.from_numpy(balanced))
 
     def training_step(self, batch: Batch | MixedBatch, batch_idx: int) -> Tensor:
-        logits = self(batch.images)
+        logits = self.network(batch.images)
         loss = self._training_loss(logits, batch)
         with torch.no_grad():
-            hits = self._hits(logits.argmax(dim=1), batch)
-            self.add_train_metrics(len(batch.labels), torch.stack((loss * len(batch.labels), hits)))
+            score = self._score(logits, batch)
+            self.add_train_metrics(len(batch.labels), torch.stack((loss * len(batch.labels), score)))
         return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        logits = self.network(batch.images)
+        self.update_val_metric("loss", self.task.loss(logits, batch.labels, reduction="none"))
+        self.update_val_metric(self.task.SCORE, logits, batch.labels)
 
     def _training_loss(self, logits: Tensor, batch: Batch | MixedBatch) -> Tensor:
         if self.class_weights is None and isinstance(batch, Batch):
-            return F.cross_entropy(logits, batch.labels, label_smoothing=self.label_smoothing)
+            return self.task.loss(logits, batch.labels, label_smoothing=self.label_smoothing)
         losses = self._losses(logits, batch.labels)
         if isinstance(batch, MixedBatch):
             losses = batch.lam * losses + (1 - batch.lam) * self._losses(logits, batch.other_labels)
-        # By the number of images, not by the sum of their weights: so accumulated micro-batches step as one batch.
+        # Divided by the number of images, not by the sum of their weights: accumulated micro-batches then make the same
+        # step as one batch.
         return losses.mean()
 
     def _losses(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return F.cross_entropy(
-            logits, labels, self.class_weights, label_smoothing=self.label_smoothing, reduction="none"
-        )
+        return self.task.loss(logits, labels, self.class_weights, self.label_smoothing, reduction="none")
 
-    @staticmethod
-    def _hits(predicted: Tensor, batch: Batch | MixedBatch) -> Tensor:
-        """Of mixed images, the shares of the labels that are predicted."""
-        hits = predicted == batch.labels
+    def _score(self, logits: Tensor, batch: Batch | MixedBatch) -> Tensor:
+        """Sum over the images; a mixed image scores by lam for each of its two labels."""
+        scores = self.task.scores(logits, batch.labels)
         if isinstance(batch, Batch):
-            return hits.sum()
-        return (batch.lam * hits + (1 - batch.lam) * (predicted == batch.other_labels)).sum()
-
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        logits = self(batch.images)
-        self.update_val_metric("loss", F.cross_entropy(logits, batch.labels, reduction="none"))
-        self.update_val_metric("accuracy", logits, batch.labels)
-
-    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        return self.predict_step(batch, batch_idx)
-
-    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """Probabilities, float32 (N, classes)."""
-        logits: Tensor = self(batch.images)
-        if self.test_time_flip:
-            logits = (logits + self(batch.images.flip(3))) / 2
-        return {"probabilities": logits.float().softmax(dim=1)}
+            return scores.sum()
+        return (batch.lam * scores + (1 - batch.lam) * self.task.scores(logits, batch.other_labels)).sum()
 
 
 def _class_weights(loss: LossParams | None, classes: int) -> Tensor | None:
-    """Float32 (classes,), of ones until the fit starts where they are to be balanced; None where there are none."""
+    """Float32 (classes,), or None without weights. Balanced weights are ones until the fit starts."""
     if loss is None or loss.class_weights == "none":
         return None
     weights: Sequence[float] = [1.0] * classes if loss.class_weights == "balanced" else loss.class_weights
     if len(weights) != classes:
         raise UserError(
-            f"loss.class_weights has {len(weights)} weights for {classes} classes; give one a class, in the order of "
-            "their names"
+            f"loss.class_weights has {len(weights)} weights for {classes} classes; expected one per class, in the "
+            "order of their names"
         )
     return torch.tensor(weights)

@@ -1,7 +1,9 @@
-"""Networks by name: uint8 images (N, C, H, W) to float logits (N, classes)."""
+"""Networks by name: uint8 images (N, C, H, W) to floats (N, outputs)."""
 
+import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,46 +18,52 @@ from refit.systems.user_code import Offers, check_arguments, construct, user_cla
 
 
 def build_network(
-    model: ModelParams, shape: tuple[int, int, int], outputs: int, mean: Sequence[float], std: Sequence[float]
+    name: str,
+    arguments: Mapping[str, Any],
+    shape: tuple[int, int, int],
+    outputs: int,
+    mean: Sequence[float],
+    std: Sequence[float],
 ) -> nn.Module:
-    """The network that `model` names, freshly initialised, behind the normalisation of its input.
+    """The network `name` (as model.network in params.yaml), freshly initialised, behind the normalisation of its input.
 
-    It takes uint8 images of `shape` (C, H, W) to floats (N, outputs). `mean` and `std` are of the training images, by
-    channel, pixels scaled to 0..1.
-    Raises UserError where there is no such network, or it does not take model.network_arguments.
+    It takes uint8 images of `shape` (C, H, W) to floats (N, outputs). `arguments` are those of network_arguments().
+    `mean` and `std` are of the training images, by channel, pixels scaled to 0..1.
+    Raises UserError if there is no such network, or it does not take these arguments.
     """
-    return Chain(Normalize(mean, std), _build(model, shape, outputs))
+    return Chain(Normalize(mean, std), _build(name, arguments, shape, outputs))
 
 
-def _build(model: ModelParams, shape: tuple[int, int, int], outputs: int) -> nn.Module:
+def network_arguments(model: ModelParams) -> dict[str, Any]:
+    """What `model` chooses of its network, with the defaults of one of our networks filled in."""
+    if model.network not in OUR_NETWORKS:
+        return model.network_arguments
+    chosen = {"width": model.width, "dropout": model.dropout}
+    defaults = inspect.signature(_OURS[model.network]).parameters
+    return {name: defaults[name].default if value is None else value for name, value in chosen.items()}
+
+
+def _build(name: str, arguments: Mapping[str, Any], shape: tuple[int, int, int], outputs: int) -> nn.Module:
     in_channels = shape[0]
-    if model.network.startswith("torchvision:"):
-        check_torchvision_name(model.network)
-        network: nn.Module = torchvision.models.get_model(
-            model.network.partition(":")[2], weights=None, num_classes=outputs
-        )
+    if name.startswith("torchvision:"):
+        check_torchvision_name(name)
+        network: nn.Module = torchvision.models.get_model(name.partition(":")[2], weights=None, num_classes=outputs)
         network = nn.Sequential(GreyToRgb(), network) if in_channels == 1 else network
         try:
-            _check_outputs(network, shape, outputs, model.network)
+            _check_outputs(network, shape, outputs, name)
         except (AssertionError, RuntimeError) as error:  # as torchvision refuses a size
             reason = " ".join(str(error).split())
             raise UserError(
-                f"model.network = {model.network!r} takes no images of {shape[1]}x{shape[2]} pixels: {reason}; "
+                f"model.network = {name!r} takes no images of {shape[1]}x{shape[2]} pixels: {reason}; "
                 "data.image_size sets another size"
             ) from None
         return network
-    if model.network not in OUR_NETWORKS:
-        offers: Offers = {"shape": lambda: shape, "in_channels": lambda: in_channels, "outputs": lambda: outputs}
-        made: nn.Module = construct(_users_network(model), offers, model.network_arguments, "model.network_arguments")
-        _check_outputs(made, shape, outputs, model.network)
-        return made
-    width, dropout = model.width, model.dropout
-    if model.network == "mlp":
-        return mlp(math.prod(shape), outputs, width or 256, 0.2 if dropout is None else dropout)
-    if model.network == "cnn":
-        return cnn(in_channels, outputs, width or 32, 0.1 if dropout is None else dropout)
-    make = {"resnet9": resnet9, "airbench": airbench}[model.network]
-    return make(in_channels, outputs, width or 64, 0.0 if dropout is None else dropout)
+    if name in OUR_NETWORKS:
+        return _OURS[name](math.prod(shape) if name == "mlp" else in_channels, outputs, **arguments)
+    offers: Offers = {"shape": lambda: shape, "in_channels": lambda: in_channels, "outputs": lambda: outputs}
+    built: nn.Module = construct(_users_network(name), offers, arguments, "model.network_arguments")
+    _check_outputs(built, shape, outputs, name)
+    return built
 
 
 def check_network(model: ModelParams) -> None:
@@ -64,7 +72,7 @@ def check_network(model: ModelParams) -> None:
         check_torchvision_name(model.network)
     elif model.network not in OUR_NETWORKS:
         offers = {"shape", "in_channels", "outputs"}
-        check_arguments(_users_network(model), offers, model.network_arguments, "model.network_arguments")
+        check_arguments(_users_network(model.network), offers, model.network_arguments, "model.network_arguments")
 
 
 @torch.no_grad()
@@ -86,14 +94,14 @@ def _check_outputs(network: nn.Module, shape: tuple[int, int, int], outputs: int
         raise UserError(f"model.network = {name!r} makes {found} of 2 images; expected a tensor of (2, {outputs})")
 
 
-def _users_network(model: ModelParams) -> type:
-    network = user_class(model.network, "model.network")
+def _users_network(name: str) -> type:
+    network = user_class(name, "model.network")
     if not issubclass(network, nn.Module):
-        raise UserError(f"model.network = {model.network!r} is not a torch.nn.Module; see docs/systems.md")
+        raise UserError(f"model.network = {name!r} is not a torch.nn.Module; see docs/systems.md")
     from pytorch_lightning import LightningModule  # not what a network needs that is no user's
 
     if issubclass(network, LightningModule):
-        raise UserError(f"model.network = {model.network!r} is a whole system; set model.system to it")
+        raise UserError(f"model.network = {name!r} is a whole system; set model.system to it")
     return network
 
 
@@ -122,45 +130,48 @@ def fit_whitening(network: nn.Module, images: npt.NDArray[np.uint8]) -> None:
             layer.fit(images, network[0].std.flatten().tolist())
 
 
-def mlp(pixels: int, classes: int, width: int, dropout: float) -> nn.Module:
+def mlp(pixels: int, outputs: int, width: int = 256, dropout: float = 0.2) -> nn.Module:
     """Two hidden layers of `width` units."""
     return nn.Sequential(
         nn.Flatten(),
         nn.Linear(pixels, width), nn.ReLU(), nn.Dropout(dropout),
         nn.Linear(width, width), nn.ReLU(), nn.Dropout(dropout),
-        nn.Linear(width, classes),
+        nn.Linear(width, outputs),
     )  # fmt: skip
 
 
-def cnn(in_channels: int, classes: int, width: int, dropout: float) -> nn.Module:
+def cnn(in_channels: int, outputs: int, width: int = 32, dropout: float = 0.1) -> nn.Module:
     """Three stages of two 3x3 convolutions, halving the image and doubling the channels between them."""
     return nn.Sequential(
         conv(in_channels, width), conv(width, width), nn.MaxPool2d(2, ceil_mode=True),
         conv(width, 2 * width), conv(2 * width, 2 * width), nn.MaxPool2d(2, ceil_mode=True),
         conv(2 * width, 4 * width), conv(4 * width, 4 * width),
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(dropout), nn.Linear(4 * width, classes),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(dropout), nn.Linear(4 * width, outputs),
     )  # fmt: skip
 
 
-def resnet9(in_channels: int, classes: int, width: int, dropout: float) -> nn.Module:
+def resnet9(in_channels: int, outputs: int, width: int = 64, dropout: float = 0.0) -> nn.Module:
     """The nine-layer residual network of David Page, "How to Train Your ResNet" (2018)."""
     return nn.Sequential(
         conv(in_channels, width),
         conv(width, 2 * width), nn.MaxPool2d(2, ceil_mode=True), Residual(2 * width),
         conv(2 * width, 4 * width), nn.MaxPool2d(2, ceil_mode=True),
         conv(4 * width, 8 * width), nn.MaxPool2d(2, ceil_mode=True), Residual(8 * width),
-        GlobalMaxPool(), nn.Dropout(dropout), nn.Linear(8 * width, classes), Scale(0.125),
+        GlobalMaxPool(), nn.Dropout(dropout), nn.Linear(8 * width, outputs), Scale(0.125),
     )  # fmt: skip
 
 
-def airbench(in_channels: int, classes: int, width: int, dropout: float) -> nn.Module:
+def airbench(in_channels: int, outputs: int, width: int = 64, dropout: float = 0.0) -> nn.Module:
     """The network of Keller Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU" (2024): a third of resnet9's
     arithmetic, behind a layer that whitens."""
     return nn.Sequential(
         Whiten(in_channels), nn.GELU(),
         _group(2 * in_channels * Whiten.SIDE**2, width), _group(width, 4 * width), _group(4 * width, 4 * width),
-        GlobalMaxPool(), nn.Dropout(dropout), nn.Linear(4 * width, classes, bias=False), Scale(1 / 9),
+        GlobalMaxPool(), nn.Dropout(dropout), nn.Linear(4 * width, outputs, bias=False), Scale(1 / 9),
     )  # fmt: skip
+
+
+_OURS: dict[str, Callable[..., nn.Module]] = {"mlp": mlp, "cnn": cnn, "resnet9": resnet9, "airbench": airbench}
 
 
 def _group(in_channels: int, out_channels: int) -> nn.Module:

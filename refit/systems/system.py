@@ -1,4 +1,4 @@
-"""What our systems share: the sums of an epoch's figures, and the optimizer."""
+"""Base class of our systems: an epoch's metrics, and the optimizer."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,23 +9,28 @@ from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from refit.batches.datamodule import PreparedData
+from refit.batches.datamodule import Batch, PreparedData
 from refit.params import OptimizerParams
 from refit.systems.networks import fit_whitening
 from refit.systems.optimizers import configure_optimizers
 
+Answers = Tensor | dict[str, Tensor]
+"""What `forward` returns: the task's answer, one row per image, or a dictionary of it and more."""
+
 
 class System(pl.LightningModule):
-    """Figures are summed on the device and reduced once an epoch: nothing in a step waits for the device.
+    """A subclass defines `forward`, which is inference: uint8 images (N, C, H, W) in, answers out. Training and
+    validation take the network's outputs from `self.network`.
 
-    So all are logged on_epoch and none on_step, for which the loggers would have to read them at a step: a batch's own
-    loss is noise besides. All are on the progress bar (prog_bar), as few as they are. What is measured of a step, such
-    as the gradient's norm, goes to the loggers once an epoch too (callbacks.EpochFacts), and to no output.
+    Metrics are summed on the device and reduced once an epoch, so that no step waits for the device. They are logged
+    with on_epoch and appear in the progress bar. What is measured at a step, such as the gradient norm, goes to the
+    loggers once an epoch too, and to no output.
     """
 
     train_metrics: tuple[str, ...]
-    """Names of what `add_train_metrics` is given the sums of; each is logged as train_NAME."""
-    _ddp_params_and_buffers_to_ignore = ("train_sums",)  # each process's own; DDP would put the first's in its place
+    """Names of the sums given to `add_train_metrics`; each mean is logged as train_NAME."""
+    # Each process has its own sums. DDP would replace them by the first process's; it reads no public attribute.
+    _ddp_params_and_buffers_to_ignore = ("train_sums",)
 
     def __init__(
         self,
@@ -34,10 +39,10 @@ class System(pl.LightningModule):
         learning_rate: float,
         val_metrics: Mapping[str, Metric],
     ) -> None:
-        """`network` takes uint8 images (N, C, H, W) to what `forward` returns; `val_metrics`, updated by
-        validation_step, are logged as val_NAME. `optimizer` and `learning_rate` are for training alone."""
+        """`network` takes uint8 images (N, C, H, W); `val_metrics`, updated by validation_step, are logged as val_NAME.
+        `optimizer` and `learning_rate` are needed for training only."""
         super().__init__()
-        self.network = network.to(memory_format=torch.channels_last)  # the layout that convolutions like best
+        self.network = network.to(memory_format=torch.channels_last)  # the fastest layout for convolutions
         self.optimizer_params = optimizer
         self.learning_rate = learning_rate
         self.train_sums: Tensor
@@ -45,41 +50,33 @@ class System(pl.LightningModule):
         self.train_images = 0
         self.val_metrics = nn.ModuleDict(val_metrics)
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name == "_current_fx_name":  # Lightning notes each hook in it, some 40 times a step
-            self.__dict__[name] = value  # without asking PyTorch whether it is a parameter
-        else:
-            super().__setattr__(name, value)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """The network's output for uint8 images (N, C, H, W)."""
-        output: Tensor = self.network(images)
-        return output
-
     def add_train_metrics(self, images: int, sums: Tensor) -> None:
-        """Count a batch's sums over its images, without gradients."""
-        # By hand: torchmetrics would take longer than all else that Refit does in a step (docs/performance.md).
+        """Add a batch's sums over its images, without gradients."""
+        # Not torchmetrics: it would take longer than all else that Refit does in a step (docs/performance.md).
         self.train_sums.add_(sums)
         self.train_images += images
 
     def update_val_metric(self, name: str, *values: Tensor) -> None:
-        """Update the validation metric `name`."""
         metric = self.val_metrics[name]
         assert isinstance(metric, Metric)
         metric.update(*values)
 
+    def test_step(self, batch: Batch, batch_idx: int) -> Answers:
+        answers: Answers = self(batch.images)
+        return answers
+
     def on_fit_start(self) -> None:
         data = self.trainer.datamodule  # type: ignore[attr-defined]
-        if isinstance(data, PreparedData):  # only now are the images at hand
+        if isinstance(data, PreparedData):  # the training images are known from here on
             fit_whitening(self.network, data.train.images)
 
     def on_train_epoch_start(self) -> None:
         self.train_sums, self.train_images = torch.zeros_like(self.train_sums), 0
 
     def on_validation_epoch_end(self) -> None:
-        """Both splits' figures in one place, so that whoever listens sees an epoch whole."""
-        # Of several processes the mean, which is that of all images: each was given as many to train on, and a
-        # metric is reduced over all of them before.
+        """Log the metrics of both splits together, so that a listener sees a whole epoch."""
+        # The mean over several processes is that over all images: each process trains on as many images, and metrics
+        # are reduced over the processes before.
         means = self.train_sums / max(self.train_images, 1)
         train = {f"train_{name}": mean for name, mean in zip(self.train_metrics, means, strict=True)}
         self.log_dict(train, prog_bar=True, sync_dist=True)
@@ -90,7 +87,7 @@ class System(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         sums: Any = self.all_gather(self.train_sums)
-        checkpoint["train_sums"] = sums.view(-1, len(self.train_sums))  # a row for each process
+        checkpoint["train_sums"] = sums.view(-1, len(self.train_sums))  # one row per process
         checkpoint["train_images"] = self.train_images
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -98,5 +95,5 @@ class System(pl.LightningModule):
         self.train_images = checkpoint["train_images"]
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        assert self.optimizer_params is not None, "this system was made to be used, not to be trained"
+        assert self.optimizer_params is not None, "this system was built for inference"
         return configure_optimizers(self, self.optimizer_params, self.learning_rate)

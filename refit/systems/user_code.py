@@ -21,6 +21,8 @@ def user_class(path: str, key: str) -> type:
     """The class at the dotted path `path`, the value of `key`. Raises UserError where there is none, or where it
     lies in a file of this project that dvc.yaml does not watch."""
     module_name, _, name = path.rpartition(".")
+    if not module_name:
+        raise UserError(f"{key} = {path!r} is unknown; expected one of Refit's own, or a dotted path to a class")
     if importlib.util.find_spec(module_name.partition(".")[0]) is None:
         raise UserError(f"{key} = {path!r}: there is no package {module_name.partition('.')[0]!r}")
     try:

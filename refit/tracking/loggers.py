@@ -19,13 +19,14 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
-from torch import Tensor, nn
+from torch import Tensor
 
 from refit.artifacts.files import repository_root, write_bytes, write_csv, write_json
+from refit.artifacts.model import model_name, model_sha256
 from refit.params import load_params
 from refit.runtime.environment import QUIET
 from refit.tracking.run_logger import FitLogger, RunLogger
-from refit.tracking.runs import EXPERIMENT, log_to_model_run, model_name, model_sha256
+from refit.tracking.runs import EXPERIMENT, log_to_model_run
 
 LOGS = Path("data/logs")
 METRICS = "metrics.csv"
@@ -85,10 +86,10 @@ class FitLoggers:
         for logger in self.each:
             logger.log_files(*paths)
 
-    def finish(self, model_dir: Path, network: nn.Module, images: Tensor) -> None:
+    def finish(self, model_dir: Path, images: Tensor) -> None:
         """The fit ended well: see TrackedRun.finish for what is given."""
         for logger in self.each:
-            logger.finish(model_dir, network, images)
+            logger.finish(model_dir, images)
         if self.folder.is_dir():
             _name_after_model(self.folder, model_logs(model_sha256(model_dir)))
 
@@ -148,7 +149,7 @@ class _TensorBoard(FitLogger, TensorBoardLogger):
             self.experiment.add_histogram(name, tensor, step)
         self.save()
 
-    def finish(self, model_dir: Path, network: nn.Module, images: Tensor) -> None:
+    def finish(self, model_dir: Path, images: Tensor) -> None:
         best = self._figures[f"best_{self._params['fit']['monitor']}"]
         TensorBoardLogger.log_hyperparams(self, self._params, {"hp_metric": best})
         self.finalize("success")
@@ -224,7 +225,7 @@ class _WandB(FitLogger, WandbLogger):
         spread = {name: wandb.Histogram(np_histogram=np.histogram(array, 64)) for name, array in arrays.items()}
         super().log_metrics(spread, step)  # type: ignore[arg-type]
 
-    def finish(self, model_dir: Path, network: nn.Module, images: Tensor) -> None:
+    def finish(self, model_dir: Path, images: Tensor) -> None:
         sha256 = model_sha256(model_dir)
         self.experiment.config.update({"model_sha256": sha256}, allow_val_change=True)
         self.experiment.name = model_name(sha256)

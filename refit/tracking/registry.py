@@ -13,19 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refit.artifacts.files import read_csv, read_json
+from refit.artifacts.model import WEIGHTS, model_name, model_sha256
 from refit.artifacts.prepared import PREPARED, read_hashes
 from refit.runtime.errors import UserError
 from refit.tracking.outbox import SYNC, unsent_part
-from refit.tracking.runs import (
-    DEBUG_TAG,
-    DESCRIPTION,
-    MODEL_TAG,
-    WEIGHTS,
-    ModelStore,
-    model_name,
-    model_sha256,
-    open_store,
-)
+from refit.tracking.runs import DEBUG_TAG, DESCRIPTION, MODEL_TAG, ModelStore, open_store
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pytorch_lightning.loggers import Logger
-from torch import Tensor, nn
+from torch import Tensor
 
 from refit.tracking.runs import EXPERIMENT, TrackedRun
 
@@ -28,7 +28,7 @@ class FitLogger(Logger):
     def log_files(self, *paths: Path) -> None:
         """Add files."""
 
-    def finish(self, model_dir: Path, network: nn.Module, images: Tensor) -> None:
+    def finish(self, model_dir: Path, images: Tensor) -> None:
         """The fit ended well, and its model lies in `model_dir`."""
 
     def fail(self) -> None:

@@ -4,7 +4,6 @@ MLflow keeps the history; nothing needs it. Where its store cannot be reached, o
 """
 
 import fcntl
-import hashlib
 import os
 import re
 import runpy
@@ -13,6 +12,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,7 +22,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-from refit.artifacts.files import read_json, repository_root, write_bytes
+from refit.artifacts.files import repository_root, write_bytes
+from refit.artifacts.model import model_name, model_sha256
 from refit.runtime.environment import QUIET
 from refit.runtime.errors import UserError
 from refit.tracking.outbox import (
@@ -44,7 +45,7 @@ from refit.tracking.outbox import (
 if TYPE_CHECKING:  # mlflow and torch take seconds to import: only who calls in here pays
     from mlflow import MlflowClient
     from mlflow.entities import Run
-    from torch import Tensor, nn
+    from torch import Tensor
 
 EXPERIMENT = "refit"
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
@@ -71,20 +72,6 @@ class RunLink(NamedTuple):
 def tracking_uri() -> str:
     """MLFLOW_TRACKING_URI, else mlflow.db in the repository's root: the main one also in DVC's temporary workspaces."""
     return os.environ.get("MLFLOW_TRACKING_URI") or _local_store()
-
-
-def model_sha256(model_dir: Path) -> str:
-    """The name of the model in `model_dir`. Raises UserError where there is none."""
-    weights = model_dir / WEIGHTS
-    if not weights.is_file():
-        raise UserError(f"{weights} is not here; run: dvc repro fit")
-    with weights.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def model_name(sha256: str) -> str:
-    """What people call a model: the beginning of its sha256."""
-    return sha256[:12]
 
 
 class TrackedRun:
@@ -144,16 +131,16 @@ class TrackedRun:
             write_bytes(self._folder / PICTURES / f"{name}.png", png)
         self._later(self._send_picture, name, png)
 
-    def finish(self, model_dir: Path, network: "nn.Module", images: "Tensor") -> None:
+    def finish(self, model_dir: Path, images: "Tensor") -> None:
         """Log the trained model and mark the run finished; or delete it, where a run holds this very model already.
 
-        `network` takes uint8 images (N, C, H, W), on the CPU, to float logits (N, classes), and is left in eval mode;
-        two or more such `images` are the example of its input that is stored with it, and so are the classes' names.
+        What is logged is the whole system, as read back from `model_dir`: it takes uint8 images (N, C, H, W) to the
+        same answers as `predict` gives. Two or more `images` are stored with it as an example of its input, and so are
+        the names of the classes.
         """
         self._drain()
         sha256 = model_sha256(model_dir)
-        classes = read_json(model_dir / DESCRIPTION, "dvc repro fit")["classes"]
-        self._attempt(self._finish, sha256, classes, network, images)
+        self._attempt(self._finish, sha256, model_dir, images)
         self._journal.close()
         if self._lost and self._folder != unsent_part(sha256, "fit"):
             self._keep(sha256, model_dir, images)
@@ -248,7 +235,7 @@ class TrackedRun:
     def _end(self, status: str) -> None:
         self._client.set_terminated(self._run_id, status)
 
-    def _finish(self, sha256: str, classes: Sequence[str], network: "nn.Module", images: "Tensor") -> None:
+    def _finish(self, sha256: str, model_dir: Path, images: "Tensor") -> None:
         existing = _find(self._client, self._experiment_id, sha256)
         if existing and DEBUG_TAG in existing.data.tags and DEBUG_TAG not in self._opening.tags:
             self._client.delete_run(existing.info.run_id)  # a trial came to the same weights as this, the real one
@@ -258,28 +245,34 @@ class TrackedRun:
             return
         self._client.set_tag(self._run_id, MODEL_TAG, sha256)
         self._client.update_run(self._run_id, name=f"{self._name} {model_name(sha256)}")
-        self._log_model(sha256, classes, network, images)
+        self._log_model(model_dir, images)
 
-    def _log_model(self, sha256: str, classes: Sequence[str], network: "nn.Module", images: "Tensor") -> None:
+    def _log_model(self, model_dir: Path, images: "Tensor") -> None:
         import mlflow.pytorch
         import torch
         from mlflow.models import infer_signature
 
-        network.eval()
+        from refit.inference.predictor import read_model
+
+        system, record = read_model(model_dir)
         example = images[:2]
         with torch.no_grad():
-            logits = network(example)
+            answers = system(example)
+        is_one = isinstance(answers, torch.Tensor)
+        shown = answers.numpy() if is_one else {name: value.numpy() for name, value in answers.items()}
         mlflow.set_tracking_uri(self._uri)
-        with mlflow.start_run(run_id=self._run_id):  # marks the run finished at its end
+        with mlflow.start_run(run_id=self._run_id), warnings.catch_warnings():  # marks the run finished at its end
+            # Weights in the channels_last layout are complete, though torch.export's writer takes them for a part.
+            warnings.filterwarnings("ignore", "No complete tensor found in the group")
             try:
                 mlflow.pytorch.log_model(
-                    network,
+                    system,
                     name="model",
-                    signature=infer_signature(example.numpy(), logits.numpy()),
+                    signature=infer_signature(example.numpy(), shown),
                     input_example=example.numpy(),
                     pip_requirements=[f"torch=={version('torch').partition('+')[0]}"],  # inferring them takes 7 s
-                    tags={MODEL_TAG: sha256},
-                    metadata={"classes": classes},  # the names of the logits
+                    tags={MODEL_TAG: record.sha256},
+                    metadata={"classes": record.classes},
                 )
             except RuntimeError as error:  # torch.export has no graph for every network
                 print(f"warning: MLflow's run holds no model, which cannot be registered: {_root_cause(error)}",

@@ -13,6 +13,7 @@ import torch
 from mlflow import MlflowClient
 from pytorch_lightning.callbacks import Callback
 
+from refit.artifacts.model import model_sha256
 from refit.artifacts.prepared import read_split
 from refit.batches.datamodule import Batch
 from refit.commands import register
@@ -20,7 +21,6 @@ from refit.params import load_params
 from refit.reports import summary
 from refit.runtime.errors import UserError
 from refit.systems.classifier import Classifier
-from refit.tracking.runs import model_sha256
 from refit.training import divergence
 from stages import predict
 from tests.fixtures import Fit, run_test, watched_by

@@ -11,7 +11,7 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
-from refit.artifacts.model import MODEL
+from refit.artifacts.model import MODEL, model_sha256
 from refit.artifacts.prepared import read_hashes, read_split
 from refit.commands import promote
 from refit.commands.promote import PROMOTION, Challenger, ChampionComparison, decide, predictions_of
@@ -22,7 +22,6 @@ from refit.params import load_params
 from refit.runtime.errors import UserError
 from refit.tracking import registry
 from refit.tracking.registry import Version, fetch, find_champion, register
-from refit.tracking.runs import model_sha256
 from tests.fixtures import Changed, Fit, run_test
 
 pytestmark = [

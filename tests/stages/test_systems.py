@@ -71,7 +71,7 @@ def test_the_example_of_the_docs_is_trained_tested_and_stale_when_it_is_edited(r
     test = read(project, "evaluation/test.json")
     assert test["accuracy"] > 0.8
     assert test["one_vs_rest_loss"] > 0
-    model = read(project, "model/model.json")["model"]
+    model = read(project, "model/model.json")
     assert (model["system_arguments"], model["network_arguments"]) == ({"positive_weight": 3.0}, {"channels": 32})
     history = rows(project, "evaluation/history.csv")
     assert float(history[-1]["train_loss"]) < float(history[0]["train_loss"])

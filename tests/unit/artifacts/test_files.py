@@ -30,7 +30,7 @@ for letter in cycle(b"ab"):
 @pytest.mark.parametrize(
     ("content", "fault"),
     [
-        (None, "is not here"),
+        (None, "does not exist"),
         (b'{"a": 1', "is not JSON: "),
         (b"\xff", "is not JSON: "),
         (b"[" * 99_999, "is not JSON: "),

@@ -1,5 +1,6 @@
 """The model artifact: it gives back the same model, or says in a line why it does not."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -9,16 +10,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
+from pydantic import ValidationError
 from safetensors.torch import load_file
 from torch import nn
 
-from refit.artifacts.model import read_model, write_model
+from refit.artifacts.model import Blueprint, ModelRecord, identity, read_fit_params, read_record, write_model
 from refit.artifacts.prepared import DatasetInfo
+from refit.inference.predictor import read_model
+from refit.params import ModelParams
 from refit.runtime.errors import UserError
-from refit.systems.build import build_system
+from refit.systems.build import blueprint_of, build_system
 from refit.systems.system import System
 from tests.fixtures import model_params
 
@@ -49,16 +54,27 @@ def write(folder: Path) -> Write:
         assert isinstance(system, System)
         for _ in range(3):
             system(IMAGES)
-        write_model(system, params, INFO, 16, {"seed": 7}, folder)
+        store(system, params, folder)
         return system.eval()
 
     return written
 
 
+def store(system: pl.LightningModule, params: ModelParams, folder: Path) -> ModelRecord:
+    return write_model(
+        system.state_dict(), blueprint_of(params, INFO), data_sha256=INFO.sha256, batch_size=16, params={"seed": 7},
+        folder=folder,
+    )  # fmt: skip
+
+
 def change_json(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    description = json.loads((folder / "model.json").read_text(encoding="utf-8"))
-    change(description)
-    (folder / "model.json").write_text(json.dumps(description))
+    """With a sha256 that fits the change, as anyone can compute it."""
+    values = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+    change(values)
+    with contextlib.suppress(ValidationError, KeyError):
+        blueprint = Blueprint(**{name: values[name] for name in Blueprint.model_fields})
+        values["sha256"] = identity(blueprint, values["weights_sha256"])
+    (folder / "model.json").write_text(json.dumps(values))
 
 
 @pytest.mark.parametrize("network", ["mlp", "cnn", "resnet9", "airbench", "torchvision:resnet18"])
@@ -74,7 +90,7 @@ def test_a_model_of_double_precision_is_read_back_to_the_bit(write: Write, folde
     system = write().double()
     for weight in system.network.parameters():
         weight.data += 1e-12  # what single precision cannot hold
-    write_model(system, model_params(network="mlp", width=8, dropout=0.5, test_time_flip=False), INFO, 16, {}, folder)
+    store(system, model_params(network="mlp", width=8, dropout=0.5, test_time_flip=False), folder)
     again = read_model(folder)[0].eval()
     with torch.inference_mode():
         assert torch.equal(again(IMAGES), system(IMAGES))
@@ -89,27 +105,83 @@ class Tied(pl.LightningModule):
 
 def test_layers_that_share_a_weight_are_written_each(folder: Path) -> None:
     system = Tied()
-    write_model(system, model_params(), INFO, 16, {}, folder)
+    store(system, model_params(), folder)
     weights = load_file(folder / "model.safetensors")
     assert weights.keys() == system.state_dict().keys()
     assert torch.equal(weights["one.weight"], weights["other.weight"])
 
 
-def test_the_description_holds_all_that_is_needed_to_use_the_model(write: Write, folder: Path) -> None:
+def test_the_record_holds_all_that_is_needed_to_use_the_model(write: Write, folder: Path) -> None:
     write()
-    _, description = read_model(folder)
-    assert description.classes == INFO.classes
-    assert (description.color, description.shape) == (INFO.color, tuple(INFO.shape))
-    assert (description.mean, description.std) == (INFO.mean, INFO.std)
-    assert description.batch_size == 16
-    assert description.data_sha256 == INFO.sha256
-    assert description.params == {"seed": 7}
+    record = read_record(folder)
+    assert (record.format, record.task) == (3, "classification")
+    assert record.classes == INFO.classes
+    assert (record.color, record.shape) == (INFO.color, tuple(INFO.shape))
+    assert (record.mean, record.std) == (INFO.mean, INFO.std)
+    assert record.network_arguments == {"width": 8, "dropout": 0.5}
+    assert record.batch_size == 16
+    assert record.data_sha256 == INFO.sha256
+    assert read_fit_params(folder) == {"seed": 7}
 
 
-def test_a_model_s_name_is_the_sha256_of_its_weights(write: Write, folder: Path) -> None:
+def test_the_defaults_of_a_network_are_written_down(folder: Path) -> None:
+    params = model_params(network="cnn", width=None, dropout=None)
+    store(build_system(params, INFO), params, folder)
+    assert read_record(folder).network_arguments == {"width": 32, "dropout": 0.1}
+
+
+def test_what_decides_the_answers_names_the_model(folder: Path) -> None:
+    params = model_params(network="mlp", width=8)
+    system = build_system(params, INFO)
+    names = {store(system, params, folder).sha256, store(system, params, folder).sha256}
+    assert len(names) == 1
+    names.add(store(system, params.model_copy(update={"test_time_flip": True}), folder).sha256)
+    for weight in system.parameters():
+        weight.data += 1
+    names.add(store(system, params, folder).sha256)
+    assert len(names) == 3
+
+
+def test_a_record_that_was_edited_is_refused(write: Write, folder: Path) -> None:
     write()
-    weights = (folder / "model.safetensors").read_bytes()
-    assert read_model(folder)[1].sha256 == hashlib.sha256(weights).hexdigest()
+    text = (folder / "model.json").read_text(encoding="utf-8")
+    (folder / "model.json").write_text(text.replace('"test_time_flip": false', '"test_time_flip": true'))
+    with pytest.raises(UserError, match=r"model\.json was changed: .*; run: dvc checkout"):
+        read_record(folder)
+
+
+OLD = Path(__file__).resolve().parents[2] / "fixtures/models"
+
+
+@pytest.mark.parametrize("name", ["format_1_classifier", "format_2_classifier", "format_2_autoencoder"])
+def test_a_model_of_an_earlier_format_loads_and_answers_as_it_did(name: str) -> None:
+    system, record = read_model(OLD / name)
+    recorded = dict(np.load(OLD / name / "answers.npz"))
+    with torch.inference_mode():
+        answers = system(torch.from_numpy(recorded.pop("images")))
+    answers = {"probabilities": answers} if isinstance(answers, torch.Tensor) else answers
+    assert answers.keys() == recorded.keys()
+    for key, value in recorded.items():  # another processor has other last bits
+        np.testing.assert_allclose(answers[key].numpy(), value, rtol=1e-4, atol=1e-5)
+    weights = (OLD / name / "model.safetensors").read_bytes()
+    assert record.sha256 == hashlib.sha256(weights).hexdigest()  # the name that MLflow knows it by
+    assert record.classes == list("0123456789")
+
+
+def test_a_record_of_format_2_from_before_some_keys_existed_is_read(tmp_path: Path) -> None:
+    values = json.loads((OLD / "format_2_classifier/model.json").read_text())
+    for key in ("weights", "system_arguments", "network_arguments", "embedding"):
+        del values["model"][key]
+    del values["debug"]
+    (tmp_path / "model.json").write_text(json.dumps(values))
+    assert read_record(tmp_path) == read_record(OLD / "format_2_classifier")
+
+
+def test_a_record_of_a_later_format_says_so(write: Write, folder: Path) -> None:
+    write()
+    change_json(folder, lambda values: values.update(format=4))
+    with pytest.raises(UserError, match=r"model\.json: format = 4 is unknown; .* reads formats 1 to 3: update Refit"):
+        read_record(folder)
 
 
 def test_the_same_model_is_written_to_the_same_bytes(write: Write, folder: Path) -> None:
@@ -121,17 +193,18 @@ def test_the_same_model_is_written_to_the_same_bytes(write: Write, folder: Path)
     assert written[0] == written[1]
 
 
-def test_what_comes_with_a_model_is_its_two_files(write: Write, folder: Path) -> None:
+def test_a_model_is_three_files(write: Write, folder: Path) -> None:
     write()
     write()
-    assert sorted(path.name for path in folder.parent.rglob("*")) == ["model", "model.json", "model.safetensors"]
+    names = sorted(path.name for path in folder.parent.rglob("*"))
+    assert names == ["model", "model.json", "model.safetensors", "params.json"]
 
 
 @pytest.mark.parametrize("name", ["model.json", "model.safetensors"])
 def test_a_missing_file_is_named(name: str, write: Write, folder: Path) -> None:
     write()
     (folder / name).unlink()
-    with pytest.raises(UserError, match=rf"{name} is not here; run: dvc repro fit"):
+    with pytest.raises(UserError, match=rf"{name} does not exist; run: dvc repro fit"):
         read_model(folder)
 
 
@@ -195,8 +268,8 @@ def test_weights_with_a_malicious_header_are_refused_in_a_line(header: str, writ
     write()
     (folder / "model.safetensors").write_bytes(HEADERS[header])
     sha256 = hashlib.sha256(HEADERS[header]).hexdigest()
-    change_json(folder, lambda description: description.update(sha256=sha256))
-    with pytest.raises(UserError, match=r"model\.safetensors does not fit the system in model\.json: .") as raised:
+    change_json(folder, lambda values: values.update(weights_sha256=sha256))
+    with pytest.raises(UserError, match=r"model\.safetensors holds no weights: .") as raised:
         read_model(folder)
     assert len(str(raised.value).splitlines()) == 1
 
@@ -210,15 +283,12 @@ def test_a_description_nested_deep_is_refused_in_a_line(write: Write, folder: Pa
 
 
 FAULTS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
-    "another format": (lambda description: description.update(format=1), "format: Input should be 2"),
-    "an unknown key": (lambda description: description.update(extra=1), "extra: Extra inputs are not permitted"),
-    "a missing key": (lambda description: description.pop("classes"), "classes: Field required"),
-    "an unknown system": (
-        lambda description: description["model"].update(system="other"), "model: .*'other' is unknown"
-    ),
-    "an unknown network": (
-        lambda description: description["model"].update(network="other"), "model: .*'other' is unknown"
-    ),
+    "no format": (lambda values: values.pop("format"), "model.json: format = None is unknown"),
+    "an unknown key": (lambda values: values.update(extra=1), "model.json: extra: Extra inputs are not permitted"),
+    "a missing key": (lambda values: values.pop("classes"), "model.json: classes: Field required"),
+    "an unknown task": (lambda values: values.update(task="other"), "model.json: task: Input should be"),
+    "an unknown system": (lambda values: values.update(system="other"), "model.system = 'other' is unknown"),
+    "an unknown network": (lambda values: values.update(network="other"), "model.network = 'other' is unknown"),
 }  # fmt: skip
 
 
@@ -227,7 +297,7 @@ def test_a_description_with_a_fault_is_refused_in_a_line(fault: str, write: Writ
     write()
     change, line = FAULTS[fault]
     change_json(folder, change)
-    with pytest.raises(UserError, match=rf"model\.json: {line}.*; run: dvc repro --force fit") as raised:
+    with pytest.raises(UserError, match=line) as raised:
         read_model(folder)
     assert len(str(raised.value).splitlines()) == 1
 
@@ -248,7 +318,7 @@ def test_a_description_makes_nothing_but_systems_and_networks(
     """A model may come from anyone; `subprocess.Popen` would run what its arguments say."""
     write()
     made = {key: "subprocess.Popen", f"{key}_arguments": {"args": ["touch", str(tmp_path / "made")]}}
-    change_json(folder, lambda description: description["model"].update(width=None, dropout=None, **made))
+    change_json(folder, lambda values: values.update(made))
     with pytest.raises(UserError, match=rf"model\.{key} = 'subprocess\.Popen' is not a "):
         read_model(folder)
     assert not (tmp_path / "made").exists()
@@ -256,6 +326,6 @@ def test_a_description_makes_nothing_but_systems_and_networks(
 
 def test_weights_of_another_network_are_refused(write: Write, folder: Path) -> None:
     write()
-    change_json(folder, lambda description: description["model"].update(width=16))
+    change_json(folder, lambda values: values["network_arguments"].update(width=16))
     with pytest.raises(UserError, match=r"model\.safetensors does not fit the system in model\.json"):
         read_model(folder)

@@ -319,7 +319,7 @@ def test_the_report_of_a_prepare_holds_its_counts(folder_params: Params, workspa
 
 
 def test_without_a_prepared_data_set_the_error_says_how_to_get_one(workspace: Path) -> None:
-    with pytest.raises(UserError, match=r"data/prepared/dataset\.json is not here; run: dvc repro prepare"):
+    with pytest.raises(UserError, match=r"data/prepared/dataset\.json does not exist; run: dvc repro prepare"):
         read_info()
 
 

@@ -309,7 +309,7 @@ def test_a_file_without_sections_tells_what_it_holds(content: str, found: str, t
 
 
 def test_a_missing_file_says_where_to_stand(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is not here; run from the repository's root"):
+    with pytest.raises(UserError, match="does not exist; run from the repository's root"):
         load_params(tmp_path / "params.yaml")
 
 

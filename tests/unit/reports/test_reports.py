@@ -23,7 +23,6 @@ from refit.evaluation.classification import (
     CURVE_POINTS,
     ClassificationReport,
     evaluate,
-    predictions,
     wilson_interval,
     worst_mistakes,
 )
@@ -31,6 +30,7 @@ from refit.reports import plots
 from refit.reports.embeddings import embedding_pictures
 from refit.reports.page import Pictures, write_report
 from refit.runtime.errors import UserError
+from refit.tasks.classification import predictions
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]

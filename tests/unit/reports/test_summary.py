@@ -1,19 +1,22 @@
 """The summary at the end of a run, from files as the stages write them."""
 
 import json
+import shutil
 import subprocess
 import sys
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from refit.artifacts.model import model_name, model_sha256
 from refit.reports.summary import as_markdown, as_text, read_facts
 from refit.runtime.errors import UserError
-from refit.tracking.runs import TrackedRun, model_sha256, tracking_uri
+from refit.tracking.runs import TrackedRun, tracking_uri
 
 PROJECT = Path(__file__).resolve().parents[3]
+MODELS = PROJECT / "tests/fixtures/models"
+MODEL = MODELS / "format_2_classifier"
 
 FILES: dict[str, dict[str, Any]] = {
     "data/prepared/dataset.json": {
@@ -29,7 +32,7 @@ FILES: dict[str, dict[str, Any]] = {
     "data/tuning/learning_rate.json": {"learning_rate": 0.0069183, "chosen_by": "find_lr", "suggestion": 0.0069183},
     "data/evaluation/fit.json": {"epoch": 21, "epochs": 30, "val_loss": 0.1165, "val_accuracy": 0.98885},
     "data/evaluation/test.json": {
-        "tested": sha256(b"weights").hexdigest()[:12], "accuracy": 0.98607, "accuracy_low": 0.96779,
+        "tested": model_name(model_sha256(MODEL)), "accuracy": 0.98607, "accuracy_low": 0.96779,
         "accuracy_high": 0.99409, "macro_f1": 0.98594, "ece": 0.01234
     },
 }  # fmt: skip
@@ -40,8 +43,7 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name, values in FILES.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(json.dumps(values))
-    (tmp_path / "data/model").mkdir()
-    (tmp_path / "data/model/model.safetensors").write_bytes(b"weights")
+    shutil.copytree(MODEL, tmp_path / "data/model")
     monkeypatch.chdir(tmp_path)
     for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "DVC_ROOT"):
         monkeypatch.setenv(name, "")
@@ -73,7 +75,7 @@ def test_a_person_reads_every_figure_in_25_lines_of_80_columns(repository: Path)
 
 def test_figures_of_another_model_are_told_as_such(repository: Path) -> None:
     assert "TEST IS OLD" not in as_text(read_facts())
-    (repository / "data/model/model.safetensors").write_bytes(b"trained again")
+    shutil.copy(MODELS / "format_2_autoencoder/model.json", repository / "data/model")
     assert "TEST IS OLD" in as_markdown(read_facts())
     assert "of another model; run: dvc repro" in " ".join(as_text(read_facts()).split())
 
@@ -101,7 +103,7 @@ def test_it_can_be_written_from_another_folder(repository: Path, monkeypatch: py
     assert "0.9861" in as_text(read_facts(repository))
 
 
-@pytest.mark.parametrize("missing", [*FILES, "data/model/model.safetensors"])
+@pytest.mark.parametrize("missing", [*FILES, "data/model/model.json"])
 def test_a_missing_file_is_one_line_that_names_it_and_exit_code_2(missing: str, repository: Path) -> None:
     (repository / missing).unlink()
     with pytest.raises(UserError, match=missing) as error:
@@ -114,4 +116,4 @@ def test_the_command_ends_with_2_and_no_traceback(tmp_path: Path) -> None:
     program = [sys.executable, str(PROJECT / "refit/reports/summary.py")]
     answer = subprocess.run(program, capture_output=True, text=True, check=False, env={"PYTHONPATH": str(PROJECT)})
     assert answer.returncode == 2
-    assert answer.stderr == "error: data/evaluation/test.json is not here; run: dvc repro\n"
+    assert answer.stderr == "error: data/evaluation/test.json does not exist; run: dvc repro\n"

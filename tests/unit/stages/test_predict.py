@@ -10,11 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
-from refit.artifacts.model import read_model, write_model
+from refit.artifacts.model import write_model
 from refit.artifacts.prepared import read_info, read_split
+from refit.inference.predictor import read_model
 from refit.params import Params
 from refit.runtime.errors import UserError
-from refit.systems.build import build_system
+from refit.systems.build import blueprint_of, build_system
 from stages import predict
 from tests.fixtures import Changed
 
@@ -26,7 +27,8 @@ def _model(prepared_workspace: Path, params: Params) -> None:
     """A model of digits in data/model. It has learned nothing; that does not matter here."""
     torch.manual_seed(0)
     info = read_info()
-    write_model(build_system(params.model, info), params.model, info, 4, {})
+    weights = build_system(params.model, info).state_dict()
+    write_model(weights, blueprint_of(params.model, info), data_sha256=info.sha256, batch_size=4, params={})
 
 
 def draw(name: str, seed: int = 0, size: tuple[int, int] = (8, 8)) -> Path:
@@ -78,7 +80,7 @@ def test_a_row_is_what_the_model_says_of_that_file(changed: Changed) -> None:
     for row in rows():
         pixels = torch.from_numpy(np.asarray(Image.open(NEW / row["file"])).copy())
         with torch.inference_mode():
-            probabilities = system.eval()(pixels[None, None]).softmax(1)[0]
+            probabilities = system(pixels[None, None])[0]
         order = probabilities.argsort(descending=True).tolist()
         assert [row["label"], *(row[f"label_{place}"] for place in range(2, 11))] == [model.classes[i] for i in order]
         told = [float(row["probability"]), *(float(row[f"probability_{place}"]) for place in range(2, 11))]

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from refit.artifacts.prepared import read_info, read_split
 from refit.batches.datamodule import Batch, EvaluationLoader, PreparedData
-from refit.inference.outputs import Outputs
+from refit.inference.predictor import TestAnswers
 from refit.params import LossParams, OptimizerParams, Params
 from refit.runtime.errors import UserError
 from refit.systems.build import build_system
@@ -163,33 +163,22 @@ def test_forward_is_inference_and_nothing_else(build: Any) -> None:
     system = build().eval()
     (batch,) = batches([5])
     before = {name: value.clone() for name, value in system.state_dict().items()}
-    logits = system(batch.images)
-    assert logits.shape == (5, 10)
-    torch.testing.assert_close(system(batch.images[2:3]), logits[2:3])
+    probabilities = system(batch.images)
+    assert (probabilities.shape, probabilities.dtype) == ((5, 10), torch.float32)
+    torch.testing.assert_close(probabilities, system.network(batch.images).softmax(1))
+    torch.testing.assert_close(system(batch.images[2:3]), probabilities[2:3])
     assert all(torch.equal(value, before[name]) for name, value in system.state_dict().items())
-
-
-def test_predictions_are_probabilities(build: Any) -> None:
-    system = build().eval()
-    (batch,) = batches([5])
-    probabilities = system.predict_step(batch, 0)["probabilities"]
-    torch.testing.assert_close(probabilities, system(batch.images).softmax(1))
-    assert probabilities.dtype == torch.float32
 
 
 def test_with_test_time_flip_an_image_and_its_mirror_image_get_one_prediction(build: Any) -> None:
     (batch,) = batches([5])
-    mirrored = Batch(batch.images.flip(3), batch.labels)
+    images, mirrored = batch.images, batch.images.flip(3)
     plain, flipping = build().eval(), build(model__test_time_flip=True).eval()
-
-    def predicted(system: Classifier, of: Batch) -> Tensor:
-        return system.predict_step(of, 0)["probabilities"]
-
-    assert not torch.allclose(predicted(plain, batch), predicted(plain, mirrored))
-    torch.testing.assert_close(predicted(flipping, batch), predicted(flipping, mirrored))
-    both = (plain(batch.images) + plain(mirrored.images)) / 2
-    torch.testing.assert_close(predicted(flipping, batch), both.softmax(1))
-    torch.testing.assert_close(flipping(batch.images), plain(batch.images))
+    assert not torch.allclose(plain(images), plain(mirrored))
+    torch.testing.assert_close(flipping(images), flipping(mirrored))
+    both = (plain.network(images) + plain.network(mirrored)) / 2
+    torch.testing.assert_close(flipping(images), both.softmax(1))
+    torch.testing.assert_close(flipping.network(images), plain.network(images))
 
 
 def test_label_smoothing_is_of_the_training_loss_alone(build: Any, params: Params) -> None:
@@ -197,7 +186,7 @@ def test_label_smoothing_is_of_the_training_loss_alone(build: Any, params: Param
     for smoothing in (0.0, 0.2):
         system = build(model__dropout=0.0, loss__label_smoothing=smoothing)
         loss = system.training_step(batch, 0)
-        logits = system(batch.images)
+        logits = system.network(batch.images)
         torch.testing.assert_close(loss, nn.functional.cross_entropy(logits, batch.labels, label_smoothing=smoothing))
         system.validation_step(batch, 0)
         torch.testing.assert_close(
@@ -226,7 +215,7 @@ def test_class_weights_are_of_the_training_loss_alone(build: Any) -> None:
     weights = [0.5 * (1 + number) for number in range(10)]
     system = build(model__dropout=0.0, loss__class_weights=weights, loss__label_smoothing=0.1)
     loss = system.training_step(batch, 0)
-    logits = system(batch.images)
+    logits = system.network(batch.images)
     losses = nn.functional.cross_entropy(
         logits, batch.labels, torch.tensor(weights), reduction="none", label_smoothing=0.1
     )
@@ -283,7 +272,7 @@ def test_weighted_micro_batches_step_as_one_batch_would(build: Any, params: Para
 
 
 def test_as_many_class_weights_as_classes_are_asked_for(build: Any) -> None:
-    with pytest.raises(UserError, match=r"loss\.class_weights has 2 weights for 10 classes; give one a class"):
+    with pytest.raises(UserError, match=r"loss\.class_weights has 2 weights for 10 classes; expected one per class"):
         build(loss__class_weights=[1.0, 2.0])
 
 
@@ -306,7 +295,7 @@ def test_an_epoch_s_metrics_are_those_of_the_whole_split(build: Any, params: Par
     train(system, params, PreparedData(params.augment, 32, 32, 0, digits), [history], max_epochs=2)
     val = read_split("val", digits)
     with torch.inference_mode():
-        logits: Tensor = system.eval()(torch.from_numpy(val.images))
+        logits: Tensor = system.eval().network(torch.from_numpy(val.images))
     labels = torch.from_numpy(val.labels)
     last = history.rows[-1]
     assert last["val_loss"] == pytest.approx(nn.functional.cross_entropy(logits, labels).item(), rel=1e-5)
@@ -317,11 +306,11 @@ def test_an_epoch_s_metrics_are_those_of_the_whole_split(build: Any, params: Par
 
 def test_a_test_keeps_each_image_s_probabilities_in_order(build: Any, params: Params, digits: Path) -> None:
     system, split = build(), read_split("test", digits)
-    collected = Outputs()
+    collected = TestAnswers("classification")
     make_trainer(params.trainer, callbacks=[collected]).test(system, EvaluationLoader(split, 50), verbose=False)
     with torch.inference_mode():
-        expected = system.eval()(torch.from_numpy(split.images)).softmax(1)
-    torch.testing.assert_close(collected.gather()["probabilities"], expected)
+        expected = system.eval()(torch.from_numpy(split.images))
+    torch.testing.assert_close(collected.gather(system)["probabilities"], expected)
 
 
 def test_a_loss_that_is_no_number_stops_the_fit_with_a_hint(build: Any, params: Params, digits: Path) -> None:

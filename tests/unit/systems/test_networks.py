@@ -10,7 +10,7 @@ from torch import nn
 from refit.artifacts.prepared import Pixels
 from refit.params import OUR_NETWORKS, ModelParams
 from refit.runtime.errors import UserError
-from refit.systems.networks import Whiten, build_network
+from refit.systems.networks import Whiten, build_network, network_arguments
 from tests.fixtures import model_params
 
 MEAN, STD = [0.2, 0.4, 0.6], [0.1, 0.2, 0.3]
@@ -21,7 +21,7 @@ def model(network: str, width: int | None = None, dropout: float | None = None) 
 
 
 def build(params: ModelParams, shape: tuple[int, int, int] = (3, 8, 8), classes: int = 7) -> nn.Module:
-    return build_network(params, shape, classes, MEAN[: shape[0]], STD[: shape[0]])
+    return build_network(params.network, network_arguments(params), shape, classes, MEAN[: shape[0]], STD[: shape[0]])
 
 
 @pytest.mark.parametrize("channels", [1, 3])

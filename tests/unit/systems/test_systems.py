@@ -11,8 +11,8 @@ from pytorch_lightning.demos.boring_classes import BoringModel
 from torch import nn
 
 from refit.artifacts.prepared import read_info, read_split
-from refit.batches.datamodule import Batch, PreparedData
-from refit.inference.outputs import Outputs
+from refit.batches.datamodule import PreparedData
+from refit.inference.predictor import TestAnswers
 from refit.params import Params, load_params
 from refit.runtime.errors import UserError
 from refit.systems.autoencoder import Autoencoder, Neighbours
@@ -64,15 +64,15 @@ def test_it_learns_to_make_images_again_and_its_neighbours_know_their_classes(ch
     system = build(params, digits, 0.003)
     data = PreparedData(params.augment, 64, 64, 0, digits)
     split = read_split("test", digits)
-    batch = Batch(torch.from_numpy(split.images), torch.from_numpy(split.labels))
+    images, labels = torch.from_numpy(split.images), torch.from_numpy(split.labels)
     with torch.no_grad():
-        before = system.eval()._errors(batch.images, system.decoder(system(batch.images))).mean()
+        before = system.eval()._errors(images, system.decoder(system.network(images))).mean()
     make_trainer(params.trainer, max_epochs=4).fit(system.train(), datamodule=data)
     with torch.no_grad():
-        outputs = system.eval().predict_step(batch, 0)
-    assert outputs["reconstruction_error"].mean() < 0.5 * before
-    torch.testing.assert_close(outputs["probabilities"].sum(dim=1), torch.ones(len(batch.labels)))
-    hits = outputs["probabilities"].argmax(dim=1) == batch.labels
+        answers = system.eval()(images)
+    assert answers["reconstruction_error"].mean() < 0.5 * before
+    torch.testing.assert_close(answers["probabilities"].sum(dim=1), torch.ones(len(labels)))
+    hits = answers["probabilities"].argmax(dim=1) == labels
     assert hits.float().mean() > 0.8
     assert len(system.neighbours.labels) == len(data.train.labels)
 
@@ -103,6 +103,9 @@ class Plain(pl.LightningModule):
     def __init__(self, network):
         super().__init__()
         self.network = network
+
+    def forward(self, images):
+        return self.network(images).softmax(dim=1)
 
     def training_step(self, batch, index):
         images, labels = batch
@@ -206,14 +209,14 @@ def test_a_system_that_trains_nothing_is_stopped_after_its_first_epoch() -> None
 
 
 def test_logits_are_not_taken_for_probabilities() -> None:
-    collected = Outputs()
+    collected, system = TestAnswers("classification"), BoringModel()
     logits = 5 * torch.randn(50, 10, generator=torch.Generator().manual_seed(0))
     collected.batches = [{"probabilities": logits.softmax(dim=1).bfloat16()}, {"probabilities": torch.eye(10)}]
-    assert collected.gather()["probabilities"].shape == (60, 10)
+    assert collected.gather(system)["probabilities"].shape == (60, 10)
     for wrong in (logits, logits.sigmoid(), torch.eye(10) * 2 - 0.1):
         collected.batches[1] = {"probabilities": wrong}
-        with pytest.raises(UserError, match=r"are none: .* make them by logits\.softmax\(dim=1\)"):
-            collected.gather()
+        with pytest.raises(UserError, match=r"sum to 1 .* return logits\.softmax\(dim=1\) in forward"):
+            collected.gather(system)
 
 
 def test_a_fault_in_a_class_of_one_s_own_tells_what_it_was_made_with_or_given(changed: Changed, digits: Path) -> None:

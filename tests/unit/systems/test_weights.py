@@ -15,10 +15,11 @@ import torchvision
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from refit.artifacts.model import MODEL, read_model
+from refit.artifacts.model import MODEL, read_fit_params
+from refit.inference.predictor import read_model
 from refit.params import ModelParams, check_params
 from refit.runtime.errors import UserError
-from refit.systems.networks import build_network
+from refit.systems.networks import build_network, network_arguments
 from refit.systems.weights import check_weights, identity, load_weights
 from stages import predict
 from tests.fixtures import Fit, Values, model_params
@@ -44,7 +45,9 @@ def model(weights: str | None, network: str = RESNET, width: int | None = None) 
 
 def build(params: ModelParams, channels: int = 3, outputs: int = 7, seed: int = 1) -> Any:
     torch.manual_seed(seed)
-    return build_network(params, (channels, 32, 32), outputs, [0.5] * channels, [0.25] * channels)
+    return build_network(
+        params.network, network_arguments(params), (channels, 32, 32), outputs, [0.5] * channels, [0.25] * channels
+    )
 
 
 def torchvision_file(
@@ -238,8 +241,8 @@ def test_a_fit_goes_on_from_a_model_that_refit_trained_and_the_model_needs_no_fi
     assert torch.equal(after["network.0.mean"], before["network.0.mean"])
     assert after["network.1.11.weight"].shape[0] == 10
     (FOLDER / "encoder.safetensors").unlink()
-    system, description = read_model()
-    assert description.model.weights == "data/weights/encoder.safetensors"
+    system, _ = read_model()
+    assert read_fit_params()["model"]["weights"] == "data/weights/encoder.safetensors"
     assert all(torch.equal(value, after[name]) for name, value in system.state_dict().items())
     params = check_params(values({"model.network": "cnn", "model.width": 4}))
     predict.main(params.only(*predict.READS))

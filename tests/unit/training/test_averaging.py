@@ -11,8 +11,8 @@ import torch
 from pytorch_lightning.callbacks import Callback
 from torch import Tensor, nn
 
-from refit.artifacts.model import read_model
 from refit.artifacts.prepared import read_split
+from refit.inference.predictor import read_model
 from refit.params import FitParams, check_params
 from refit.runtime.errors import UserError
 from tests.fixtures import Fit, Values, watched_by
@@ -62,7 +62,7 @@ def history() -> list[dict[str, float]]:
 def validated(system: nn.Module) -> float:
     val = read_split("val")
     with torch.inference_mode():
-        logits: Tensor = system.eval()(torch.from_numpy(val.images))
+        logits: Tensor = system.eval().network(torch.from_numpy(val.images))  # type: ignore[operator]
     return nn.functional.cross_entropy(logits, torch.from_numpy(val.labels)).item()
 
 
@@ -135,7 +135,7 @@ def test_swa_s_batch_norm_statistics_are_those_of_the_training_images_under_the_
         layer.register_forward_pre_hook(lambda _, args, name=name: inputs.__setitem__(name, args[0]))
         layer.train()  # as in the pass: the norms before it go by the batch
     with torch.no_grad():
-        embedded = model(images)
+        embedded = model.network(images)  # type: ignore[operator]
         if system == "autoencoder":
             model.decoder(embedded)  # type: ignore[operator]
     for name in norms:

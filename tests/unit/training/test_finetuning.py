@@ -16,7 +16,7 @@ from refit.runtime.errors import UserError
 from refit.systems.head import backbone_parameters, head
 from refit.systems.networks import build_network
 from refit.training.finetuning import FrozenBackbone
-from tests.fixtures import Fit, Values, model_params, watched_by
+from tests.fixtures import Fit, Values, watched_by
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*LeafSpec"),
@@ -68,7 +68,7 @@ def changed_in(notes: Notes, first: int, last: int) -> set[str]:
 
 @pytest.mark.parametrize("network", [*OUR_NETWORKS, "torchvision:resnet18", "torchvision:shufflenet_v2_x0_5"])
 def test_the_head_is_the_layer_whose_outputs_are_the_network_s(network: str) -> None:
-    built = build_network(model_params(network=network, width=None, dropout=None), (1, 32, 32), 7, [0.5], [0.5])
+    built = build_network(network, {}, (1, 32, 32), 7, [0.5], [0.5])
     assert isinstance(head(built), nn.Linear)
     assert head(built).out_features == 7
 

@@ -252,7 +252,7 @@ class TestLearningRate:
         for _ in range(2):
             for part in torch.randperm(len(labels), generator=torch.Generator().manual_seed(0)).chunk(36):
                 optimizer.zero_grad()
-                torch.autograd.backward(torch.nn.functional.cross_entropy(system(images[part]), labels[part]))
+                torch.autograd.backward(torch.nn.functional.cross_entropy(system.network(images[part]), labels[part]))
                 optimizer.step()
         loss = torch.nn.functional.cross_entropy(system.eval()(images), labels)
         assert loss < 0.5 * np.log(10)
@@ -364,5 +364,5 @@ def test_a_fallback_is_told_loudly(
 
 @pytest.mark.parametrize(("read", "stage"), [(read_batch, "scale_batch"), (read_learning_rate, "find_lr")])
 def test_a_missing_choice_says_which_stage_makes_it(read: Callable[[], object], stage: str, workspace: Path) -> None:
-    with pytest.raises(UserError, match=f"is not here; run: dvc repro {stage}"):
+    with pytest.raises(UserError, match=f"does not exist; run: dvc repro {stage}"):
         read()
