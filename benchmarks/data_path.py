@@ -19,9 +19,7 @@ from refit.params import AugmentParams
 from refit.systems.networks import Normalize
 
 BATCH_SIZE = 512
-SHIFT_AND_FLIP = AugmentParams(
-    shift=2, flip=True, crop_area=1, cutout=0, color_jitter=0, policy="none", mixup=0, cutmix=0
-)
+SHIFT_AND_FLIP = AugmentParams(shift=2, flip=True)
 
 
 def small_images(rounds: int) -> list[Result]:

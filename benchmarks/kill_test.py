@@ -64,7 +64,7 @@ def change(params: Path, choices: Mapping[str, str]) -> None:
     values = yaml.safe_load(params.read_text(encoding="utf-8"))
     for name, value in choices.items():
         section, key = name.split(".")
-        values[section][key] = yaml.safe_load(value)
+        values.setdefault(section, {})[key] = yaml.safe_load(value)
     params.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
 
 

@@ -20,18 +20,8 @@ def made_split(images: int, shape: tuple[int, int, int], classes: int = 10) -> S
 
 def our_network(name: str, width: int | None, shape: tuple[int, int, int]) -> nn.Module:
     """One of Refit's own, by the name and width of params.yaml, for ten classes."""
-    model = ModelParams(
-        system="classifier",
-        system_arguments={},
-        network_arguments={},
-        weights=None,
-        embedding=64,
-        network=name,
-        width=width,
-        dropout=None,
-        test_time_flip=False,
-    )
-    return build_network(model.network, network_arguments(model), shape, 10, [0.5], [0.25])
+    arguments = network_arguments(ModelParams(network=name, width=width))
+    return build_network(name, arguments, shape, 10, [0.5], [0.25])
 
 
 def without_normalize(network: nn.Module) -> nn.Module:

@@ -22,8 +22,9 @@ from benchmarks.compare import Result, command_line, compare, interleave
 from benchmarks.photos import against_reference
 from benchmarks.raw import made_split, our_network, raw_loop, without_normalize
 from benchmarks.rivals import template
-from benchmarks.workspace import PARAMS, fit, workspace
+from benchmarks.workspace import fit, workspace
 from refit.artifacts.prepared import Split
+from refit.params import TrainerParams
 from refit.tracking.run_logger import RunLogger
 
 GREY = (1, 28, 28)  # Fashion-MNIST's shape
@@ -167,7 +168,7 @@ def _against_raw(name: str, network: str, width: int, images: int, epochs: int, 
     def raw(threads: int) -> float:
         torch.set_num_threads(threads)
         speed = raw_loop(our_network(network, width, GREY), train, val, batch_size, epochs, augmented)
-        torch.set_num_threads(PARAMS["trainer"]["threads"])
+        torch.set_num_threads(TrainerParams().threads)
         return speed
 
     with workspace(train, val, batch_size):
@@ -199,7 +200,7 @@ def _peak_memory(name: str) -> float:
 @contextmanager
 def _quietly() -> Iterator[None]:
     """As `fit` runs by default, without its notices."""
-    torch.set_num_threads(PARAMS["trainer"]["threads"])
+    torch.set_num_threads(TrainerParams().threads)
     pl.seed_everything(0, verbose=False)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

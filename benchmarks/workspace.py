@@ -2,9 +2,9 @@
 
 import contextlib
 import io
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,10 +21,8 @@ from benchmarks.rivals import Clock
 from refit.artifacts.choices import BATCH, LEARNING_RATE, BatchChoice, LearningRateChoice
 from refit.artifacts.files import write_json
 from refit.artifacts.prepared import FORMAT, PREPARED, DatasetInfo, Split
-from refit.params import check_params
+from refit.params import TrainerParams, check_params
 from refit.training.trainer import hardware_class, make_trainer
-
-PARAMS = yaml.safe_load((Path(__file__).resolve().parents[1] / "params.yaml").read_text(encoding="utf-8"))
 
 
 @contextlib.contextmanager
@@ -59,20 +57,20 @@ def workspace(train: Split, val: Split, batch_size: int) -> Iterator[None]:
 
 
 def write_tuning(batch_size: int, learning_rate: float) -> None:
-    hardware = hardware_class(check_params(PARAMS).trainer)
+    hardware = hardware_class(TrainerParams())
     write_json(BATCH, asdict(BatchChoice(batch_size, batch_size, 1, "params", hardware, None, [])))
     write_json(LEARNING_RATE, asdict(LearningRateChoice(learning_rate, "params", None)))
 
 
 def fit(
-    epochs: int = 1, callbacks: Sequence[pl.Callback] = (), params: Mapping[str, Any] = PARAMS, **changes: Any
+    epochs: int = 1, callbacks: Sequence[pl.Callback] = (), params: Mapping[str, Any] | None = None, **changes: Any
 ) -> float:
-    """Seconds of the training in the project's own `fit`, by `params` but for `changes` (`section__key`)."""
-    values = json.loads(json.dumps(params))
-    values["fit"]["max_epochs"] = epochs
-    for name, value in changes.items():
+    """Seconds of the training in the project's own `fit`, with `params` (None: the defaults) except for `changes`
+    (`section__key`)."""
+    values = deepcopy(dict(params or {}))
+    for name, value in {"fit__max_epochs": epochs, **changes}.items():
         section, key = name.split("__")
-        values[section][key] = value
+        values.setdefault(section, {})[key] = value
     Path("params.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
     clock = Clock()
     with (

@@ -7,28 +7,23 @@ import pytorch_lightning as pl
 from refit.artifacts.choices import BATCH
 from refit.artifacts.files import write_json
 from refit.artifacts.prepared import read_info
-from refit.batches.augment import NO_AUGMENTATION
 from refit.batches.datamodule import PreparedData
-from refit.params import OptimizerParams, Params, load_params
+from refit.params import AugmentParams, OptimizerParams, Params, load_params
 from refit.runtime.stage import run_stage
 from refit.systems.build import build_system
 from refit.training.tuning import choose_effective_batch, scale_batch
 
 READS = ("seed", "model", "batch", "trainer")
 
-# Neither changes what fits: the scaler counts the largest optimizer state, and augmentation keeps an image's size.
-ANY_OPTIMIZER = OptimizerParams(
-    name="adamw", learning_rate="auto", backbone_learning_rate=1, fallback_learning_rate=0.001, weight_decay=0,
-    momentum=0.9, schedule="constant", warm_up=0.3, plateau_factor=0.1, plateau_patience=3,
-)  # fmt: skip
-
 
 def main(params: Params) -> None:
     info = read_info()
     effective_batch = choose_effective_batch(params.batch, info.counts["train"])
     pl.seed_everything(params.seed, verbose=False)
-    system = build_system(params.model, info, ANY_OPTIMIZER)
-    data = PreparedData(NO_AUGMENTATION, effective_batch, effective_batch, params.seed)
+    # The optimizer and the augmentation do not change what fits: the scaler counts the largest optimizer state, and an
+    # augmented image has the same size.
+    system = build_system(params.model, info, OptimizerParams(schedule="constant"))
+    data = PreparedData(AugmentParams(), effective_batch, effective_batch, params.seed)
     choice = scale_batch(system, data, params.batch, params.trainer)
     write_json(BATCH, asdict(choice))
     print(

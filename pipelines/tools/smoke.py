@@ -19,6 +19,10 @@ from refit.runtime.command import take_no_arguments
 from refit.runtime.warm import OWNER
 
 BATCHES = 2
+ONLY_SOME_SYSTEMS = (
+    "augment.mixup", "augment.cutmix", "model.embedding", "model.system_arguments", "model.test_time_flip",
+    "loss.label_smoothing", "loss.class_weights", "fit.monitor", "trainer.strategy",
+)  # fmt: skip
 
 
 def main() -> None:
@@ -37,11 +41,10 @@ def main() -> None:
             began = time.monotonic()
             trial = deepcopy(params)
             if system != own:  # which may not take what is chosen for another
-                trial["model"] |= {"system": system, "system_arguments": {}}
-                trial["fit"]["monitor"] = "val_loss"
-                trial["augment"] |= {"mixup": 0.0, "cutmix": 0.0}
-                trial["loss"]["class_weights"] = "none"
-                trial["trainer"]["strategy"] = "auto"
+                for key in ONLY_SOME_SYSTEMS:
+                    section, _, name = key.partition(".")
+                    trial[section].pop(name, None)  # and so takes its default
+                trial["model"]["system"] = system
             trial["debug"]["fast_dev_run"] = BATCHES
             (copy / "params.yaml").write_text(yaml.safe_dump(trial), encoding="utf-8")
             done = subprocess.run(["dvc", "repro", "--no-commit"], cwd=copy, env=environment, check=False)

@@ -19,11 +19,6 @@ from refit.runtime.errors import UserError
 ASPECT_RATIOS = (3 / 4, 4 / 3)  # of a crop, width to height
 
 
-NO_AUGMENTATION = AugmentParams(
-    shift=0, flip=False, cutout=0, crop_area=1, color_jitter=0, policy="none", mixup=0, cutmix=0
-)
-
-
 class Draws(NamedTuple):
     """The random choices for each image; None for what `augment` of params.yaml does not ask for."""
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from refit.artifacts.prepared import PREPARED, Split, read_split
-from refit.batches.augment import NO_AUGMENTATION, Draws, augment, check_size, draw
+from refit.batches.augment import Draws, augment, check_size, draw
 from refit.batches.mixing import mix
 from refit.params import AugmentParams
 from refit.runtime.errors import UserError
@@ -243,7 +243,7 @@ class PreparedData(pl.LightningDataModule):
     def only(self, rows: npt.NDArray[np.int64]) -> None:
         """Train and validate on these rows of the train split alone, as they are, in batches of no more than them."""
         self.train = self.val = Split(self.train.images[rows], self.train.labels[rows])
-        self.augmentation = NO_AUGMENTATION
+        self.augmentation = AugmentParams()
         if len(rows) < self.effective_batch:
             self.batch_size = self.effective_batch = len(rows)
 

@@ -12,9 +12,8 @@ from pytorch_lightning.callbacks import Callback
 
 from refit.artifacts.choices import LEARNING_RATE, read_learning_rate
 from refit.artifacts.prepared import read_info
-from refit.batches.augment import NO_AUGMENTATION
 from refit.batches.datamodule import PreparedData
-from refit.params import OptimizerParams, Params, load_params
+from refit.params import AugmentParams, OptimizerParams, Params, load_params
 from refit.runtime.command import take_no_arguments
 from refit.runtime.errors import UserError
 from refit.runtime.stage import run_stage
@@ -37,7 +36,7 @@ def main(params: Params) -> None:
     pl.seed_everything(params.seed, verbose=False)
     constant = params.optimizer.model_copy(update={"schedule": "constant"})
     system = build_system(params.model, info, constant, params.loss, rate)
-    data = PreparedData(NO_AUGMENTATION, IMAGES, IMAGES, params.seed)
+    data = PreparedData(AugmentParams(), IMAGES, IMAGES, params.seed)
     data.only(some_of_each_class(data.train.labels))
 
     curve = memorise(system, data, params)

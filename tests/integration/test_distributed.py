@@ -68,7 +68,7 @@ def fit(folder: Path, base_values: dict[str, Any]) -> Fit:
         values = deepcopy(base_values)
         for key, value in {"trainer__devices": devices, **keys}.items():
             section, name = key.split("__")
-            values[section][name] = value
+            values.setdefault(section, {})[name] = value
         (folder / "params.yaml").write_text(yaml.safe_dump(values))
         environment = os.environ | {
             "PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db", "DVC_ROOT": str(folder),

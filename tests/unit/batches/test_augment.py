@@ -11,15 +11,7 @@ from refit.batches.augment import Draws, augment, check_size, draw
 from refit.params import AugmentParams
 from refit.runtime.errors import UserError
 
-OFF: dict[str, Any] = {
-    "shift": 0, "flip": False, "cutout": 0, "crop_area": 1.0, "color_jitter": 0.0, "policy": "none", "mixup": 0.0,
-    "cutmix": 0.0,
-}  # fmt: skip
 IMAGES = torch.randint(1, 256, (64, 3, 10, 12), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-
-
-def made(**choices: object) -> AugmentParams:
-    return AugmentParams(**{**OFF, **choices})
 
 
 def draws_for(params: AugmentParams, count: int = len(IMAGES), seed: int = 0) -> Draws:
@@ -42,7 +34,7 @@ KINDS: list[tuple[dict[str, Any], set[str]]] = [
     ({"policy": "trivialaugment"}, {"operations", "strengths"}),
     ({"mixup": 0.4, "cutmix": 1.0}, {"lam", "box"}),
 ]
-EVERYTHING = made(**{key: value for choices, _ in KINDS for key, value in choices.items()})
+EVERYTHING = AugmentParams(**{key: value for choices, _ in KINDS for key, value in choices.items()})
 
 
 def shifted(image: Tensor, down: int, right: int) -> Tensor:
@@ -57,12 +49,12 @@ def shifted(image: Tensor, down: int, right: int) -> Tensor:
 
 
 def test_nothing_changes_where_all_is_off() -> None:
-    assert draw(made(), len(IMAGES), (8, 8), np.random.default_rng(0)) is None
+    assert draw(AugmentParams(), len(IMAGES), (8, 8), np.random.default_rng(0)) is None
 
 
 @pytest.mark.parametrize("shift", [1, 3, 20])
 def test_a_shift_moves_each_image_down_and_right_by_its_own_draw_over_black(shift: int) -> None:
-    params = made(shift=shift)
+    params = AugmentParams(shift=shift)
     draws = draws_for(params)
     expected = [
         shifted(image, int(down), int(right)) for image, (down, right) in zip(IMAGES, drawn(draws.shift), strict=True)
@@ -72,17 +64,19 @@ def test_a_shift_moves_each_image_down_and_right_by_its_own_draw_over_black(shif
 
 @pytest.mark.parametrize("key", ["shift", "cutout"])
 def test_what_could_leave_nothing_of_an_image_is_refused(key: str) -> None:
-    check_size(made(**{key: 7}), 8, 28)
+    fits: Any = {key: 7}
+    too_large: Any = {key: 8}
+    check_size(AugmentParams(**fits), 8, 28)
     with pytest.raises(UserError, match=rf"^augment\.{key} = 8 can .* of 8x28 pixels; expected less than 8$"):
-        check_size(made(**{key: 8}), 8, 28)
+        check_size(AugmentParams(**too_large), 8, 28)
 
 
 def test_shifts_reach_as_far_as_they_may_and_no_farther() -> None:
-    assert set(drawn(draws_for(made(shift=2)).shift).flatten().tolist()) == {-2, -1, 0, 1, 2}
+    assert set(drawn(draws_for(AugmentParams(shift=2)).shift).flatten().tolist()) == {-2, -1, 0, 1, 2}
 
 
 def test_a_flip_mirrors_the_drawn_images_and_no_other() -> None:
-    params = made(flip=True)
+    params = AugmentParams(flip=True)
     draws = draws_for(params)
     flip = drawn(draws.flip)
     assert 20 < flip.sum() < 44
@@ -93,7 +87,7 @@ def test_a_flip_mirrors_the_drawn_images_and_no_other() -> None:
 
 @pytest.mark.parametrize("side", [1, 2, 3, 4, 5])
 def test_cutout_blackens_a_square_of_its_side_around_the_drawn_place(side: int) -> None:
-    params = made(cutout=side)
+    params = AugmentParams(cutout=side)
     draws = draws_for(params)
     cut = (augment(IMAGES, draws, params) == 0).all(1)
     _, height, width = cut.shape
@@ -107,19 +101,19 @@ def test_cutout_blackens_a_square_of_its_side_around_the_drawn_place(side: int) 
 
 
 def test_cutout_leaves_the_other_pixels_as_they_are() -> None:
-    params = made(cutout=4)
+    params = AugmentParams(cutout=4)
     result = augment(IMAGES, draws_for(params), params)
     assert torch.equal(result[result > 0], IMAGES[result > 0])
 
 
 def test_cutout_falls_on_every_place_of_the_image() -> None:
-    centres = drawn(draws_for(made(cutout=2), 4096).cutout)
+    centres = drawn(draws_for(AugmentParams(cutout=2), 4096).cutout)
     assert (centres.amin(0).tolist(), centres.amax(0).tolist()) == ([0, 0], [9, 11])
 
 
 @pytest.mark.parametrize("area", [0.08, 0.5, 0.9])
 def test_crops_have_the_area_and_shape_they_may_and_lie_inside_the_image(area: float) -> None:
-    crop = drawn(draws_for(made(crop_area=area), 4096).crop).double()
+    crop = drawn(draws_for(AugmentParams(crop_area=area), 4096).crop).double()
     centre, side = crop[:, :2], crop[:, 2:]
     areas, ratios = side.prod(1), side[:, 1] / side[:, 0]
     assert areas.min() == pytest.approx(area, abs=0.01)
@@ -134,7 +128,7 @@ def test_a_crop_is_stretched_over_the_whole_image(axis: int) -> None:
     size = (40, 60)[axis]
     ramp = torch.arange(size) * 4
     image = (ramp[:, None].expand(-1, 60) if axis == 0 else ramp.expand(40, -1)).to(torch.uint8)
-    params = made(crop_area=0.2)
+    params = AugmentParams(crop_area=0.2)
     draws = draws_for(params)
     result = augment(image.expand(64, 1, -1, -1), draws, params)
     crop = drawn(draws.crop)
@@ -146,9 +140,9 @@ def test_a_crop_is_stretched_over_the_whole_image(axis: int) -> None:
 
 
 @pytest.mark.parametrize("choice", [{"shift": 3}, {"flip": True}, {"cutout": 4}, {"crop_area": 0.3}])
-def test_images_of_one_batch_differ_in_what_happens_to_them(choice: dict[str, object]) -> None:
+def test_images_of_one_batch_differ_in_what_happens_to_them(choice: dict[str, Any]) -> None:
     """torchvision's transforms, given a batch, treat all its images alike."""
-    params = made(**choice)
+    params = AugmentParams(**choice)
     same = IMAGES[:1].expand(64, -1, -1, -1)
     results = augment(same, draws_for(params), params)
     assert len({image.numpy().tobytes() for image in results}) > (1 if "flip" in choice else 20)
@@ -167,11 +161,11 @@ def test_an_image_is_cropped_then_shifted_then_mirrored_then_recoloured_then_by_
     steps = sorted(
         (kind for kind in KINDS if "mixup" not in kind[0]), key=lambda kind: order.index(next(iter(kind[0])))
     )
-    params = made(**{key: value for choices, _ in steps for key, value in choices.items()})
+    params = AugmentParams(**{key: value for choices, _ in steps for key, value in choices.items()})
     draws = draws_for(params)
     expected = IMAGES
     for choices, fields in steps:
-        expected = augment(expected, Draws(**{name: getattr(draws, name) for name in fields}), made(**choices))
+        expected = augment(expected, Draws(**{name: getattr(draws, name) for name in fields}), AugmentParams(**choices))
     assert torch.equal(augment(IMAGES, draws, params), expected)
 
 
@@ -188,7 +182,7 @@ def test_the_same_seed_draws_the_same() -> None:
 def test_what_is_drawn_of_one_kind_depends_on_no_other_and_what_is_off_costs_nothing(
     choices: dict[str, Any], fields: set[str]
 ) -> None:
-    alone, beside = draws_for(made(**choices)), draws_for(EVERYTHING)
+    alone, beside = draws_for(AugmentParams(**choices)), draws_for(EVERYTHING)
     assert {name for name in Draws._fields if getattr(alone, name) is not None} == fields
     assert all(torch.equal(getattr(alone, name), getattr(beside, name)) for name in fields)
 

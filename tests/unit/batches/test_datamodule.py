@@ -26,10 +26,8 @@ from refit.params import AugmentParams, Params
 from refit.runtime.errors import UserError
 from refit.training.trainer import make_trainer
 
-NOTHING = AugmentParams(shift=0, flip=False, cutout=0, crop_area=1, color_jitter=0, policy="none", mixup=0, cutmix=0)
-ALL = NOTHING.model_copy(
-    update={"shift": 2, "flip": True, "cutout": 3, "crop_area": 0.5, "color_jitter": 0.4, "policy": "randaugment"}
-)
+NOTHING = AugmentParams()
+ALL = AugmentParams(shift=2, flip=True, cutout=3, crop_area=0.5, color_jitter=0.4, policy="randaugment")
 COUNT = 103
 
 

@@ -19,16 +19,8 @@ from refit.systems.build import build_system
 from refit.training.trainer import make_trainer
 from tests.fixtures import Changed
 
-OFF: dict[str, Any] = {
-    "shift": 0, "flip": False, "cutout": 0, "crop_area": 1.0, "color_jitter": 0.0, "policy": "none", "mixup": 0.0,
-    "cutmix": 0.0,
-}  # fmt: skip
 COUNT, SIZE = 103, (10, 12)
 MIXES: list[dict[str, object]] = [{"mixup": 0.4}, {"cutmix": 1.0}, {"mixup": 0.4, "cutmix": 1.0}]
-
-
-def made(**choices: object) -> AugmentParams:
-    return AugmentParams(**{**OFF, **choices})
 
 
 @pytest.fixture
@@ -55,9 +47,9 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 
 
 @pytest.mark.parametrize("mixes", MIXES, ids=str)
-def test_the_share_of_a_label_is_that_of_its_image_s_light(mixes: dict[str, object], split: Split) -> None:
+def test_the_share_of_a_label_is_that_of_its_image_s_light(mixes: dict[str, Any], split: Split) -> None:
     """Of images of one level each, the mean level tells how much of either is there."""
-    params = made(**mixes)
+    params = AugmentParams(**mixes)
     whole = joined([batch for epoch in range(20) for batch in batches(split, params, epoch=epoch)])
     assert whole["images"].dtype == torch.uint8
     expected = 2 * (whole["lam"] * whole["labels"] + (1 - whole["lam"]) * whole["other_labels"])
@@ -68,9 +60,9 @@ def test_the_share_of_a_label_is_that_of_its_image_s_light(mixes: dict[str, obje
 
 
 def test_mixup_blends_each_pixel_and_cutmix_covers_a_rectangle(split: Split) -> None:
-    blended = joined(batches(split, made(mixup=0.4)))
+    blended = joined(batches(split, AugmentParams(mixup=0.4)))
     assert all(image.unique().numel() == 1 for image in blended["images"])
-    covered = joined(batches(split, made(cutmix=1.0)))
+    covered = joined(batches(split, AugmentParams(cutmix=1.0)))
     rectangles = 0
     for image, label, other in zip(covered["images"][:, 0], covered["labels"], covered["other_labels"], strict=True):
         assert set(image.unique().tolist()) <= {2 * int(label), 2 * int(other)}
@@ -84,7 +76,8 @@ def test_mixup_blends_each_pixel_and_cutmix_covers_a_rectangle(split: Split) -> 
 
 
 def test_with_both_each_image_draws_which_of_the_two(split: Split) -> None:
-    images = joined([batch for epoch in range(5) for batch in batches(split, made(mixup=8.0, cutmix=1.0), epoch=epoch)])
+    params = AugmentParams(mixup=8.0, cutmix=1.0)
+    images = joined([batch for epoch in range(5) for batch in batches(split, params, epoch=epoch)])
     cut = torch.tensor([image.unique().numel() > 1 for image in images["images"]])
     assert 0.35 < cut.float().mean() < 0.6
     flat = images["lam"][~cut]
@@ -94,12 +87,12 @@ def test_with_both_each_image_draws_which_of_the_two(split: Split) -> None:
 @pytest.mark.parametrize("alpha", [0.2, 1.0, 4.0])
 def test_shares_are_of_the_beta_distribution(alpha: float) -> None:
     """Its mean is a half, and its variance 1 / (4 (2 alpha + 1)); a rectangle's, before it is cut at the border."""
-    drawn = draw(made(mixup=alpha), 20_000, (32, 32), np.random.default_rng(0))
+    drawn = draw(AugmentParams(mixup=alpha), 20_000, (32, 32), np.random.default_rng(0))
     assert drawn is not None
     assert drawn.lam is not None
     assert drawn.lam.mean().item() == pytest.approx(0.5, abs=0.01)
     assert drawn.lam.var().item() == pytest.approx(1 / (4 * (2 * alpha + 1)), abs=0.01)
-    cut = draw(made(cutmix=alpha), 20_000, (256, 256), np.random.default_rng(0))
+    cut = draw(AugmentParams(cutmix=alpha), 20_000, (256, 256), np.random.default_rng(0))
     assert cut is not None
     assert cut.box is not None
     box = cut.box[((cut.box > 0) & (cut.box < 256)).all(1)].double()  # clear of the border
@@ -110,9 +103,9 @@ def test_shares_are_of_the_beta_distribution(alpha: float) -> None:
 
 @pytest.mark.parametrize("mixes", MIXES, ids=str)
 def test_micro_batches_and_a_start_in_mid_epoch_give_the_mixes_of_the_whole(
-    mixes: dict[str, object], split: Split
+    mixes: dict[str, Any], split: Split
 ) -> None:
-    params = made(shift=2, flip=True, **mixes)
+    params = AugmentParams(shift=2, flip=True, **mixes)
     whole = joined(batches(split, params, batch_size=32, effective=32))
     for size in (1, 8, 16):
         micro = batches(split, params, batch_size=size, effective=32)
@@ -125,7 +118,7 @@ def test_micro_batches_and_a_start_in_mid_epoch_give_the_mixes_of_the_whole(
 def test_an_image_s_partner_is_the_next_of_the_order_and_the_last_one_s_the_first_left_out_or_the_first(
     batch_size: int, split: Split
 ) -> None:
-    labels = joined(batches(split, made(mixup=0.4), batch_size, batch_size))
+    labels = joined(batches(split, AugmentParams(mixup=0.4), batch_size, batch_size))
     order = torch.from_numpy(np.random.default_rng([3, 0]).permutation(COUNT))
     used = COUNT // batch_size * batch_size
     assert torch.equal(labels["labels"], order[:used])
@@ -133,13 +126,13 @@ def test_an_image_s_partner_is_the_next_of_the_order_and_the_last_one_s_the_firs
 
 
 def test_both_images_are_augmented_before_they_are_mixed(split: Split) -> None:
-    params = made(shift=2, cutout=3, cutmix=1.0)
+    params = AugmentParams(shift=2, cutout=3, cutmix=1.0)
     order = torch.from_numpy(np.random.default_rng([3, 0]).permutation(COUNT))
     random = np.random.default_rng([3, 0])
     random.permutation(COUNT)
     draws = draw(params, COUNT, SIZE, random)
     assert draws is not None
-    alone = augment(torch.from_numpy(split.images)[order], draws.take(order), made(shift=2, cutout=3))
+    alone = augment(torch.from_numpy(split.images)[order], draws.take(order), AugmentParams(shift=2, cutout=3))
     taken = draws.take(order)
     assert taken.lam is not None
     assert taken.box is not None
@@ -154,14 +147,14 @@ def test_the_other_choices_stay_as_they_are_when_images_are_mixed() -> None:
         assert draws is not None
         return draws
 
-    alone, mixed = drawn(made(shift=2)), drawn(made(shift=2, mixup=0.4, cutmix=1.0))
+    alone, mixed = drawn(AugmentParams(shift=2)), drawn(AugmentParams(shift=2, mixup=0.4, cutmix=1.0))
     assert alone.shift is not None
     assert mixed.shift is not None
     assert torch.equal(alone.shift, mixed.shift)
 
 
 def test_what_is_not_mixed_unpacks_as_images_and_labels(split: Split) -> None:
-    for params in (made(), made(shift=2)):
+    for params in (AugmentParams(), AugmentParams(shift=2)):
         assert [len(batch) for batch in batches(split, params)] == [2] * (COUNT // 16 * 2)
 
 
@@ -211,7 +204,7 @@ def test_what_was_pinned_is_mixed_on_the_device_as_on_the_cpu(split: Split, monk
     """There is no such device here: only what would be done there is."""
     monkeypatch.setattr(Tensor, "pin_memory", lambda tensor: tensor)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (0, 0))
-    params = made(shift=2, mixup=0.4, cutmix=1.0)
+    params = AugmentParams(shift=2, mixup=0.4, cutmix=1.0)
     waiting = list(TrainLoader(split, 8, 16, params, 3, lambda: 0, torch.device("cuda")))
     assert {len(batch.labels) for batch in waiting} == {9}
     assert same(joined([augmented(batch, params) for batch in waiting]), joined(batches(split, params)))

@@ -11,7 +11,8 @@ from torchvision.transforms.v2 import functional as F  # noqa: N812
 
 from refit.batches.augment import augment
 from refit.batches.policies import LEVELS, OPERATIONS, SPACES, apply_policy, draw_policy
-from tests.unit.batches.test_augment import IMAGES, draws_for, made
+from refit.params import AugmentParams
+from tests.unit.batches.test_augment import IMAGES, draws_for
 
 THEIRS = dict(
     zip(
@@ -76,11 +77,11 @@ def test_randaugment_draws_two_operations_at_level_9_and_trivialaugment_one_at_a
 @pytest.mark.parametrize("policy", SPACES)
 @pytest.mark.parametrize("device", ["cpu", "as elsewhere"])
 def test_each_image_goes_through_its_own_operations_one_after_the_other(
-    policy: str, device: str, monkeypatch: pytest.MonkeyPatch
+    policy: Any, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if device != "cpu":  # there it is done in another way, which can be tried here too
         monkeypatch.setattr("refit.batches.policies.LOOKED_AT", "nowhere")
-    params = made(policy=policy)
+    params = AugmentParams(policy=policy)
     draws = draws_for(params)
     assert draws.operations is not None
     assert draws.strengths is not None
@@ -99,7 +100,7 @@ def test_each_image_goes_through_its_own_operations_one_after_the_other(
 def test_color_jitter_is_torchvision_s_brightness_contrast_and_saturation_by_each_image_s_own_factors(
     images: Tensor,
 ) -> None:
-    params = made(color_jitter=0.4)
+    params = AugmentParams(color_jitter=0.4)
     draws = draws_for(params)
     assert draws.jitter is not None
     for image, factors, result in zip(images, draws.jitter.tolist(), augment(images, draws, params), strict=True):
@@ -112,7 +113,7 @@ def test_color_jitter_is_torchvision_s_brightness_contrast_and_saturation_by_eac
 
 
 def test_color_jitter_reaches_as_far_as_it_may_and_no_farther() -> None:
-    factors = draws_for(made(color_jitter=0.4), 20_000).jitter
+    factors = draws_for(AugmentParams(color_jitter=0.4), 20_000).jitter
     assert factors is not None
     for of_one_kind in factors.T:
         assert 0.6 <= of_one_kind.min() < 0.61

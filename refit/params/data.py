@@ -1,0 +1,60 @@
+"""Sections `data` and `augment`: the images."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from refit.params.types import NOT_BOOL, Fraction, Section, real
+
+
+class DataParams(Section):
+    source: Annotated[str, Field(min_length=1)] = "digits"
+    """Where the images come from: digits (bundled), torchvision:NAME, or folder (one folder per class in data.root)."""
+    root: Annotated[str, Field(min_length=1)] = "data/raw"
+    """Folder of the raw images. Torchvision's data sets are downloaded into it if they are not there yet. The folder
+    must exist."""
+    image_size: Literal["auto"] | Annotated[int, Field(ge=4, le=1024)] = "auto"
+    """Side of the square images that prepare writes, in pixels. auto: the size of the raw images if all have the same
+    one, else 128."""
+    color: Literal["auto", "grey", "rgb"] = "auto"
+    """Colour mode of the images that prepare writes. auto: grey if every raw image is grey, else rgb."""
+    val: Fraction = 0.15
+    """Fraction of the training images held out for validation. Ignored if the source has its own validation split."""
+    test: Fraction = 0.2
+    """Fraction of the training images held out for testing. Ignored if the source has its own test split."""
+    bad_images: Literal["fail", "skip"] = "fail"
+    """What to do with an image that cannot be decoded or has two labels. fail: stop and name it. skip: leave it out and
+    count it."""
+
+    @model_validator(mode="after")
+    def _some_images_remain_for_training(self) -> Self:
+        if self.val + self.test >= 1:
+            raise ValueError(
+                f"val + test = {self.val + self.test:g} leaves no images for training; expected less than 1"
+            )
+        return self
+
+
+class AugmentParams(Section):
+    shift: Annotated[int, Field(ge=0, le=64)] = 0
+    """Largest random shift of a training image along each axis, in pixels; the border is filled with zeros. 0: off."""
+    flip: bool = False
+    """Mirror each training image left to right with probability 0.5."""
+    cutout: Annotated[int, Field(ge=0, le=512)] = 0
+    """Side of a square set to zero at a random place of each training image, in pixels. 0: off."""
+    crop_area: Annotated[float, real(gt=0, le=1), NOT_BOOL] = 1.0
+    """Smallest fraction of a training image's area that a random crop covers. The crop's aspect ratio is between 3:4
+    and 4:3, and it is resized to the full image size (Szegedy et al. 2015). 1: off."""
+    color_jitter: Fraction = 0.0
+    """Multiply brightness, contrast and saturation of each training image, in this order, by random factors between
+    1 - color_jitter and 1 + color_jitter, as torchvision's ColorJitter does. Grey images have no saturation. 0: off."""
+    policy: Literal["none", "randaugment", "trivialaugment"] = "none"
+    """Random operations on each training image. randaugment: two of 14 operations, at magnitude 9 of 30 (Cubuk et al.
+    2020). trivialaugment: one of them, at a random magnitude of the wide range (Müller and Hutter 2021)."""
+    mixup: Annotated[float, real(ge=0, le=100), NOT_BOOL] = 0.0
+    """Blend each training image and its label with another image and its label (Zhang et al. 2018). The value is alpha
+    of Beta(alpha, alpha), from which the blending weight is drawn, such as 0.2. 0: off. If cutmix is on too, one of the
+    two is drawn for each image."""
+    cutmix: Annotated[float, real(ge=0, le=100), NOT_BOOL] = 0.0
+    """Paste a random rectangle of another training image over each image, and mix the labels by area (Yun et al. 2019).
+    The value is alpha of Beta(alpha, alpha), from which the area is drawn, such as 1. 0: off."""

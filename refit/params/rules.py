@@ -1,0 +1,139 @@
+"""Rules across sections: values that are right by themselves, but not together."""
+
+import json
+from collections.abc import Callable, Iterator
+from operator import attrgetter
+from typing import Any, NamedTuple
+
+from refit.params.model import OUR_NETWORKS, OUR_SYSTEMS, TORCHVISION
+from refit.params.params import Params
+from refit.params.spelling import nearest
+
+
+def broken_rules(params: Params) -> Iterator[str]:
+    """One message for each broken rule; it names the keys and how to fix them."""
+    for rule in (_no_effect, _devices, _fsdp, _freezing, _monitor):
+        yield from rule(params)
+
+
+class Choice(NamedTuple):
+    """`key` has no effect while `useless` is true of the value of `other`; with `remedy` as that value it has."""
+
+    key: str
+    other: str
+    useless: Callable[[Any], bool]
+    remedy: str
+
+
+def _one_of(*values: Any) -> Callable[[Any], bool]:
+    return lambda value: value in values
+
+
+def _is_ours_or_torchvision(network: str) -> bool:
+    return network in OUR_NETWORKS or network.startswith(TORCHVISION)
+
+
+def _is_not_ours(network: str) -> bool:
+    return network not in OUR_NETWORKS
+
+
+# Left out, because one params.yaml serves several data sets, machines and sweeps: data.root, bad_images, val and test
+# (a source may not need them), batch.max_size and optimizer.fallback_learning_rate (without auto), batch.memory_budget
+# (with an accelerator), and debug (fast_dev_run overrides the rest).
+CHOICES = (
+    Choice("augment.mixup", "model.system", _one_of("autoencoder"), "classifier"),
+    Choice("augment.cutmix", "model.system", _one_of("autoencoder"), "classifier"),
+    Choice("loss.label_smoothing", "model.system", _one_of("autoencoder"), "classifier"),
+    Choice("loss.class_weights", "model.system", _one_of("autoencoder"), "classifier"),
+    Choice("model.test_time_flip", "model.system", _one_of("autoencoder"), "classifier"),
+    Choice("model.embedding", "model.system", _one_of("classifier"), "autoencoder"),
+    Choice("model.system_arguments", "model.system", _one_of(*OUR_SYSTEMS), "your own system"),
+    Choice("model.network_arguments", "model.network", _is_ours_or_torchvision, "your own network"),
+    Choice("model.width", "model.network", _is_not_ours, f"one of {', '.join(OUR_NETWORKS)}"),
+    Choice("model.dropout", "model.network", _is_not_ours, f"one of {', '.join(OUR_NETWORKS)}"),
+    Choice(
+        "optimizer.warm_up", "optimizer.schedule", _one_of("cosine", "plateau", "constant"),
+        "one_cycle, triangular or cosine_warm_up",
+    ),
+    Choice("optimizer.plateau_factor", "optimizer.schedule", lambda schedule: schedule != "plateau", "plateau"),
+    Choice("optimizer.plateau_patience", "optimizer.schedule", lambda schedule: schedule != "plateau", "plateau"),
+    Choice("fit.gradient_clip_algorithm", "fit.gradient_clip_val", _one_of(None), "a number"),
+    Choice("fit.ema_decay", "fit.averaging", lambda averaging: averaging != "ema", "ema"),
+    Choice("fit.swa_start", "fit.averaging", lambda averaging: averaging != "swa", "swa"),
+)  # fmt: skip
+_DEFAULTS = Params()
+
+
+def _no_effect(params: Params) -> Iterator[str]:
+    for key, other, useless, remedy in CHOICES:
+        value, default, chosen = attrgetter(key)(params), attrgetter(key)(_DEFAULTS), attrgetter(other)(params)
+        if value != default and useless(chosen):
+            yield (
+                f"{key} = {_shown(value)} has no effect while {other} is {_shown(chosen)}; set it to its default, "
+                f"{_shown(default)}, or {other} to {remedy}"
+            )
+
+
+def _devices(params: Params) -> Iterator[str]:
+    size, devices = params.batch.size, params.trainer.world_size
+    if size == "auto" and devices.bit_count() != 1:
+        yield (
+            f"batch.size = auto is a power of two, which trainer.devices x num_nodes = {devices} cannot share evenly; "
+            f"set it to a multiple of {devices}"
+        )
+    if size != "auto" and size % devices:
+        yield (
+            f"batch.size = {size} cannot be shared evenly by trainer.devices x num_nodes = {devices}; set it to a "
+            f"multiple of {devices}"
+        )
+    if devices == 1:
+        return
+    if params.fit.freeze_epochs:  # DDP decides at its start which gradients to sum
+        yield (
+            f"fit.freeze_epochs = {params.fit.freeze_epochs} does not work with several devices; set it to 0, or "
+            "trainer.devices and num_nodes to 1"
+        )
+    if params.debug.overfit_batches:
+        yield (
+            f"debug.overfit_batches = {params.debug.overfit_batches} does not work with several devices; set it to 0, "
+            "or trainer.devices and num_nodes to 1"
+        )
+
+
+def _fsdp(params: Params) -> Iterator[str]:
+    if params.trainer.strategy != "fsdp":
+        return
+    for key, allowed in (
+        ("optimizer.name", ("adamw", "sgd")),  # muon's step needs whole matrices
+        ("optimizer.weight_decay", (0,)),  # a shard does not tell a matrix from a norm
+        ("fit.gradient_clip_val", (None,)),  # Lightning refuses to clip by norm
+        ("fit.averaging", ("none",)),
+        ("model.system", ("classifier",)),  # others may need the whole network at the end of the fit
+        ("trainer.compile", (None,)),
+    ):
+        value = attrgetter(key)(params)
+        if value not in allowed:
+            expected = " or ".join(map(_shown, allowed))
+            yield f"{key} = {_shown(value)} does not work with trainer.strategy = fsdp; set it to {expected}"
+
+
+def _freezing(params: Params) -> Iterator[str]:
+    if params.model.weights is None and params.fit.freeze_epochs >= params.fit.max_epochs:
+        yield (
+            f"fit.freeze_epochs = {params.fit.freeze_epochs} of {params.fit.max_epochs} epochs would leave all layers "
+            "but the last at their random initial weights; lower it, or set model.weights"
+        )
+
+
+def _monitor(params: Params) -> Iterator[str]:
+    logged = {"classifier": ["val_loss", "val_accuracy"], "autoencoder": ["val_loss"]}.get(params.model.system)
+    if logged and params.fit.monitor not in logged:
+        yield (
+            f"fit.monitor = {params.fit.monitor} is not logged by model.system = {params.model.system}"
+            f"{nearest(params.fit.monitor, logged)}; expected {' or '.join(logged)}"
+        )
+
+
+def _shown(value: Any) -> str:
+    """As in YAML."""
+    return value if isinstance(value, str) else json.dumps(value, default=str)

@@ -1,0 +1,104 @@
+"""Sections `batch`, `optimizer`, `loss` and `fit`: how the model is trained."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from refit.params.types import NOT_BOOL, Count, Fraction, Positive, Section, real
+
+
+class BatchParams(Section):
+    size: Literal["auto"] | Annotated[int, Field(ge=2)] = "auto"
+    """Effective batch size, in images: how many images the optimizer sees per step. auto: the largest power of two up
+    to batch.max_size that leaves at least 16 steps an epoch."""
+    max_size: Annotated[int, Field(ge=2)] = 256
+    """Largest effective batch size that auto may choose, in images."""
+    memory_budget: Positive = 2.0
+    """Memory that one training step may take on a CPU, in GiB. On an accelerator its own memory is the limit."""
+
+
+class OptimizerParams(Section):
+    name: Literal["adamw", "sgd", "muon"] = "adamw"
+    """adamw: decoupled weight decay. sgd: Nesterov momentum. muon: orthogonalised momentum (Jordan et al. 2024) for the
+    matrices and kernels between the first and the last layer, and adamw for all others, at the same learning rate."""
+    learning_rate: Literal["auto"] | Positive = "auto"
+    """Peak learning rate. auto: the rate that find_lr suggests."""
+    backbone_learning_rate: Positive = 1.0
+    """Factor on the learning rate of all layers before the network's head, in fit, such as 0.1 for fine-tuning. 1: the
+    same rate. find_lr's range test does not apply it."""
+    fallback_learning_rate: Positive = 0.001
+    """Learning rate, taken with a warning, if learning_rate is auto and find_lr has no suggestion."""
+    weight_decay: Annotated[float, real(ge=0), NOT_BOOL] = 0.05
+    """Weight decay of matrices and kernels. Norms and biases have none."""
+    momentum: Fraction = 0.9
+    """Nesterov momentum of sgd and muon, or the first beta of adamw."""
+    schedule: Literal["one_cycle", "triangular", "cosine", "cosine_warm_up", "plateau", "constant"] = "one_cycle"
+    """Learning rate over the whole fit. one_cycle: rises to the peak and falls to zero, both along a cosine.
+    triangular: the same in straight lines. cosine: only falls. cosine_warm_up: rises in a straight line, falls along a
+    cosine. plateau: falls after epochs in which val_loss did not improve. All but plateau change at each step."""
+    warm_up: Annotated[float, real(gt=0, lt=1), NOT_BOOL] = 0.3
+    """Fraction of the fit's steps in which the learning rate of one_cycle, triangular and cosine_warm_up rises."""
+    plateau_factor: Annotated[float, real(gt=0, lt=1), NOT_BOOL] = 0.1
+    """Factor by which plateau lowers the learning rate."""
+    plateau_patience: Annotated[int, Field(ge=0)] = 3
+    """plateau lowers the learning rate when val_loss has not improved for more than this many epochs."""
+
+
+class LossParams(Section):
+    label_smoothing: Fraction = 0.0
+    """Fraction of each target that is spread evenly over all classes (Szegedy et al. 2016)."""
+    class_weights: Literal["none", "balanced"] | list[Positive] = "none"
+    """Weight of each class in the classifier's training loss; val_loss is never weighted. balanced: images / (classes x
+    images of the class) in the train split, which averages to 1 over its images. Or a list with one weight per class,
+    in the order of the class names."""
+
+
+class FitParams(Section):
+    max_epochs: Count = 30
+    """Number of passes over the training images."""
+    monitor: Annotated[str, Field(pattern=r"^val_\w+$")] = "val_loss"
+    """The metric that selects the best epoch, whose weights are kept, and that early stopping watches: val_loss,
+    val_accuracy (classifier), or any val_NAME that your own system logs. Lower is better if the name ends in loss or
+    error, else higher is better."""
+    patience: Count | None = None
+    """Stop after this many epochs without a better monitor. null: never stop early."""
+    gradient_clip_val: Positive | None = 1.0
+    """Limit to which the gradient is clipped at each step. null: no clipping."""
+    gradient_clip_algorithm: Literal["norm", "value"] = "norm"
+    """norm: scale all gradients so that their global norm is at most gradient_clip_val. value: clip each element of the
+    gradient to [-gradient_clip_val, gradient_clip_val]."""
+    freeze_epochs: Annotated[int, Field(ge=0)] = 0
+    """Number of first epochs in which only the head learns: the network's last layer with weights, and whatever a
+    system has beside its network. Batch norm before it keeps its statistics. 0: off. See model.weights."""
+    averaging: Literal["none", "swa", "ema"] = "none"
+    """Which weights are validated and kept. none: the trained weights. ema: their exponential moving average over the
+    steps, batch norm's statistics included. swa: their mean over the ends of the epochs from swa_start on, with batch
+    norm's statistics recomputed (Izmailov et al. 2018); the best epoch is one of those. swa needs a schedule that does
+    not fall to zero, such as constant, to have weights that differ."""
+    ema_decay: Annotated[float, real(gt=0, lt=1), NOT_BOOL] = 0.99
+    """Decay of ema: the fraction of the average that each step keeps. It is lower in the first steps."""
+    swa_start: Fraction = 0.75
+    """Fraction of max_epochs after which swa begins to average."""
+    save_state_every: Positive = 30.0
+    """Seconds between two saved states, from which a killed fit resumes. A state is also saved after each epoch if that
+    takes less than 2 % of the time. Changes no result."""
+
+    @model_validator(mode="after")
+    def _averaging_is_reached(self) -> Self:
+        if self.averaging == "swa" and self.patience is not None:
+            raise ValueError(f"patience = {self.patience} could end the fit before averaging = 'swa' begins; set "
+                             "patience to null")  # fmt: skip
+        if self.averaging == "swa" and self.freeze_epochs > self.first_averaged_epoch:
+            raise ValueError(f"freeze_epochs = {self.freeze_epochs}, but averaging = 'swa' begins after "
+                             f"{self.first_averaged_epoch} epochs and would recompute the frozen statistics; "
+                             "raise swa_start")  # fmt: skip
+        return self
+
+    @property
+    def first_averaged_epoch(self) -> int:
+        """First epoch whose weights swa averages, counted from 0."""
+        return int(self.swa_start * self.max_epochs)
+
+    @property
+    def monitor_mode(self) -> Literal["min", "max"]:
+        return "min" if self.monitor.endswith(("loss", "error")) else "max"
