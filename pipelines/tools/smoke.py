@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 import yaml
 
 from pipelines.tools.workspace import bring_images, copy_working_tree
-from refit.params import OUR_SYSTEMS
+from refit.params import OUR_SYSTEMS, load_params
 from refit.runtime.command import take_no_arguments
 from refit.runtime.warm import OWNER
 
@@ -34,7 +34,7 @@ def main() -> None:
         bring_images(root, copy)
         subprocess.run(["git", "init", "--quiet", str(copy)], check=True)
         share_prepared(root, copy)
-        params = yaml.safe_load((copy / "params.yaml").read_text(encoding="utf-8"))
+        params = load_params(copy / "params.yaml").model_dump()
         environment = {**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db", OWNER: str(os.getpid())}
         own = params["model"]["system"]
         for system in dict.fromkeys([*OUR_SYSTEMS, own]):
@@ -43,7 +43,7 @@ def main() -> None:
             if system != own:  # which may not take what is chosen for another
                 for key in ONLY_SOME_SYSTEMS:
                     section, _, name = key.partition(".")
-                    trial[section].pop(name, None)  # and so takes its default
+                    del trial[section][name]  # so it takes its default
                 trial["model"]["system"] = system
             trial["debug"]["fast_dev_run"] = BATCHES
             (copy / "params.yaml").write_text(yaml.safe_dump(trial), encoding="utf-8")

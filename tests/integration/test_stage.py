@@ -322,11 +322,15 @@ def test_check_writes_the_schema_that_is_committed(workspace: Path, values: Valu
     assert (workspace / "docs/params.schema.json").read_bytes() == (ROOT / "docs/params.schema.json").read_bytes()
 
 
+def model_of_ones_own(arguments: dict[str, int]) -> dict[str, object]:
+    return model_params(system="refit.systems.classifier.Classifier", system_arguments=arguments).model_dump()
+
+
 @pytest.mark.parametrize(
     ("key", "value", "line"),
     [
         ("fit.max_epoch", 3, "fit.max_epoch is not a known key; did you mean fit.max_epochs?"),
-        ("optimizer.learning_rate", -1, "optimizer.learning_rate = -1: expected"),
+        ("optimizer.learning_rate", -1, "optimizer.learning_rate = -1 must be"),
         ("data.source", "digit", "data.source = 'digit' is unknown"),
         (
             "model",
@@ -339,8 +343,9 @@ def test_check_writes_the_schema_that_is_committed(workspace: Path, values: Valu
         ("model.system", "stages.fit.FitLoggers", "lies in refit/tracking/loggers.py, whose edits dvc.yaml would miss"),
         ("model.system", "torch.nn.Linear", "model.system = 'torch.nn.Linear' is not a LightningModule"),
         ("model.system", "mine.Own", "there is no package 'mine'"),
-        ("model.system_arguments", {"klasses": 3}, "takes no such argument; did you mean classes?"),
-        ("model.system_arguments", {"classes": 3}, "Refit itself gives Classifier("),
+        ("model.system_arguments", {"classes": 3}, "model.system_arguments = {"),
+        ("model", model_of_ones_own({"klasses": 3}), "takes no such argument; did you mean classes?"),
+        ("model", model_of_ones_own({"classes": 3}), "Refit itself gives Classifier("),
         ("model.weights", "data/weights/gone.pth", "model.weights = 'data/weights/gone.pth' is not there; put"),
         ("predict.images", "data/newer", "predict.images = 'data/newer' is not a folder; create it"),
     ],

@@ -90,11 +90,11 @@ OFFLINE = dict.fromkeys(("http_proxy", "https_proxy"), "http://127.0.0.1:9")
     ("override", "line"),
     [
         ("+fit.max_epoch=3", "fit.max_epoch is not a known key; did you mean fit.max_epochs?"),
-        ("optimizer.learning_rate=-1", "optimizer.learning_rate = -1: expected"),
+        ("optimizer.learning_rate=-1", "optimizer.learning_rate = -1 must be"),
         ("model.network=cnnn", "network 'cnnn' is unknown; did you mean cnn?"),
         ("model.network=torchvision:resnet17", "'torchvision:resnet17' is unknown; did you mean torchvision:resnet1"),
         ("data.source=digit", "data.source = 'digit' is unknown; did you mean digits?"),
-        ("data.val=1.2", "data.val = 1.2: expected"),
+        ("data.val=1.2", "data.val = 1.2 must be"),
         ("data.source=torchvision:KMNIST", "torchvision:KMNIST' is not in data.root"),
     ],
 )

@@ -107,6 +107,8 @@ def test_a_missing_or_empty_section_takes_its_defaults(section: str) -> None:
 def test_the_recipes_are_right() -> None:
     recipes = list((ROOT / "docs/recipes").glob("*.yaml"))
     assert [load_params(path).model.network for path in recipes] == ["airbench"]
+    for path in recipes:  # `dvc exp run -S` sets a key only if the file has it
+        assert dotted(yaml.safe_load(path.read_text())) == KEYS
 
 
 def test_the_keys_are_frozen() -> None:

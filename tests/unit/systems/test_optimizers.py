@@ -86,7 +86,7 @@ def test_cosine_warm_up_climbs_in_a_straight_line_and_falls_along_a_cosine(seen:
 
 
 def test_plain_cosine_has_no_warm_up(seen: Any) -> None:
-    rates = seen(optimizer__schedule="cosine", optimizer__warm_up=0.5).rates
+    rates = seen(optimizer__schedule="cosine").rates
     assert rates[0] == 0.01
     assert rates == sorted(rates, reverse=True)
 
