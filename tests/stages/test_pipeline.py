@@ -83,6 +83,25 @@ def test_a_file_of_weights_that_comes_makes_stale_what_trains_and_nothing_else(p
         weights.unlink()  # git ignores it
 
 
+def test_a_params_yaml_with_missing_keys_runs(project: Project) -> None:
+    """DVC itself needs the two folders that dvc.yaml names, and the name of each section that a stage reads."""
+    sections = {name for stage in declared(project).values() for name in stage.get("params", [])} - {"seed"}
+    values = {"seed": 0, **dict.fromkeys(sections), "data": {"root": "data/raw"}, "predict": {"images": "data/new"}}
+    (project.root / "params.yaml").write_text(yaml.safe_dump(values))
+    assert sorted(project.stale()) == sorted(ALL)
+    assert project.run("python", "-m", "stages.check").stdout.startswith("params.yaml is right")
+
+    del values["loss"]
+    (project.root / "params.yaml").write_text(yaml.safe_dump(values))
+    refused = project.run("dvc", "repro", "--dry", ok=False)
+    assert "'loss' are missing from 'params.yaml'" in refused.stderr
+
+
+def declared(project: Project) -> dict[str, Any]:
+    stages: dict[str, Any] = yaml.safe_load((project.root / "dvc.yaml").read_text())["stages"]
+    return stages
+
+
 OFFLINE = dict.fromkeys(("http_proxy", "https_proxy"), "http://127.0.0.1:9")
 
 
