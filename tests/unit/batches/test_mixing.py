@@ -14,7 +14,6 @@ from refit.batches.augment import Draws, augment, draw
 from refit.batches.datamodule import AnyBatch, MixedBatch, PreparedData, TrainLoader, augmented
 from refit.batches.mixing import mix
 from refit.params import AugmentParams
-from refit.runtime.errors import UserError
 from refit.systems.build import build_system
 from refit.training.trainer import make_trainer
 from tests.fixtures import Changed
@@ -208,15 +207,3 @@ def test_what_was_pinned_is_mixed_on_the_device_as_on_the_cpu(split: Split, monk
     waiting = list(TrainLoader(split, 8, 16, params, 3, lambda: 0, torch.device("cuda")))
     assert {len(batch.labels) for batch in waiting} == {9}
     assert same(joined([augmented(batch, params) for batch in waiting]), joined(batches(split, params)))
-
-
-@pytest.mark.parametrize(
-    ("key", "value", "none"),
-    [("augment.mixup", 0.2, "0"), ("augment.cutmix", 1.0, "0"), ("loss.class_weights", "balanced", "none")],
-)
-def test_a_system_without_labels_refuses_what_needs_them_in_a_line(
-    key: str, value: object, none: str, changed: Changed
-) -> None:
-    with pytest.raises(UserError, match=f"params.yaml: {key} = .* trains without labels; set it to {none}$") as raised:
-        changed({"model.system": "autoencoder", key: value})
-    assert len(str(raised.value).splitlines()) == 1

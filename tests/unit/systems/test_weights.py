@@ -195,10 +195,10 @@ def test_what_is_no_state_dict_is_an_error() -> None:
 @pytest.mark.parametrize(
     ("weights", "network", "line"),
     [
-        ("DEFAULT", "cnn", "weights 'DEFAULT' is a name, and cnn has no weights by name"),
+        ("DEFAULT", "cnn", "weights 'DEFAULT' is a name, but only torchvision's networks have named weights"),
         ("data/model/model.safetensors", "cnn", "is not below data/weights/"),
         ("data/weights/../model/model.safetensors", "cnn", "is not below data/weights/"),
-        ("data/weights/model.ckpt", "cnn", "is of a kind that is not read; expected one of .safetensors, .pt, .pth"),
+        ("data/weights/model.ckpt", "cnn", "has an unknown file type; expected one of .safetensors, .pt, .pth"),
     ],
 )
 def test_weights_that_cannot_be_are_refused(weights: str, network: str, line: str, values: Values) -> None:

@@ -24,6 +24,7 @@ pytestmark = [
 
 SWA: dict[str, Any] = {"fit__averaging": "swa", "fit__swa_start": 0.5, "fit__max_epochs": 4, "learning_rate": 0.02,
                        "optimizer__schedule": "constant"}  # fmt: skip
+PLAIN = {key: value for key, value in SWA.items() if key not in ("fit__averaging", "fit__swa_start")}
 
 
 class Notes(Callback):
@@ -105,7 +106,7 @@ def test_an_epoch_before_swa_begins_is_validated_plain_and_never_the_best(
 ) -> None:
     """Were the highest loss the best, it would be the first epoch's."""
     monkeypatch.setattr(FitParams, "monitor_mode", "max")
-    noted(**{**SWA, "fit__averaging": "none"})
+    noted(**PLAIN)
     plain = history()
     assert json.loads(Path("data/evaluation/fit.json").read_text())["epoch"] == 1
     noted(**SWA)
@@ -150,9 +151,9 @@ def test_swa_s_batch_norm_statistics_are_those_of_the_training_images_under_the_
 
 def test_swa_s_pass_over_the_images_changes_neither_the_batches_nor_what_is_drawn(noted: Any) -> None:
     """The weights between two averages are those of a fit without."""
-    keys = {**SWA, "model__dropout": 0.3, "augment__shift": 1}
-    _, plain = noted(**{**keys, "fit__averaging": "none"})
-    _, swa = noted(**keys)
+    keys = {"model__dropout": 0.3, "augment__shift": 1}
+    _, plain = noted(**PLAIN, **keys)
+    _, swa = noted(**SWA, **keys)
     assert plain.labels == swa.labels
     assert plain.drawn == swa.drawn
     assert all(torch.equal(one[name], other[name]) for one, other in zip(plain.steps, swa.steps, strict=True)
