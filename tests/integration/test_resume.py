@@ -26,6 +26,7 @@ from torch import Tensor
 
 from refit.params import load_params
 from refit.runtime.errors import UserError
+from refit.runtime.fingerprint import PROJECT
 from refit.training import resume
 from refit.training.resume import fit_state
 from stages import fit
@@ -403,7 +404,7 @@ def test_a_fit_does_not_go_on_with_a_network_of_the_users_that_was_edited_meanwh
     fitted(fit__max_epochs=1)  # for the choices of the stages before
     code = prepared_workspace / "code"
     for package in ("refit", "stages"):
-        shutil.copytree(resume._PROJECT / package, code / package, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(PROJECT / package, code / package, ignore=shutil.ignore_patterns("__pycache__"))
     own = {"model.network": "refit.systems.mine.Mine", "model.width": None, "model.dropout": None}
     Path("params.yaml").write_text(json.dumps(values(own | {"fit.save_state_every": 1e-6})))  # JSON is YAML
 
