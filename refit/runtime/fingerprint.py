@@ -25,10 +25,9 @@ _BLOCKS = ("body", "orelse", "handlers", "finalbody", "cases")  # where statemen
 def code_of(stage: str, own: Sequence[str], root: Path = PROJECT) -> dict[str, str]:
     """The code that decides the results of `stage`: its module and all that it imports, except for the watchers.
 
-    By the path of a project file the sha256 of its meaning, by the name of a package its version.
-    `own` are the values of model.system and model.network. The file of a class that is named there by dotted path
-    counts for the stages that build a system. Raises UserError where a file is not Python, or an edit of it would go
-    unnoticed.
+    By the path of a project file the sha256 of its meaning, by the name of a package its version. `own` are the values
+    of model.system and model.network: a class named there by dotted path counts for a stage that builds a system.
+    Raises UserError where a file is not Python, or an edit of it would go unnoticed.
     """
     code: dict[str, str] = {}
     todo = [f"stages.{stage}"]
@@ -42,10 +41,8 @@ def code_of(stage: str, own: Sequence[str], root: Path = PROJECT) -> dict[str, s
             if name in code or name.startswith(_WATCHERS):
                 continue
             if not name.startswith(_WATCHED):
-                raise UserError(
-                    f"{name}, which the stage {stage} uses, is in no folder that dvc.yaml watches, so an edit of it "
-                    "would go unnoticed; move it into refit/systems/"
-                )
+                raise UserError(f"{name}, which the stage {stage} uses, is in no folder that dvc.yaml watches, so an "
+                                "edit of it would go unnoticed; move it into refit/systems/")  # fmt: skip
             try:
                 code[name], imports = _read(file.read_bytes())
             except (SyntaxError, ValueError) as error:

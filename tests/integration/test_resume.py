@@ -398,7 +398,7 @@ class Mine(torch.nn.Module):
 """
 
 
-def test_a_fit_does_not_go_on_with_a_network_of_the_users_that_was_edited_meanwhile(
+def test_a_fit_goes_on_with_a_network_of_the_users_if_only_a_comment_was_edited_meanwhile(
     prepared_workspace: Path, values: Any, fitted: Fit
 ) -> None:
     fitted(fit__max_epochs=1)  # for the choices of the stages before
@@ -417,6 +417,8 @@ def test_a_fit_does_not_go_on_with_a_network_of_the_users_that_was_edited_meanwh
 
     cut_off = fit_with("os._exit(9)", 1.0)
     assert cut_off.returncode == 9, cut_off.stderr
+    mended = fit_with("os._exit(9)  # a comment", 1.0)
+    assert "going on from step" in mended.stdout
     edited = fit_with("pass", 2.0)
     assert edited.returncode == 0, edited.stderr
     assert "is of another fit, and left there: code.refit/systems/mine.py" in edited.stdout
