@@ -109,7 +109,7 @@ versus: .venv/ready  ## is experiment A better than B (or what is here), and wha
 # dvc exp show has a column for every parameter, metric and hash; here only what differs, and the accuracies. It leaves
 # out what a terminal is too narrow for, and that is what was varied: a wide line wraps instead. Where `tested` is not
 # `fitted`, as after an experiment of fit alone, the test's accuracy is another model's.
-NOT_COMPARED := .*\.py$$|^(data|docs|refit)/|^params\.yaml$$|^(Created|Executor|train|val|test|skipped|duplicates|left_out_copies|imbalance|epochs?|train_.*|val_loss|learning_rate|accuracy_.*|macro_f1|loss|ece|brier)$$
+NOT_COMPARED := ^(data|docs|refit|stages)(/|$$)|^params\.yaml$$|^(Created|Executor|train|val|test|skipped|duplicates|left_out_copies|imbalance|epochs?|train_.*|val_loss|learning_rate|accuracy_.*|macro_f1|loss|ece|brier)$$
 
 .PHONY: compare
 compare: .venv/ready  ## what differs between the experiments of the last three commits, best test accuracy first

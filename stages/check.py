@@ -1,6 +1,8 @@
-"""Is every choice in params.yaml right, and are the raw images at hand? Asked before any other stage begins.
+"""Is every choice in params.yaml right, and are the raw images at hand? And has the code of any stage changed?
 
-Its output, the schema that editors read, does not depend on the values: a right value invalidates nothing.
+The other stages depend on what this one writes of their code, so none begins before it has passed. What it writes does
+not depend on the values in params.yaml, except for a system or a network of the user's own: a right value makes no
+stage stale by itself.
 """
 
 import json
@@ -9,6 +11,7 @@ import shutil
 from importlib.util import find_spec
 from pathlib import Path
 
+from refit.artifacts.checked import write_checked
 from refit.artifacts.files import write_bytes
 from refit.data.sources import open_source
 from refit.params import OUR_NETWORKS, OUR_SYSTEMS, WEIGHTS_FILES, Params, load_params
@@ -38,8 +41,9 @@ def main(params: Params) -> None:
     for name in params.tracking.loggers:  # each needs the package of its name; csv is Python's own
         if find_spec(name) is None:
             raise UserError(f"tracking.loggers names {name}, which is not installed; run: uv pip install {name}")
+    changes = write_checked((params.model.system, params.model.network))
     write_bytes(SCHEMA, (json.dumps(Params.model_json_schema(), indent=2) + "\n").encode())
-    print("params.yaml is right")
+    print("params.yaml is right", *changes, sep="\n")
 
 
 if __name__ == "__main__":

@@ -14,13 +14,14 @@ from refit.artifacts.model import MODEL, model_name, write_model
 from refit.artifacts.prepared import read_info
 from refit.batches.datamodule import PreparedData
 from refit.params import Params, load_params
+from refit.runtime.fingerprint import code_of
 from refit.runtime.stage import run_stage
 from refit.systems.build import blueprint_of, build_system, check_model
 from refit.systems.weights import identity
 from refit.tracking.loggers import FitLoggers, chosen_loggers
 from refit.tracking.runs import DEBUG_TAG
 from refit.training.distributed import leads_fit
-from refit.training.resume import fit_state, loaded_code
+from refit.training.resume import fit_state
 from refit.training.train import train
 from refit.training.trainer import environment, hardware_class
 
@@ -40,12 +41,12 @@ def main(params: Params) -> None:
     if leads:
         print(f"learning rate {rate.learning_rate:.3g} from {rate.chosen_by}, effective batch {batch.effective_batch}")
 
-    check_model(params.model)  # with which the user's own code, where there is any, is loaded and so counts
+    check_model(params.model)
     inputs = {
         "params": params.model_dump(include=set(READS), exclude={"fit": {"save_state_every"}}),
         "data": {"sha256": info.sha256, "batch": asdict(batch), "learning_rate": asdict(rate)},
         "weights": identity(params.model),
-        "code": loaded_code(),
+        "code": code_of("fit", (params.model.system, params.model.network)),
         "environment": environment(params.trainer),
     }
     resolved = resolved_params(params, batch, rate)

@@ -10,16 +10,12 @@ from typing import Any
 from refit.params import nearest
 from refit.runtime.errors import UserError
 
-FOLDER = Path(__file__).resolve().parent
-PROJECT = FOLDER.parents[1]
-
 Offers = Mapping[str, Callable[[], Any]]
 """What Refit has to give to a constructor, by the name of its argument; each is made only if it is asked for."""
 
 
 def user_class(path: str, key: str) -> type:
-    """The class at the dotted path `path`, the value of `key`. Raises UserError where there is none, or where it
-    lies in a file of this project that dvc.yaml does not watch."""
+    """The class at the dotted path `path`, the value of `key`. Raises UserError where there is none."""
     module_name, _, name = path.rpartition(".")
     if not module_name:
         raise UserError(f"{key} = {path!r} is unknown; expected one of Refit's own, or a dotted path to a class")
@@ -38,15 +34,6 @@ def user_class(path: str, key: str) -> type:
     if not isinstance(found, type):
         close = nearest(name, [other for other, value in vars(module).items() if isinstance(value, type)])
         raise UserError(f"{key} = {path!r}: {module_name} holds no class {name!r}{close}")
-    try:
-        file = Path(inspect.getfile(found)).resolve()
-    except TypeError:  # Python's own have none
-        return found
-    if file.is_relative_to(PROJECT) and not file.is_relative_to(FOLDER) and "site-packages" not in file.parts:
-        raise UserError(
-            f"{key} = {path!r} lies in {file.relative_to(PROJECT)}, whose edits dvc.yaml would miss; "
-            f"move it into {FOLDER.relative_to(PROJECT)}/"
-        )
     return found
 
 

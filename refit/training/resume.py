@@ -42,24 +42,9 @@ COST_SHARE = 0.02  # of the time of a fit, at most, for the states at the ends o
 FIRST_GUESS = 0.1  # seconds that a state takes, before one was saved
 SIGNALS = (signal.SIGTERM, signal.SIGINT, PARENT_ENDED)
 
-_PROJECT = Path(__file__).resolve().parents[2]
 _HOLDER = "pid"
 _PATIENCE = 10.0  # seconds that a killed process may take to be gone
 _LEADERS_END = 60.0  # seconds that the leader of a fit may take to end after a fault
-
-
-def loaded_code() -> dict[str, str]:
-    """The sha256 of each of this project's files that this process has imported.
-
-    Not the one that chooses in which process a stage runs: the same bits come out of either.
-    """
-    packages = [_PROJECT / "refit", _PROJECT / "stages"]
-    names = {"__main__", *(package.name for package in packages)}  # of the thousands of modules the few that can be
-    modules = [module for name, module in sys.modules.items() if name.partition(".")[0] in names]
-    files = {Path(file).resolve() for module in modules if (file := getattr(module, "__file__", None))}
-    ours = sorted(file for file in files if any(file.is_relative_to(package) for package in packages))
-    ours.remove(_PROJECT / "refit/runtime/warm.py")
-    return {str(file.relative_to(_PROJECT)): hashlib.sha256(file.read_bytes()).hexdigest() for file in ours}
 
 
 @contextmanager

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from refit.params import load_params
 from refit.runtime.errors import UserError
+from refit.runtime.fingerprint import PROJECT
 from refit.training import resume
 from refit.training.resume import fit_state
 from stages import fit
@@ -397,13 +398,13 @@ class Mine(torch.nn.Module):
 """
 
 
-def test_a_fit_does_not_go_on_with_a_network_of_the_users_that_was_edited_meanwhile(
+def test_a_fit_goes_on_with_a_network_of_the_users_if_only_a_comment_was_edited_meanwhile(
     prepared_workspace: Path, values: Any, fitted: Fit
 ) -> None:
     fitted(fit__max_epochs=1)  # for the choices of the stages before
     code = prepared_workspace / "code"
     for package in ("refit", "stages"):
-        shutil.copytree(resume._PROJECT / package, code / package, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(PROJECT / package, code / package, ignore=shutil.ignore_patterns("__pycache__"))
     own = {"model.network": "refit.systems.mine.Mine", "model.width": None, "model.dropout": None}
     Path("params.yaml").write_text(json.dumps(values(own | {"fit.save_state_every": 1e-6})))  # JSON is YAML
 
@@ -416,6 +417,8 @@ def test_a_fit_does_not_go_on_with_a_network_of_the_users_that_was_edited_meanwh
 
     cut_off = fit_with("os._exit(9)", 1.0)
     assert cut_off.returncode == 9, cut_off.stderr
+    mended = fit_with("os._exit(9)  # a comment", 1.0)
+    assert "going on from step" in mended.stdout
     edited = fit_with("pass", 2.0)
     assert edited.returncode == 0, edited.stderr
     assert "is of another fit, and left there: code.refit/systems/mine.py" in edited.stdout

@@ -340,7 +340,11 @@ def model_of_ones_own(arguments: dict[str, int]) -> dict[str, object]:
         ("model.system", "os.path", "model.system = 'os.path': os holds no class 'path'"),
         ("model.system", "refit.systems.build.build_system", "holds no class 'build_system'"),
         ("model.system", "refit.systems.clasifier.Classifier", "there is no module 'refit.systems.clasifier'"),
-        ("model.system", "stages.fit.FitLoggers", "lies in refit/tracking/loggers.py, whose edits dvc.yaml would miss"),
+        (
+            "model",
+            model_params(system="benchmarks.rivals.TemplateSystem", system_arguments={"steps": 1}).model_dump(),
+            "benchmarks/rivals.py, which the stage find_lr uses, is in no folder that dvc.yaml watches",
+        ),
         ("model.system", "torch.nn.Linear", "model.system = 'torch.nn.Linear' is not a LightningModule"),
         ("model.system", "mine.Own", "there is no package 'mine'"),
         ("model.system_arguments", {"classes": 3}, "model.system_arguments = {"),

@@ -48,8 +48,12 @@ class Project:
         self.run("dvc", "checkout", "--quiet", "--force")
 
     def stale(self) -> list[str]:
-        """The stages that DVC would run as things are; what they write may make those below them stale in turn."""
-        return re.findall(r"Running stage '(\w+)'", self.run("dvc", "repro", "--dry").stdout)
+        """The stages that DVC would run as things are; what they write may make those below them stale in turn.
+
+        Runs `check`, on whose outputs the others depend.
+        """
+        checked = self.run("dvc", "repro", "check").stdout
+        return re.findall(r"Running stage '(\w+)'", checked + self.run("dvc", "repro", "--dry").stdout)
 
     def outputs(self) -> dict[str, bytes]:
         return {

@@ -11,6 +11,7 @@ import pytest
 import yaml
 from mlflow import MlflowClient
 
+from refit.runtime import fingerprint
 from tests.stages.conftest import Project, make_photos, make_project
 
 ALL = ["check", "prepare", "scale_batch", "find_lr", "fit", "test", "predict"]
@@ -54,24 +55,53 @@ def test_a_changed_parameter_makes_stale_what_reads_it_and_nothing_else(
     assert set(project.stale()) == stages
 
 
+def edit(project: Project, file: str, before: str, after: str) -> None:
+    path = project.root / file
+    text = path.read_text()
+    assert before in text, file
+    path.write_text(text.replace(before, after, 1))
+
+
+def test_a_comment_a_docstring_another_formatting_and_a_changed_watcher_run_check_alone(project: Project) -> None:
+    edit(project, "refit/training/train.py", "\nfrom", "\n# a comment\nfrom")
+    edit(project, "refit/systems/networks.py", '"""Two hidden layers of `width` units."""', '"""Two layers."""')
+    edit(project, "refit/reports/page.py", "\n\n\n", "\n\n")
+    project.run("ruff", "format", "--quiet", "--line-length", "60", "refit/params")
+    edit(project, "refit/tracking/runs.py", "warning: ", "warning to all: ")
+    edit(project, "README.md", "DVC", "dvc")
+    output = project.run("dvc", "repro").stdout
+    assert re.findall(r"Running stage '(\w+)'", output) == ["check"]
+    assert " changed" not in output
+
+
+TRAINING = ("scale_batch", "find_lr", "fit")
+
+
 @pytest.mark.parametrize(
-    ("file", "stages"),
+    ("file", "before", "after", "stages"),
     [
-        ("refit/tracking/runs.py", {"fit", "test"}),
-        ("refit/reports/plots.py", {"test"}),
-        ("refit/batches/folder.py", {"predict"}),
-        ("refit/reports/summary.py", set()),
-        ("refit/commands/sync.py", set()),
-        ("pipelines/reproduce.py", set()),
-        ("README.md", set()),
+        ("refit/systems/networks.py", "width or 256", "width or 255", {*TRAINING, "test", "predict"}),
+        ("refit/reports/plots.py", "\nimport ", "\nimport abc\nimport ", {"test"}),
+        ("refit/commands/sanity.py", "\nimport ", "\nimport abc\nimport ", set()),
     ],
 )
-def test_a_comment_makes_stale_what_imports_the_file_and_nothing_else(
-    project: Project, file: str, stages: set[str]
+def test_changed_code_makes_stale_what_imports_it_and_nothing_else_and_the_run_names_the_file(
+    project: Project, file: str, before: str, after: str, stages: set[str]
 ) -> None:
-    with (project.root / file).open("a") as source:
-        source.write("# a comment\n")
-    assert set(project.stale()) == stages
+    edit(project, file, before, after)
+    output = project.run("dvc", "repro", "check").stdout
+    assert set(re.findall(r"(\w+): (.*) changed\n", output)) == {(stage, file) for stage in stages}
+    assert set(re.findall(r"Running stage '(\w+)'", project.run("dvc", "repro", "--dry").stdout)) == stages
+
+
+def test_another_version_of_a_package_makes_stale_what_imports_it_and_nothing_else(
+    project: Project, tmp_path: Path
+) -> None:
+    (tmp_path / "timm-99.0.dist-info").mkdir()
+    (tmp_path / "timm-99.0.dist-info/METADATA").write_text("Metadata-Version: 2.1\nName: timm\nVersion: 99.0\n")
+    output = project.run("dvc", "repro", "check", "--force", PYTHONPATH=str(tmp_path)).stdout
+    assert re.search(r"\nfit: timm [\d.]+ -> 99.0\n", output)
+    assert set(re.findall(r"(\w+): timm", output)) == {*TRAINING, "test", "predict"}
 
 
 def test_a_file_of_weights_that_comes_makes_stale_what_trains_and_nothing_else(project: Project) -> None:
@@ -228,12 +258,16 @@ sys.addaudithook(hook)
 try:
     runpy.run_module(f"stages.{stage}", run_name="__main__", alter_sys=True)
 finally:
-    print("RECORD", json.dumps({"opened": sorted(opened), "sections": sorted(sections)}))
+    files = [getattr(module, "__file__", None) or "" for module in list(sys.modules.values())]
+    ours = {os.path.relpath(file, root) for file in files if file.startswith(root + os.sep)}
+    print("RECORD", json.dumps({"opened": sorted(opened), "sections": sorted(sections), "imported": sorted(ours)}))
 """
 
 
 @pytest.mark.parametrize("stage", ALL[1:])
-def test_a_stage_opens_only_the_data_and_reads_all_the_sections_it_declares(project: Project, stage: str) -> None:
+def test_a_stage_opens_only_the_data_and_reads_all_the_sections_and_runs_the_code_it_declares(
+    project: Project, stage: str
+) -> None:
     declared = yaml.safe_load((project.root / "dvc.yaml").read_text())["stages"][stage]
     paths = [*declared["deps"], *declared.get("outs", []), *declared.get("metrics", [])]
     paths = [{"${data.root}": "data/raw", "${predict.images}": "data/new"}.get(path, path) for path in paths]
@@ -247,6 +281,9 @@ def test_a_stage_opens_only_the_data_and_reads_all_the_sections_it_declares(proj
     if stage != "predict":
         assert record["opened"] or stage == "prepare"
     assert record["sections"] == sorted(declared["params"])
+    code = json.loads((project.root / f"data/checked/{stage}.json").read_text())
+    imported = {name for name in record["imported"] if not name.startswith(fingerprint._WATCHERS)}
+    assert {name for name in code if name.endswith(".py")} == imported
 
 
 def partial(path: str) -> str:
@@ -267,7 +304,7 @@ def test_verify_runs_all_of_the_last_commit_again_and_names_the_file_that_differ
     project.run("git", "reset", "--quiet", "--hard", "HEAD~1")
     lines = done.stdout.splitlines()
     assert [line for line in lines if line.startswith("DIFFERS")] == ["DIFFERS  data/evaluation/test.json"]
-    for file in ("data/model/model.safetensors", "data/prepared/train_images.npy", "refit/training/resume.py"):
+    for file in ("data/model/model.safetensors", "data/prepared/train_images.npy", "refit"):
         assert f"same     {file}" in lines
     assert done.stderr.splitlines()[-1] == "error: 1 files are not what dvc.lock says"
     assert done.returncode == 1

@@ -78,9 +78,17 @@ def test_the_example_of_the_docs_is_trained_tested_and_stale_when_it_is_edited(r
     assert 0 < float(rows(project, "predictions/predictions.csv")[0]["shown"]) < 10
 
     assert project.stale() == []
-    file.write_text(code[1] + "\n# edited\n")
-    assert "fit" in project.stale()
+    not_in_use = file.with_name("not_in_use.py")
+    not_in_use.write_text(code[1])
+    file.write_text(code[1] + "\n# a comment\n")
+    assert project.stale() == ["check"]
+    not_in_use.write_text(code[1].replace("channels=16", "channels=17"))
+    assert project.stale() == ["check"]
+    file.write_text(code[1].replace("channels=16", "channels=17"))
+    assert "fit: refit/systems/one_vs_rest.py changed\n" in project.run("dvc", "repro", "check").stdout
+    assert project.stale() == ["scale_batch", "find_lr", "fit", "test", "predict"]
     file.unlink()
+    not_in_use.unlink()
 
 
 def test_a_monitor_that_the_system_does_not_log_is_named_with_those_that_it_does(restored: Project) -> None:

@@ -1,7 +1,5 @@
 """Every network on offer takes uint8 images and gives logits."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -109,8 +107,7 @@ def users_model(name: str, **arguments: object) -> ModelParams:
     return model(f"{__name__}.{name}").model_copy(update={"network_arguments": arguments})
 
 
-def test_a_network_of_one_s_own_may_take_its_size_from_the_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("refit.systems.user_code.PROJECT", Path("/nowhere"))  # that this file is not watched is told
+def test_a_network_of_one_s_own_may_take_its_size_from_the_images() -> None:
     built = build(users_model("Lazy"))
     assert isinstance(built, nn.Sequential)
     layers = built[1]
@@ -127,10 +124,7 @@ def test_a_network_of_one_s_own_may_take_its_size_from_the_images(monkeypatch: p
         (users_model("Pair"), r"\.Pair' makes tuple of 2 images; expected a tensor of \(2, 7\)$"),
     ],
 )
-def test_a_network_of_one_s_own_with_other_outputs_is_told(
-    users: ModelParams, line: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("refit.systems.user_code.PROJECT", Path("/nowhere"))
+def test_a_network_of_one_s_own_with_other_outputs_is_told(users: ModelParams, line: str) -> None:
     with pytest.raises(UserError, match=line):
         build(users)
 

@@ -1,0 +1,46 @@
+"""What `check` found of the code of each stage: data/checked/NAME.json, on which the stage NAME depends."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from refit.artifacts.files import read_json, whole_folder, write_json
+from refit.runtime.errors import UserError
+from refit.runtime.fingerprint import PROJECT, code_of
+
+CHECKED = Path("data/checked")
+
+_SHOWN = 3  # changes of a stage
+
+
+def write_checked(own: Sequence[str], root: Path = PROJECT) -> list[str]:
+    """Write the code of each stage but `check`. Returns a line for each whose code is not what it was.
+
+    `own` are the values of model.system and model.network. Raises UserError as code_of.
+    """
+    stages = sorted(path.stem for path in (root / "stages").glob("[!_]*.py") if path.stem != "check")
+    code = {stage: code_of(stage, own, root) for stage in stages}
+    lines = []
+    for stage in stages:
+        with suppress(UserError):  # there is none yet, or it is damaged
+            found = _differences(read_json(CHECKED / f"{stage}.json", "dvc repro check"), code[stage])
+            more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+            lines += [f"{stage}: {', '.join(found[:_SHOWN])}{more}"] if found else []
+    with whole_folder(CHECKED) as folder:
+        for stage in stages:
+            write_json(folder / f"{stage}.json", code[stage])
+    return lines
+
+
+def _differences(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """What a person reads of them, files first."""
+    names = sorted(before.keys() | now.keys(), key=lambda name: (not name.endswith(".py"), name))
+    return [_difference(name, before.get(name), now.get(name)) for name in names if before.get(name) != now.get(name)]
+
+
+def _difference(name: str, before: str | None, now: str | None) -> str:
+    if before is None:
+        return f"{name} is new"
+    if now is None:
+        return f"{name} is no longer used"
+    return f"{name} changed" if name.endswith(".py") else f"{name} {before} -> {now}"

@@ -1,0 +1,118 @@
+"""What the code of a stage means: a digest of each project file that it imports, and the version of each package.
+
+A comment, a docstring or another formatting changes no digest, and every version of Python makes the same.
+"""
+
+import ast
+import hashlib
+import sys
+from collections.abc import Iterator, Sequence
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+
+from refit.runtime.errors import UserError
+
+PROJECT = Path(__file__).resolve().parents[2]
+
+_WATCHED = ("refit/", "stages/")  # what dvc.yaml has `check` depend on
+_WATCHERS = ("refit/runtime/", "refit/tracking/", "stages/__init__.py")  # these change no result
+_SYSTEM_BUILDER = "refit/systems/build.py"
+_DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "PyYAML"}  # named otherwise than their import
+_BLOCKS = ("body", "orelse", "handlers", "finalbody", "cases")  # where statements hold statements
+
+
+def code_of(stage: str, own: Sequence[str], root: Path = PROJECT) -> dict[str, str]:
+    """The code that decides the results of `stage`: its module and all that it imports, except for the watchers.
+
+    By the path of a project file the sha256 of its meaning, by the name of a package its version. `own` are the values
+    of model.system and model.network: a class named there by dotted path counts for a stage that builds a system.
+    Raises UserError where a file is not Python, or an edit of it would go unnoticed.
+    """
+    code: dict[str, str] = {}
+    todo = [f"stages.{stage}"]
+    for module in todo:  # which grows meanwhile
+        files = list(_files_of(module, root))
+        package = module.partition(".")[0]
+        if not files and package not in sys.stdlib_module_names and package not in code:
+            code[package] = _version(package)
+        for file in reversed(files):  # an error names the module, not its package
+            name = file.relative_to(root).as_posix()
+            if name in code or name.startswith(_WATCHERS):
+                continue
+            if not name.startswith(_WATCHED):
+                raise UserError(f"{name}, which the stage {stage} uses, is in no folder that dvc.yaml watches, so an "
+                                "edit of it would go unnoticed; move it into refit/systems/")  # fmt: skip
+            try:
+                code[name], imports = _read(file.read_bytes())
+            except (SyntaxError, ValueError) as error:
+                raise UserError(f"{name}, which the stage {stage} uses, is not Python: {error}") from None
+            folders = name.split("/")[:-1]
+            for level, imported in imports:
+                todo.append(".".join([*folders[: len(folders) + 1 - level], imported]) if level else imported)
+            if name == _SYSTEM_BUILDER:
+                todo += [path for path in own if "." in path]
+    return dict(sorted(code.items()))
+
+
+def _files_of(module: str, root: Path) -> Iterator[Path]:
+    """The project's files that run when `module` is imported: its own, and the `__init__.py` of each package above."""
+    path = root
+    for part in module.split("."):
+        path = path / part
+        yield from (file for file in (path.with_name(f"{part}.py"), path / "__init__.py") if file.is_file())
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(_DISTRIBUTIONS.get(package, package))
+    except metadata.PackageNotFoundError:  # named otherwise too; this way takes 0.3 s
+        names = sorted(set(metadata.packages_distributions().get(package, [])))
+        return ", ".join(map(metadata.version, names)) or "not installed"
+
+
+@cache
+def _read(source: bytes) -> tuple[str, list[tuple[int, str]]]:
+    """The sha256 of what a source file means, and what it imports, each as its number of leading dots and its name."""
+    tree = ast.parse(source)
+    return hashlib.sha256("".join(_meaning(tree)).encode()).hexdigest(), list(_imports(tree))
+
+
+def _imports(block: ast.AST) -> Iterator[tuple[int, str]]:
+    if isinstance(block, ast.Import):
+        yield from ((0, alias.name) for alias in block.names)
+    elif isinstance(block, ast.ImportFrom):
+        for alias in block.names:  # which may be a module too
+            yield block.level, f"{block.module}.{alias.name}" if block.module else alias.name
+    for_types_alone = isinstance(block, ast.If) and ast.unparse(block.test).endswith("TYPE_CHECKING")
+    for field in _BLOCKS[1:] if for_types_alone else _BLOCKS:
+        for inner in getattr(block, field, []):
+            yield from _imports(inner)
+
+
+def _meaning(node: object) -> Iterator[str]:
+    """A syntax tree as text. `ast.dump` writes the same tree in other ways from one Python to the next."""
+    if isinstance(node, list):
+        for item in node:
+            yield from _meaning(item)
+            yield ","
+    elif not isinstance(node, ast.AST):
+        yield hex(node) if type(node) is int else ascii(node)  # repr refuses long numbers, and depends on Unicode's age
+    else:
+        yield f"{type(node).__name__}("
+        for name in node._fields:
+            value = getattr(node, name, None)
+            if isinstance(value, list):
+                value = [item for item in value if not _means_nothing(item, node)]
+            empty = value is None or value == [] or (isinstance(value, ast.JoinedStr) and not value.values)
+            if not empty and name not in ("ctx", "kind"):  # the place says the former; the latter is the u of u"text"
+                yield f"{name}="
+                yield from _meaning(value)
+        yield ")"
+
+
+def _means_nothing(item: object, within: ast.AST) -> bool:
+    if isinstance(within, ast.JoinedStr):  # Python 3.12.1 adds empty texts
+        return isinstance(item, ast.Constant) and item.value == ""
+    text = isinstance(item, ast.Expr) and isinstance(item.value, ast.Constant) and isinstance(item.value.value, str)
+    return text or isinstance(item, ast.Pass)
