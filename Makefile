@@ -9,7 +9,11 @@ UV_VERSION := 0.13.9
 .PHONY: repro
 repro: .venv/ready  ## the environment, then the pipeline: whatever params.yaml or the code made stale
 	dvc repro
-	python -m refit.reports.summary
+	python -m refit.commands.summary
+
+.PHONY: summary
+summary: .venv/ready  ## what the last run gave: data, model, test metrics, report
+	@python -m refit.commands.summary
 
 .PHONY: help
 help:  ## this list
@@ -97,6 +101,10 @@ mlflow: .venv/ready  ## the runs of the local store, at http://127.0.0.1:5000
 .PHONY: register
 register: .venv/ready  ## the current model as a new version in MLflow's registry: make register [NAME=refit]
 	python -m refit.commands.register $(NAME)
+
+.PHONY: sync
+sync: .venv/ready  ## sends MLflow what it missed while it could not be reached
+	@python -m refit.commands.sync
 
 .PHONY: promote
 promote: .venv/ready  ## the current model as MLflow's champion, if it is good enough beside the one in use

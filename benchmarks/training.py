@@ -25,7 +25,7 @@ from benchmarks.rivals import template
 from benchmarks.workspace import fit, workspace
 from refit.artifacts.prepared import Split
 from refit.params import TrainerParams
-from refit.tracking.run_logger import RunLogger
+from refit.tracking.runs import TrackedRun
 
 GREY = (1, 28, 28)  # Fashion-MNIST's shape
 AUGMENTED: dict[str, Any] = {"augment__shift": 2, "augment__flip": True}
@@ -128,14 +128,14 @@ def _share_of_tracking() -> float:
     """By the time that the training waits for it: too little to be seen in a difference of whole trainings."""
     in_tracking = 0.0
 
-    class Timed(RunLogger):
+    class Timed(TrackedRun):
         def log_metrics(self, *args: Any, **options: Any) -> None:
             nonlocal in_tracking
             began = time.perf_counter()
             super().log_metrics(*args, **options)
             in_tracking += time.perf_counter() - began
 
-    with patch("refit.tracking.loggers.RunLogger", Timed):
+    with patch("refit.tracking.loggers.TrackedRun", Timed):
         seconds = fit(epochs=2, model__width=16)
     return 100 * in_tracking / seconds
 

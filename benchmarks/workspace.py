@@ -18,9 +18,10 @@ import yaml
 import refit.training.train
 import stages.fit
 from benchmarks.rivals import Clock
-from refit.artifacts.choices import BATCH, LEARNING_RATE, BatchChoice, LearningRateChoice
+from refit.artifacts.choices import BatchChoice, LearningRateChoice
 from refit.artifacts.files import write_json
-from refit.artifacts.prepared import FORMAT, PREPARED, DatasetInfo, Split
+from refit.artifacts.paths import BATCH, LEARNING_RATE, PREPARED
+from refit.artifacts.prepared import FORMAT, DatasetInfo, Split
 from refit.params import TrainerParams, check_params
 from refit.training.trainer import hardware_class, make_trainer
 

@@ -8,18 +8,18 @@ from prefect.states import Failed
 
 from pipelines.flow import TaskFailedError, alone_here, bring_up_to_date, run_flow
 from refit.params import load_params
-from refit.runtime.command import take_no_arguments
+from refit.runtime.command import run_command
 from refit.runtime.errors import UserError
 
 
-# A run that fails as it should returns a Failed state instead of raising: its message is then the stage's own error
-# and nothing else, in the log and in the UI.
+# A run that fails returns a Failed state instead of raising: then the log and the UI show the stage's error and nothing
+# else.
 @flow(name="reproduce", persist_result=False)
 async def reproduce() -> State[None] | None:
     """Bring every stage of dvc.yaml up to date, independent stages side by side, and show the summary as an artifact.
 
-    Runs in the repository's root, alone there, and first mends DVC's own files that a killed run left broken.
-    Fails with the stage's own error; what depends on it does not start.
+    Runs in the repository's root, one flow at a time, and first repairs DVC's own files that a killed run left broken.
+    Fails with the error of the stage that failed; the stages that depend on it do not start.
     """
     try:
         limits = load_params().pipelines
@@ -31,5 +31,4 @@ async def reproduce() -> State[None] | None:
 
 
 if __name__ == "__main__":
-    take_no_arguments()
-    sys.exit(run_flow(reproduce))
+    run_command(lambda: sys.exit(run_flow(reproduce)))

@@ -5,8 +5,9 @@ from dataclasses import asdict
 
 import pytorch_lightning as pl
 
-from refit.artifacts.choices import LEARNING_RATE, LEARNING_RATE_CURVE, read_batch
+from refit.artifacts.choices import read_batch
 from refit.artifacts.files import write_csv, write_json
+from refit.artifacts.paths import LEARNING_RATE, LEARNING_RATE_CURVE
 from refit.artifacts.prepared import read_info
 from refit.batches.datamodule import PreparedData
 from refit.params import Params, load_params

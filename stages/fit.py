@@ -3,14 +3,14 @@
 import inspect
 import sys
 from dataclasses import asdict
-from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
 
-from refit.artifacts.choices import BATCH, LEARNING_RATE, read_batch, read_learning_rate, resolved_params
+from refit.artifacts.choices import read_batch, read_learning_rate, resolved_params
 from refit.artifacts.files import write_csv, write_json
-from refit.artifacts.model import MODEL, model_name, write_model
+from refit.artifacts.model import model_name, write_model
+from refit.artifacts.paths import BATCH, FIT, HISTORY, LEARNING_RATE, MODEL
 from refit.artifacts.prepared import read_info
 from refit.batches.datamodule import PreparedData
 from refit.params import Params, load_params
@@ -19,14 +19,14 @@ from refit.runtime.stage import run_stage
 from refit.systems.build import blueprint_of, build_system, check_model
 from refit.systems.weights import identity
 from refit.tracking.loggers import FitLoggers, chosen_loggers
-from refit.tracking.runs import DEBUG_TAG
+from refit.tracking.store import DEBUG_TAG
+from refit.tracking.watchers import watchers
 from refit.training.distributed import leads_fit
 from refit.training.resume import fit_state
 from refit.training.train import train
 from refit.training.trainer import environment, hardware_class
 
 READS = ("seed", "augment", "model", "optimizer", "loss", "fit", "trainer", "debug")
-EVALUATION = Path("data/evaluation")
 
 
 def main(params: Params) -> None:
@@ -62,7 +62,7 @@ def main(params: Params) -> None:
                   f"with {rate.learning_rate:.3g}", file=sys.stderr)  # fmt: skip
         data = PreparedData(params.augment, batch.micro_batch, batch.effective_batch, params.seed)
         try:
-            history, best = train(system, data, params, batch, state, loggers)
+            history, best = train(system, data, params, batch, state, watchers(loggers), loggers.each)
         except BaseException:
             loggers.fail()
             raise
@@ -77,10 +77,10 @@ def main(params: Params) -> None:
             batch_size=batch.micro_batch, params=resolved, debug=params.debug.shortens,
         )  # fmt: skip
         facts = {"fitted": model_name(model.sha256), **best.row, "epochs": len(history.rows), **debug}
-        write_json(EVALUATION / "fit.json", facts)
-        write_csv(EVALUATION / "history.csv", history.rows)
+        write_json(FIT, facts)
+        write_csv(HISTORY, history.rows)
         loggers.log_metrics({f"best_{name}": value for name, value in best.row.items()})
-        loggers.log_files(BATCH, LEARNING_RATE, EVALUATION / "history.csv")
+        loggers.log_files(BATCH, LEARNING_RATE, HISTORY)
         loggers.finish(MODEL, torch.from_numpy(data.train.images[:2]))
     print(f"best epoch {best.row['epoch']} of {len(history.rows)}; model {model_name(model.sha256)}")
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from refit.artifacts.files import as_text, whole_folder, write_csv, write_json
+from refit.artifacts.paths import PREDICTIONS
 from refit.artifacts.prepared import read_names, read_split
 from refit.batches.datamodule import EVALUATION_FACTOR, ImageLoader
 from refit.batches.folder import FolderLoader
@@ -19,7 +20,6 @@ from refit.tasks.task import TASKS
 from refit.training.trainer import make_trainer, translate_lightning_errors
 
 READS = ("trainer", "predict", "debug")
-PREDICTIONS = Path("data/predictions")
 
 
 def main(params: Params) -> None:

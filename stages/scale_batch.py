@@ -4,8 +4,8 @@ from dataclasses import asdict
 
 import pytorch_lightning as pl
 
-from refit.artifacts.choices import BATCH
 from refit.artifacts.files import write_json
+from refit.artifacts.paths import BATCH
 from refit.artifacts.prepared import read_info
 from refit.batches.datamodule import PreparedData
 from refit.params import AugmentParams, OptimizerParams, Params, load_params

@@ -6,13 +6,14 @@ from torch import Tensor
 
 from refit.artifacts.files import whole_folder, write_csv, write_json
 from refit.artifacts.model import ModelRecord, model_name
+from refit.artifacts.paths import OUTCOMES, TABLES, TEST
 from refit.artifacts.prepared import Split, read_names, read_split
 from refit.batches.datamodule import EVALUATION_FACTOR, EvaluationLoader
 from refit.evaluation.classification import evaluate, worst_mistakes
 from refit.inference.predictor import TestAnswers, columns_of_each, read_model
 from refit.params import Params, load_params
 from refit.reports.embeddings import embedding_pictures
-from refit.reports.run_report import EVALUATION, write_run_report
+from refit.reports.run_report import write_run_report
 from refit.runtime.stage import run_stage
 from refit.tasks.task import TASKS, Floats
 from refit.tracking.loggers import log_to_model
@@ -38,9 +39,9 @@ def main(params: Params) -> None:
     metrics = report.test_summary() | {name: float(value) for name, value in trainer.callback_metrics.items()}
     outcomes = outcome_rows(model, answer, answers, split)
     trial = {"debug": True} if debug else {}
-    write_json(EVALUATION / "test.json", {"tested": model_name(model.sha256), **metrics, **trial})
-    write_csv(EVALUATION / "outcomes.csv", outcomes)
-    with whole_folder(EVALUATION / "tables") as tables:
+    write_json(TEST, {"tested": model_name(model.sha256), **metrics, **trial})
+    write_csv(OUTCOMES, outcomes)
+    with whole_folder(TABLES) as tables:
         for name, rows in report.tables().items():
             write_csv(tables / f"{name}.csv", rows)
     worst = worst_mistakes(answer, split.labels, params.test.worst_mistakes)

@@ -14,10 +14,9 @@ from dvc.rwlock import SCHEMA
 from dvc.schema import COMPILED_LOCKFILE_SCHEMA
 from voluptuous import Invalid
 
-from refit.runtime.command import take_no_arguments
+from refit.artifacts.paths import DIVERGED, OUTBOX, STATES
+from refit.runtime.command import run_command
 
-# Of fits; as refit/training/resume.py and train.py, which take seconds to import, have them.
-STATES, DIVERGED = "data/state", "diverged.json"
 _WORKERS = ("stages.", "pipelines.", "refit.")  # what Python runs as a module
 
 
@@ -101,7 +100,7 @@ def half_written(root: Path) -> Iterator[tuple[Path, str]]:
     stages = yaml.safe_load((root / "dvc.yaml").read_text(encoding="utf-8"))["stages"].values()
     outs = [out for stage in stages for kind in ("outs", "metrics") for out in stage.get(kind, [])]
     folders = {(root / (next(iter(out)) if isinstance(out, dict) else out)).parent for out in outs}
-    for folder in sorted(folders | set((root / STATES).glob("*/")) | set((root / STATES / "mlflow").glob("*/"))):
+    for folder in sorted(folders | set((root / STATES).glob("*/")) | set((root / OUTBOX).glob("*/"))):
         yield from ((path, "half-written") for path in sorted(folder.glob(".*.partial")))
     yield from ((path.parent, "a half-made MLflow store") for path in sorted((root / "mlruns").glob("tmp*/mlflow.db")))
 
@@ -121,5 +120,4 @@ def describe(folder: Path) -> str:
 
 
 if __name__ == "__main__":
-    take_no_arguments()
-    main()
+    run_command(main)

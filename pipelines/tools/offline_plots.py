@@ -4,12 +4,12 @@ DVC's own page loads Vega from a content delivery network. PAGE is a page for it
 DVC uses it once its setting plots.html_template names it.
 """
 
-import sys
 from pathlib import Path
 
 import vl_convert
 
 from refit.artifacts.files import write_bytes
+from refit.runtime.command import command_parser, run_command
 
 VEGA_LITE = "5.21"  # DVC's plots are written for version 5
 
@@ -43,4 +43,6 @@ def offline_page() -> str:
 
 
 if __name__ == "__main__":
-    write_bytes(Path(sys.argv[1]), offline_page().encode())
+    parser = command_parser()
+    parser.add_argument("page", metavar="PAGE", type=Path, help="the file to write")
+    run_command(lambda page: write_bytes(page, offline_page().encode()), parser)

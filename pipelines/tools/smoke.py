@@ -15,7 +15,7 @@ import yaml
 
 from pipelines.tools.workspace import bring_images, copy_working_tree
 from refit.params import OUR_SYSTEMS, load_params
-from refit.runtime.command import take_no_arguments
+from refit.runtime.command import run_command
 from refit.runtime.warm import OWNER
 
 BATCHES = 2
@@ -60,5 +60,4 @@ def share_prepared(root: Path, copy: Path) -> None:
 
 
 if __name__ == "__main__":
-    take_no_arguments()
-    main()
+    run_command(main)

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from pipelines.tools.workspace import bring_images
-from refit.runtime.command import take_no_arguments
+from refit.runtime.command import run_command
 
 Hashes = dict[str, str]
 
@@ -69,5 +69,4 @@ def compare(committed: Hashes, again: Hashes) -> int:
 
 
 if __name__ == "__main__":
-    take_no_arguments()
-    main()
+    run_command(main)

@@ -1,7 +1,7 @@
-"""Is one experiment better than another, and what is different in it? `python -m pipelines.tools.versus A [B]`.
+"""Is one experiment better than another, and what differs between them? `make versus A=NAME [B=NAME]`.
 
-Each is an experiment, commit, branch or tag; B may be left out for what lies here. Compared on the images that both
-were tested on, so that neither was trained on any.
+Each is an experiment, commit, branch or tag; B defaults to this workspace. They are compared on the images that both
+were tested on, so neither was trained on any of them.
 """
 
 import csv
@@ -17,37 +17,36 @@ from dvc.api import DVCFileSystem
 from dvc.exceptions import DvcException
 from dvc.scm import SCMError
 
+from refit.artifacts.paths import OUTCOMES, TEST
 from refit.evaluation.comparison import Comparison, Row, paired
 from refit.params import load_params
+from refit.params.dotted import flatten
 from refit.reports.summary import Fact, as_lines
-from refit.runtime.command import run_command
+from refit.runtime.command import command_parser, run_command
 from refit.runtime.errors import UserError
-from refit.tracking.runs import flatten
 
 HERE = "workspace"
 _SHOWN = 10  # classes, and images
 
 
 class Tested(NamedTuple):
-    """A model that was tested, in some revision."""
+    """A tested model of a revision."""
 
     name: str
     model: str
     accuracy: float
     outcomes: list[Row]
-    """Of each test image: outcomes.csv."""
+    """The rows of outcomes.csv, one per test image."""
     params: dict[str, str]
-    """With dotted keys."""
+    """Under dotted keys."""
 
 
-def main(arguments: list[str]) -> None:
-    if not 1 <= len(arguments) <= 2 or any(argument.startswith("-") for argument in arguments):
-        raise UserError("usage: python -m pipelines.tools.versus A [B], each an experiment, commit, branch or tag")
+def main(first: str, second: str) -> None:
     confidence = load_params().test.confidence
-    a, b = (read_tested(name) for name in (*arguments, HERE)[:2])
+    a, b = read_tested(first), read_tested(second)
     if a.params.get("data.source") != b.params.get("data.source"):
-        raise UserError(f"{a.name} and {b.name} are of other images: data.source differs")
-    labels = {row["file"]: row["actual"] for row in a.outcomes}  # an image that was labelled anew is another
+        raise UserError(f"{a.name} and {b.name} have different images: data.source differs")
+    labels = {row["file"]: row["actual"] for row in a.outcomes}  # an image with a new label counts as another
     theirs = {row["file"]: row["predicted"] for row in b.outcomes if row["actual"] == labels.get(row["file"])}
     comparison, differences = paired(a.outcomes, "other", theirs, confidence)
     if not comparison.images:
@@ -59,24 +58,27 @@ def main(arguments: list[str]) -> None:
 
 
 def read_tested(revision: str) -> Tested:
-    """Raises UserError where there is no such revision, or none of its tests is at hand."""
+    """Raises UserError if there is no such revision, or its test results cannot be read."""
     try:
         read = _reader(revision)
-        test = json.loads(read("data/evaluation/test.json"))
-        outcomes = list(csv.DictReader(io.StringIO(read("data/evaluation/outcomes.csv"), newline="")))
+        test = json.loads(read(str(TEST)))
+        outcomes = list(csv.DictReader(io.StringIO(read(str(OUTCOMES)), newline="")))
         params = yaml.safe_load(read("params.yaml"))
     except SCMError:
         raise UserError(f"{revision} is no experiment, commit, branch or tag; `dvc exp list` has the names") from None
     except (OSError, DvcException) as error:
         reason = str(error).partition("\n")[0]
-        raise UserError(f"{revision} holds no test ({reason}); run it: dvc repro, or bring it: dvc pull") from None
+        raise UserError(
+            f"{revision} has no test results ({reason}); run it: dvc repro, or fetch them: dvc pull"
+        ) from None
     if test.get("debug"):
-        raise UserError(f"the test of {revision} is a debug run: its figures say nothing of a model")
-    return Tested(revision, test.get("tested", "?"), test["accuracy"], outcomes, flatten(params))
+        raise UserError(f"the test of {revision} is a debug run: its metrics say nothing about the model")
+    return Tested(revision, test.get("tested", "?"), test["accuracy"], outcomes,
+                  {key: str(value) for key, value in flatten(params).items()})  # fmt: skip
 
 
 def _reader(revision: str) -> Callable[[str], str]:
-    """What reads a file of the revision as text: from DVC's cache or remote, or git."""
+    """A function that reads a file of the revision as text: from git, or DVC's cache or remote."""
     if revision == HERE:
         return lambda file: Path(file).read_text(encoding="utf-8")
     read: Callable[[str], str] = DVCFileSystem(rev=revision).read_text
@@ -99,11 +101,11 @@ def as_facts(a: Tested, b: Tested, found: Comparison) -> list[Fact]:
 def different_params(a: Tested, b: Tested) -> list[tuple[str, str]]:
     keys = sorted(key for key in a.params.keys() | b.params.keys() if a.params.get(key) != b.params.get(key))
     rows = [(key, f"A {a.params.get(key, 'has none')}, B {b.params.get(key, 'has none')}") for key in keys]
-    return rows or [("none", "it is the code, the images or the versions: git diff A B, dvc diff A B")]
+    return rows or [("none", "the code, the images or the versions differ: git diff A B, dvc diff A B")]
 
 
 def different_classes(differences: list[Row]) -> list[tuple[str, str]]:
-    """By how many images more one of them has right of a class, the largest numbers first."""
+    """The classes for which the numbers of right images differ most."""
     a = Counter(row["actual"] for row in differences if row["predicted"] == row["actual"])
     b = Counter(row["actual"] for row in differences if row["other"] == row["actual"])
     classes = sorted(a.keys() | b.keys(), key=lambda name: (-abs(a[name] - b[name]), name))
@@ -121,4 +123,7 @@ def _aligned(rows: list[tuple[str, str]]) -> list[str]:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    parser = command_parser()
+    parser.add_argument("first", metavar="A", help="an experiment, commit, branch or tag")
+    parser.add_argument("second", metavar="B", nargs="?", default=HERE, help="another one; this workspace by default")
+    run_command(main, parser)

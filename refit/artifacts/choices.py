@@ -5,11 +5,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from refit.artifacts.files import read_json
+from refit.artifacts.paths import BATCH, LEARNING_RATE
 from refit.params import Params
-
-BATCH = Path("data/tuning/batch.json")
-LEARNING_RATE = Path("data/tuning/learning_rate.json")
-LEARNING_RATE_CURVE = Path("data/tuning/learning_rate.csv")
 
 
 @dataclass(frozen=True)

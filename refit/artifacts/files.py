@@ -18,11 +18,6 @@ def as_text(name: str) -> str:
     return name.encode("utf-8", "backslashreplace").decode()
 
 
-def repository_root() -> Path:
-    """Where DVC's repository is: the main one also in the temporary workspace of an experiment."""
-    return Path(os.environ.get("DVC_ROOT") or ".").resolve()
-
-
 def write_bytes(path: Path, content: bytes | memoryview) -> None:
     """Write a file that a reader sees whole or not at all, also after a power cut."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from refit.artifacts.files import read_json, whole_folder, write_bytes, write_json
+from refit.artifacts.paths import MODEL
 from refit.artifacts.prepared import Color
 from refit.runtime.errors import UserError
 
 if TYPE_CHECKING:  # torch takes seconds to import: only reading and writing weights needs it
     from torch import Tensor
 
-MODEL = Path("data/model")
 WEIGHTS, RECORD, FIT_PARAMS = "model.safetensors", "model.json", "params.json"
 FORMAT: Literal[3] = 3
 

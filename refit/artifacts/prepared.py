@@ -14,12 +14,12 @@ import numpy as np
 import numpy.typing as npt
 
 from refit.artifacts.files import read_json
+from refit.artifacts.paths import PREPARED
 from refit.runtime.errors import UserError
 
 Color = Literal["grey", "rgb"]
 Pixels = npt.NDArray[np.uint8]
 
-PREPARED = Path("data/prepared")
 FORMAT = 1
 READ_AT_ONCE = 2 * 2**30  # bytes: to map a file and touch its pages in random order takes several times as long
 

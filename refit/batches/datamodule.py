@@ -13,7 +13,8 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from refit.artifacts.prepared import PREPARED, Split, read_split
+from refit.artifacts.paths import PREPARED
+from refit.artifacts.prepared import Split, read_split
 from refit.batches.augment import Draws, augment, check_size, draw
 from refit.batches.mixing import mix
 from refit.params import AugmentParams

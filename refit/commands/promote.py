@@ -1,7 +1,7 @@
-"""May the model that was just tested become the champion? If so it does: `python -m refit.commands.promote`.
+"""Make the model that was just tested the champion, if it is good enough: `make promote`.
 
-It may where promote.min_accuracy and promote.margin allow it: compared with the champion in use on the same test
-images, none of which either was trained on. The first champion has no rival.
+promote.min_accuracy and promote.margin say what is enough. The model is compared with the current champion on the same
+test images, none of which either was trained on. The first champion is compared with nothing.
 """
 
 import hashlib
@@ -15,16 +15,16 @@ import numpy as np
 
 from refit.artifacts.files import read_csv, read_json, whole_folder, write_bytes, write_csv, write_json
 from refit.artifacts.model import model_name, model_sha256
+from refit.artifacts.paths import MODEL, OUTCOMES, PREPARED, PROMOTION, TEST
 from refit.artifacts.prepared import Split, read_hashes, read_info, read_names, read_split
 from refit.evaluation.comparison import Comparison, Row, paired
 from refit.params import Params, PromoteParams, load_params
 from refit.reports.summary import Fact, as_lines, as_markdown
-from refit.runtime.command import run_command, take_no_arguments
+from refit.runtime.command import run_command
 from refit.runtime.errors import UserError
+from refit.tracking.model_runs import send_to_model_run
 from refit.tracking.registry import (
     CHAMPION,
-    OUTCOMES,
-    TEST,
     Version,
     fetch,
     find_champion,
@@ -34,13 +34,10 @@ from refit.tracking.registry import (
     short_hashes,
     was_tested,
 )
-from refit.tracking.runs import EXPERIMENT, open_store, send_to_model_run
+from refit.tracking.store import EXPERIMENT, open_store
 
-MODEL = Path("data/model")
-PROMOTION = Path("data/promotion")
-"""verdict.json, promotion.md and differences.csv: what was decided last, and why."""
 WAY_OUT = "compare them by hand, then: make register, and give its version the alias champion in MLflow"
-MAY_CHANGE = 0.01  # of the predictions: other hardware computes other last bits
+MAY_CHANGE = 0.01  # of the predictions: other hardware rounds differently
 
 
 class Challenger(NamedTuple):
@@ -49,25 +46,25 @@ class Challenger(NamedTuple):
     sha256: str
     accuracy: float
     outcomes: list[Row]
-    """Of each test image: outcomes.csv."""
+    """The rows of outcomes.csv, one per test image."""
 
 
 class ChampionComparison(NamedTuple):
-    """The challenger beside the champion."""
+    """The challenger compared with the champion."""
 
     champion: Version
     comparison: Comparison
     seen: int
-    """Test images that the champion was trained on or chosen by, and that are left out."""
+    """Test images that the champion was trained or selected on, which are left out."""
     unknown: int
     """Test images of classes that the champion does not know."""
     differences: list[Row]
-    """The images that one of the two has right."""
+    """The images that only one of the two gets right."""
 
 
 class Verdict(NamedTuple):
     outcome: Literal["promoted", "kept", "unchanged"]
-    """unchanged: it is the champion already."""
+    """unchanged: it already is the champion."""
     why: str
 
 
@@ -78,7 +75,7 @@ def main() -> None:
         verdict = decide(challenger, None, params.promote)
     elif champion.sha256 == challenger.sha256:
         verdict = Verdict("unchanged", f"{champion.uri} is this very model")
-    elif before and before.was_champion and int(champion.number) < int(before.number):  # so a person went back
+    elif before and before.was_champion and int(champion.number) < int(before.number):  # so a person withdrew it
         verdict = Verdict("kept", f"{champion.uri} stays the champion: this model, {before.uri}, was it before and was "
                                   "withdrawn; to have it again, give it the alias champion in MLflow")  # fmt: skip
     else:
@@ -95,51 +92,51 @@ def main() -> None:
     write_verdict(challenger, versus_champion, verdict, facts)
     if versus_champion:
         gain = {"accuracy_beside_champion": versus_champion.comparison.difference}
-        with open_store():  # not kept for a run that waits to be sent: it stands here
+        with open_store():  # it does not go to the outbox: data/promotion holds it
             send_to_model_run(challenger.sha256, gain, sorted(PROMOTION.iterdir()))
     print("\n".join(["Promotion", *as_lines(facts)]))
 
 
 def read_challenger() -> Challenger:
-    """Raises UserError where the model in data/model was not tested, or by a debug run, or on images that are no more
-    those of data/prepared."""
+    """Raises UserError if the model in data/model was not tested, was tested by a debug run, or was tested on other
+    images than those of data/prepared."""
     sha256 = model_sha256(MODEL)
     if not was_tested(sha256):
         raise UserError(f"model {model_name(sha256)} has not been tested; run: dvc repro")
     test = read_json(TEST, "dvc repro")
     if test.get("debug"):
         raise UserError(
-            f"the test of model {model_name(sha256)} is a debug run; take the debug section of params.yaml back to "
-            "what it was, and run: dvc repro"
+            f"the test of model {model_name(sha256)} is a debug run; undo the changes to the debug section of "
+            "params.yaml, and run: dvc repro"
         )
     outcomes = read_csv(OUTCOMES)
     if [row["file"] for row in outcomes] != read_names("test"):
-        raise UserError(f"{OUTCOMES} is of other test images than data/prepared; run: dvc repro")
+        raise UserError(f"{OUTCOMES} has other test images than {PREPARED}; run: dvc repro")
     return Challenger(sha256, float(test["accuracy"]), outcomes)
 
 
 def compare_with_champion(champion: Version, challenger: Challenger, params: Params) -> ChampionComparison:
-    """Compare both on the test images that the champion was not trained on. Raises UserError where that cannot be."""
+    """Compare both on the test images that the champion was not trained on. Raises UserError if that is impossible."""
     files, labels = ([row[column] for row in challenger.outcomes] for column in ("file", "actual"))
     with TemporaryDirectory() as folder:
-        kept = fetch(champion, Path(folder))
-        classes, predicted, hashes = predictions_of(kept.model_dir, champion, params)
+        saved = fetch(champion, Path(folder))
+        classes, predicted, hashes = predictions_of(saved.model_dir, champion, params)
     if not set(labels) & set(classes):
         raise UserError(
-            f"the champion {champion.uri} knows none of today's classes: it has another task; to begin anew, delete "
-            "the alias champion in MLflow"
+            f"the champion {champion.uri} knows none of today's classes: it solves another task; to start again, "
+            "delete the alias champion in MLflow"
         )
-    again = [kept.predicted[file] == theirs for file, theirs in zip(files, predicted, strict=True)
-             if file in kept.predicted]  # fmt: skip
+    again = [saved.predicted[file] == theirs for file, theirs in zip(files, predicted, strict=True)
+             if file in saved.predicted]  # fmt: skip
     if again.count(False) > max(1, MAY_CHANGE * len(again)):
         raise UserError(
-            f"the champion {champion.uri} takes {again.count(False)} of {len(again)} images for another class than "
-            f"when it was tested: today's code, or these images, are not what they were then; {WAY_OUT}"
+            f"the champion {champion.uri} predicts another class than when it was tested for {again.count(False)} of "
+            f"{len(again)} images: the code or the images have changed since; {WAY_OUT}"
         )
-    if kept.seen is None:
+    if saved.seen is None:
         print(f"warning: which images {champion.uri} was trained on is not known: all test images count",
               file=sys.stderr)  # fmt: skip
-    seen = np.array([], np.uint64) if kept.seen is None else kept.seen
+    seen = np.array([], np.uint64) if saved.seen is None else saved.seen
     fair = ~np.isin(short_hashes(hashes), seen)
     theirs = {file: predicted[i] for i, file in enumerate(files) if fair[i]}
     comparison, differences = paired(challenger.outcomes, "champion", theirs, params.test.confidence)
@@ -170,7 +167,7 @@ def predictions_of(folder: Path, champion: Version, params: Params) -> tuple[lis
 
 
 def decide(challenger: Challenger, versus_champion: ChampionComparison | None, promote: PromoteParams) -> Verdict:
-    """Whether the challenger may become the champion; without a rival where there is none yet."""
+    """Whether the challenger becomes the champion; `versus_champion` is None if there is no champion yet."""
     stays = f"{versus_champion.champion.uri} stays the champion" if versus_champion else "there is no champion yet"
     if challenger.accuracy < promote.min_accuracy:
         return Verdict("kept", f"{stays}: the new model's accuracy of {challenger.accuracy:.4f} is below "
@@ -191,7 +188,7 @@ def as_facts(challenger: Challenger, versus_champion: ChampionComparison | None,
     ]
     if versus_champion:
         champion, of, seen, unknown, _ = versus_champion
-        left_out = f"; {seen:,} are left out, on which the champion was trained" if seen else ""
+        left_out = f"; {seen:,} are left out because the champion was trained on them" if seen else ""
         new_classes = f"; {unknown:,} images are of classes that it does not know" if unknown else ""
         facts += [
             Fact("champion", f"{champion.uri}, {model_name(champion.sha256)}{new_classes}"),
@@ -227,5 +224,4 @@ def write_verdict(
 
 
 if __name__ == "__main__":
-    take_no_arguments()
-    run_command(lambda _: main())
+    run_command(main)

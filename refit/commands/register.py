@@ -1,31 +1,24 @@
-"""Make the current model a version in MLflow's registry: `python -m refit.commands.register [NAME]`."""
+"""Make the current model a version in MLflow's registry: `make register [NAME=refit]`."""
 
 import sys
-from pathlib import Path
 
 from refit.artifacts.model import model_name, model_sha256
-from refit.runtime.command import run_command
-from refit.runtime.errors import UserError
+from refit.artifacts.paths import MODEL
+from refit.runtime.command import command_parser, run_command
 from refit.tracking.registry import register, was_tested
-from refit.tracking.runs import EXPERIMENT
-
-MODEL = Path("data/model")
+from refit.tracking.store import EXPERIMENT
 
 
-def main(arguments: list[str]) -> None:
-    if len(arguments) > 1 or any(argument.startswith("-") for argument in arguments):
-        raise UserError("usage: python -m refit.commands.register [NAME]")
-    name = arguments[0] if arguments else EXPERIMENT
+def main(name: str) -> None:
     sha256 = model_sha256(MODEL)
     model = model_name(sha256)
     if not was_tested(sha256):
-        print(
-            f"warning: model {model} has not been tested; to know what it is worth: dvc repro",
-            file=sys.stderr,
-        )
+        print(f"warning: model {model} has not been tested; to test it: dvc repro", file=sys.stderr)
     version, new = register(MODEL, name)
     print(f"model {model} {'is now' if new else 'was already'} {version.uri}")
 
 
 if __name__ == "__main__":
-    run_command(main)
+    parser = command_parser()
+    parser.add_argument("name", metavar="NAME", nargs="?", default=EXPERIMENT, help="the registered model's name")
+    run_command(main, parser)

@@ -1,4 +1,4 @@
-"""`make sanity`: can what params.yaml describes learn a few images by heart? If not, something in it is broken."""
+"""`make sanity`: can the system that params.yaml describes overfit a few images? If not, something is broken."""
 
 import math
 from collections.abc import Sequence
@@ -10,11 +10,12 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
 
-from refit.artifacts.choices import LEARNING_RATE, read_learning_rate
+from refit.artifacts.choices import read_learning_rate
+from refit.artifacts.paths import LEARNING_RATE
 from refit.artifacts.prepared import read_info
 from refit.batches.datamodule import PreparedData
 from refit.params import AugmentParams, OptimizerParams, Params, load_params
-from refit.runtime.command import take_no_arguments
+from refit.runtime.command import run_command
 from refit.runtime.errors import UserError
 from refit.runtime.stage import run_stage
 from refit.systems.build import build_system
@@ -24,14 +25,14 @@ READS = ("seed", "model", "optimizer", "loss", "fit", "trainer")
 IMAGES = 32
 STEPS = 300
 SECONDS = 50
-EVERY = 5  # steps from one look to the next
-LEARNT = 0.1  # of its first value, that a loss must fall to where there is no accuracy
-GUESSING = 0.8  # of its first value, above which a loss has learnt nothing of the labels
+EVERY = 5  # steps between two looks at the loss
+LEARNT = 0.1  # of its first value: learnt if the loss falls to it, where there is no accuracy
+GUESSING = 0.8  # of its first value: nothing of the labels was learnt if the loss stays above it
 SHOWN = 10  # points of the curve
 
 
 def main(params: Params) -> None:
-    """Raises UserError with the likely causes, below the curve, where the images were not learnt."""
+    """Print the curve. Raises UserError with the likely causes if the images were not learnt."""
     info, rate = read_info(), _learning_rate(params.optimizer)
     pl.seed_everything(params.seed, verbose=False)
     constant = params.optimizer.model_copy(update={"schedule": "constant"})
@@ -49,14 +50,14 @@ def main(params: Params) -> None:
 
 
 def some_of_each_class(labels: npt.NDArray[np.int64], images: int = IMAGES) -> npt.NDArray[np.int64]:
-    """Rows of `images` images, or of all: the first of each class, then the second of each, and so on."""
+    """The rows of at most `images` images: the first of each class, then the second of each, and so on."""
     of_class = [np.flatnonzero(labels == label) for label in np.unique(labels)]
     turn = np.concatenate([np.arange(len(rows)) for rows in of_class])
     return np.concatenate(of_class)[np.argsort(turn, kind="stable")][:images]
 
 
 def memorise(system: pl.LightningModule, data: PreparedData, params: Params) -> "Curve":
-    """Train on the images of `data`, all in one batch, until they are learnt or it has taken too long."""
+    """Train on the images of `data`, all in one batch, until they are learnt or the time is up."""
     if not any(weight.requires_grad for weight in system.parameters()):
         raise UserError("every weight is frozen (requires_grad is False): nothing can be learnt")
     before = {name: weight.detach().clone() for name, weight in system.named_parameters()}
@@ -79,19 +80,19 @@ def memorise(system: pl.LightningModule, data: PreparedData, params: Params) -> 
 
 @dataclass
 class Curve(Callback):
-    """What the system says of the images it is trained on, every few steps; ends the fit when they are learnt."""
+    """Records the metrics on the training images every few steps, and ends the fit when they are learnt."""
 
     points: list[dict[str, float]] = field(default_factory=list)
     steps: int = 0
     unmoved: Sequence[str] = ()
-    """Weights that came out as they went in."""
+    """Weights that did not change."""
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        figures = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val_")}
-        if "val_loss" not in figures:
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val_")}
+        if "val_loss" not in metrics:
             raise UserError(f"{type(pl_module).__name__} logs no val_loss in its validation_step; see docs/systems.md")
-        self.points.append({"step": trainer.global_step, **figures})
-        trainer.should_stop = self.is_learnt() or not math.isfinite(figures["val_loss"])
+        self.points.append({"step": trainer.global_step, **metrics})
+        trainer.should_stop = self.is_learnt() or not math.isfinite(metrics["val_loss"])
 
     def is_learnt(self) -> bool:
         if not self.points:
@@ -104,7 +105,7 @@ class Curve(Callback):
             print("  ".join(f"{name} {value:.4g}" for name, value in point.items()))
 
     def causes(self, rate: float) -> list[str]:
-        """Why the images were not learnt, the likeliest first."""
+        """Why the images were not learnt, the most likely cause first."""
         if not self.points:
             return [f"{SECONDS} s are too short for {EVERY} steps: take smaller images (data.image_size) or a smaller "
                     "network"]  # fmt: skip
@@ -133,12 +134,11 @@ class Curve(Callback):
 
 
 def _learning_rate(optimizer: OptimizerParams) -> float:
-    """The one that fit would take, if find_lr has run."""
+    """The one that fit takes; its fallback if find_lr has not run."""
     if optimizer.learning_rate != "auto":
         return optimizer.learning_rate
     return read_learning_rate().learning_rate if LEARNING_RATE.is_file() else optimizer.fallback_learning_rate
 
 
 if __name__ == "__main__":
-    take_no_arguments()
-    run_stage(lambda: main(load_params().only(*READS)))
+    run_command(lambda: run_stage(lambda: main(load_params().only(*READS))))

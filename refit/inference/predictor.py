@@ -9,7 +9,8 @@ import torch
 from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
-from refit.artifacts.model import MODEL, WEIGHTS, ModelRecord, read_record, read_weights
+from refit.artifacts.model import WEIGHTS, ModelRecord, read_record, read_weights
+from refit.artifacts.paths import MODEL
 from refit.runtime.errors import UserError
 from refit.systems.build import assemble
 from refit.systems.system import System

@@ -10,6 +10,7 @@ from jinja2 import Environment, StrictUndefined, Template
 
 from refit.artifacts.files import write_bytes
 from refit.evaluation.classification import ClassificationReport
+from refit.params.dotted import flatten
 from refit.reports.plots import DPI, percent
 
 Facts = Mapping[str, object]
@@ -65,7 +66,7 @@ def write_report(
         training=training,
         classes=sorted((asdict(row) for row in report.classes), key=_worst_first),
         mistakes=mistakes,
-        params=_flat(params),
+        params=[(key, _as_in_yaml(value)) for key, value in flatten(params).items()],
         pictures={name: _inlined(png) for name, png in {**vars(pictures), **embeddings}.items()},
         embeddings=sorted(embeddings),
         debug=debug,
@@ -77,20 +78,11 @@ def _worst_first(row: Mapping[str, object]) -> tuple[bool, object]:
     return row["f1"] is None, row["f1"]
 
 
-def _flat(params: Mapping[str, object], prefix: str = "") -> list[tuple[str, str]]:
-    """Dotted keys, with values as params.yaml writes them."""
-    rows = []
-    for key, value in params.items():
-        if isinstance(value, Mapping):
-            rows += _flat(value, f"{prefix}{key}.")
-        else:
-            rows.append(
-                (
-                    prefix + key,
-                    "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value),
-                )
-            )
-    return rows
+def _as_in_yaml(value: object) -> str:
+    """A value as params.yaml writes it."""
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _number(value: object) -> str:

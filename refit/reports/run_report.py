@@ -8,17 +8,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from refit.artifacts.choices import LEARNING_RATE_CURVE, read_batch, read_learning_rate
+from refit.artifacts.choices import read_batch, read_learning_rate
 from refit.artifacts.files import read_json, whole_folder, write_bytes
 from refit.artifacts.model import ModelRecord, read_fit_params
+from refit.artifacts.paths import FIT, HISTORY, LEARNING_RATE_CURVE, PICTURES, REPORT
 from refit.artifacts.prepared import read_info
 from refit.evaluation.classification import ClassificationReport
 from refit.reports import plots
 from refit.reports.page import Pictures, write_report
-
-EVALUATION = Path("data/evaluation")
-PAGE = EVALUATION / "report.html"
-PICTURES = EVALUATION / "pictures"
 
 
 def write_run_report(
@@ -37,13 +34,13 @@ def write_run_report(
     `debug` says on top of the page that this is a trial.
     """
     info, batch, rate = read_info(), read_batch(), read_learning_rate()
-    fitted = read_json(EVALUATION / "fit.json", "dvc repro fit")
+    fitted = read_json(FIT, "dvc repro fit")
     curve = _numbers(LEARNING_RATE_CURVE)
     pictures = Pictures(
         learning_rate=plots.learning_rate_curve(
             [row["learning_rate"] for row in curve], [row["loss"] for row in curve], rate.suggestion, rate.learning_rate
         ),
-        training=plots.training_curves(_numbers(EVALUATION / "history.csv"), fitted["epoch"]),
+        training=plots.training_curves(_numbers(HISTORY), fitted["epoch"]),
         confusion=plots.confusion_matrix(report),
         reliability=plots.reliability_diagram(report),
         curves=plots.roc_and_precision_recall(report),
@@ -60,7 +57,7 @@ def write_run_report(
         for name, png in {**vars(pictures), **embeddings}.items():
             write_bytes(folder / f"{name}.png", png)
     write_report(
-        PAGE,
+        REPORT,
         report,
         model.sha256,
         data={
@@ -86,7 +83,7 @@ def write_run_report(
         embeddings=embeddings,
         debug=debug,
     )
-    return [LEARNING_RATE_CURVE, PAGE, *sorted(PICTURES.iterdir())]
+    return [LEARNING_RATE_CURVE, REPORT, *sorted(PICTURES.iterdir())]
 
 
 def _numbers(path: Path) -> list[dict[str, float]]:

@@ -1,4 +1,4 @@
-"""What the last run gave, for a person to read: `python -m refit.reports.summary`."""
+"""A summary of the last run, for people."""
 
 import textwrap
 from collections.abc import Sequence
@@ -7,11 +7,9 @@ from typing import NamedTuple
 
 from refit.artifacts.files import read_json
 from refit.artifacts.model import model_name, model_sha256
-from refit.runtime.command import run_command, take_no_arguments
-from refit.tracking.outbox import SYNC, unsent
-from refit.tracking.runs import find_run
-
-REPORT = Path("data/evaluation/report.html")
+from refit.artifacts.paths import BATCH, FIT, LEARNING_RATE, MODEL, PREPARED, REPORT, TEST
+from refit.tracking.model_runs import find_run
+from refit.tracking.outbox import SYNC, models_in_outbox
 
 NEXT = """\
 What next
@@ -41,7 +39,7 @@ def as_text(facts: Sequence[Fact]) -> str:
 
 
 def as_lines(facts: Sequence[Fact]) -> list[str]:
-    """Plain text, 80 columns wide but for long names."""
+    """Plain text, at most 80 columns wide unless a name is longer."""
     lines = []
     for name, text, link in facts:
         lines.append(_wrap(name, text))
@@ -57,15 +55,14 @@ def as_markdown(facts: Sequence[Fact]) -> str:
 
 
 def read_facts(root: Path = Path()) -> list[Fact]:
-    """What there is to say of the run whose outputs lie in `root`/data; MLflow is asked for the run of its model.
+    """The facts of the run whose outputs are in `root`/data, and MLflow's run of its model.
 
-    Raises UserError where a file of the run is missing.
+    Raises UserError if a file of the run is missing.
     """
     data, batch, rate, fit, test = (
-        read_json(root / f"data/{name}.json", "dvc repro")
-        for name in ("prepared/dataset", "tuning/batch", "tuning/learning_rate", "evaluation/fit", "evaluation/test")
+        read_json(root / file, "dvc repro") for file in (PREPARED / "dataset.json", BATCH, LEARNING_RATE, FIT, TEST)
     )
-    sha256 = model_sha256(root / "data/model")
+    sha256 = model_sha256(root / MODEL)
     counts = ", ".join(f"{count:,} {split}" for split, count in data["counts"].items())
     shape = "x".join(map(str, data["shape"]))
     validation = ", ".join(
@@ -75,10 +72,13 @@ def read_facts(root: Path = Path()) -> list[Fact]:
     warnings = []
     if test.get("debug"):
         warnings.append(
-            Fact("DEBUG RUN", "cut short by the debug section of params.yaml: these are no model's figures")
+            Fact(
+                "DEBUG RUN",
+                "the debug section of params.yaml shortened it: these are not the metrics of a finished model",
+            )
         )
-    if test.get("tested") != model_name(sha256):  # a single stage was run, such as fit
-        warnings.append(Fact("TEST IS OLD", "the figures and the report are of another model; run: dvc repro"))
+    if test.get("tested") != model_name(sha256):  # only one stage was run, such as fit
+        warnings.append(Fact("TEST IS OLD", "the metrics and the report are of another model; run: dvc repro"))
     return [
         *warnings,
         Fact("data", f"{data['source']}: {counts} images of {len(data['classes'])} classes, {shape}"),
@@ -91,25 +91,20 @@ def read_facts(root: Path = Path()) -> list[Fact]:
         ),
         Fact("macro F1", f"{test['macro_f1']:.4f}"),
         Fact("ECE", f"{test['ece']:.4f}"),
-        Fact("model", f"data/model, sha256 {model_name(sha256)}"),
+        Fact("model", f"{MODEL}, sha256 {model_name(sha256)}"),
         Fact("report", str(REPORT), (root / REPORT).resolve().as_uri()),
         *mlflow_facts(sha256),
     ]
 
 
 def mlflow_facts(sha256: str) -> list[Fact]:
-    """The run of this model, and how many models have something to send to MLflow."""
-    run, waiting = find_run(sha256), len(unsent())
+    """The run of this model, and how many models wait in the outbox."""
+    run, waiting = find_run(sha256), len(models_in_outbox())
     fact = Fact("MLflow run", f"{run.name}, {run.run_id}", run.url) if run else Fact("MLflow run", "none of this model")
-    models = "1 model waits" if waiting == 1 else f"{waiting} models wait"
-    return [fact, Fact("MLflow missed", f"{models} for: {SYNC}")] if waiting else [fact]
+    models = "1 model" if waiting == 1 else f"{waiting} models"
+    return [fact, Fact("MLflow missed", f"{models}; to send: {SYNC}")] if waiting else [fact]
 
 
 def _wrap(name: str, text: str) -> str:
     return textwrap.fill(text, 80, initial_indent=f"  {name:<15}", subsequent_indent=" " * 17,
                          break_long_words=False, break_on_hyphens=False)  # fmt: skip
-
-
-if __name__ == "__main__":
-    take_no_arguments()
-    run_command(lambda _: print(as_text(read_facts())))

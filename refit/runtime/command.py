@@ -1,4 +1,4 @@
-"""What a command for people does around its story: a mistake is a line, and exit code 2."""
+"""How a command for people runs: its arguments, its errors and its exit code."""
 
 import os
 import sys
@@ -8,21 +8,26 @@ from collections.abc import Callable
 from refit.runtime.errors import UserError, print_error
 
 
-def run_command(main: Callable[[list[str]], None]) -> None:
-    """Run a command as this process, with the arguments it was given."""
+def command_parser() -> ArgumentParser:
+    """A parser without arguments yet, which answers `--help` with the docstring of the module that runs."""
+    running = sys.modules["__main__"]
+    name = f"python -m {running.__spec__.name}" if running.__spec__ else None  # a module may be run as a file too
+    return ArgumentParser(prog=name, description=running.__doc__)
+
+
+def run_command(main: Callable[..., object], parser: ArgumentParser | None = None) -> None:
+    """Run `main` as this process, with the arguments of `parser` under their names; without one, it takes none.
+
+    Exit codes: 0 done; 2 a wrong argument, or a UserError, which is printed without a traceback; 1 the reader of the
+    output closed it.
+    """
+    arguments = vars((parser or command_parser()).parse_args())
     try:
-        main(sys.argv[1:])
+        main(**arguments)
         sys.stdout.flush()
     except UserError as error:
         print_error(error)
         sys.exit(2)
-    except BrokenPipeError:  # whoever read the output has seen enough, such as `head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python would try again at its end
+    except BrokenPipeError:  # as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would flush into it at its end
         sys.exit(1)
-
-
-def take_no_arguments() -> None:
-    """Answer `--help` with the docstring of the module that runs, and refuse any other argument."""
-    running = sys.modules["__main__"]
-    name = f"python -m {running.__spec__.name}" if running.__spec__ else None  # it may be run as a file too
-    ArgumentParser(prog=name, description=running.__doc__).parse_args()

@@ -1,4 +1,4 @@
-"""The environment in which what we start neither phones home nor chatters; what the user has set stands."""
+"""Environment variables that keep libraries from sending usage data and from printing; the user's own come first."""
 
 QUIET = {
     "DO_NOT_TRACK": "1",
@@ -7,9 +7,9 @@ QUIET = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    "MLFLOW_LOGGING_LEVEL": "CRITICAL",  # our one line says it all; MLflow's own would be a page of traceback
+    "MLFLOW_LOGGING_LEVEL": "CRITICAL",  # Refit prints one line; MLflow would add a page of traceback
     "WANDB_ERROR_REPORTING": "false",
-    # A server that is gone costs 10 s at most, once. MLflow's own retries take minutes.
+    # An unreachable server costs at most 10 s, once. MLflow's own retries take minutes.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
 }

@@ -1,4 +1,4 @@
-"""Progress of long work: a bar in a terminal, a plain line now and then where the output is a log."""
+"""Progress of long work: a bar in a terminal, a line every few seconds in a log."""
 
 import sys
 import time
@@ -16,9 +16,9 @@ def progress(items: Iterable[T], what: str, total: int) -> Iterator[T]:
     if sys.stdout.isatty():
         yield from track(items, what, total)
         return
-    said = time.monotonic()
+    printed = time.monotonic()
     for done, item in enumerate(items, start=1):
         yield item
-        if time.monotonic() - said > _SECONDS_A_LINE:
-            said = time.monotonic()
+        if time.monotonic() - printed > _SECONDS_A_LINE:
+            printed = time.monotonic()
             print(f"{what}: {done:,} of {total:,}", flush=True)

@@ -1,4 +1,4 @@
-"""What every stage's process does around its story: checked parameters, clear errors, honest exit codes."""
+"""How a stage runs: its errors, its signals and its exit code."""
 
 import errno
 import signal
@@ -7,13 +7,13 @@ from collections.abc import Callable
 
 from refit.runtime.errors import UserError, print_error
 
-_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)  # full, or not ours to write to
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)  # full, or not writable
 
 
 def run_stage(main: Callable[[], None]) -> None:
     """Run a stage as this process.
 
-    Exit codes: 0 done; 2 the user's mistake, told in one line; 143 ended by SIGTERM; 130 by Ctrl-C.
+    Exit codes: 0 done; 2 a UserError, printed without a traceback; 143 ended by SIGTERM; 130 by Ctrl-C.
     """
     interrupted = False
 
@@ -22,8 +22,8 @@ def run_stage(main: Callable[[], None]) -> None:
         interrupted = True
         raise KeyboardInterrupt
 
-    signal.signal(signal.SIGINT, interrupt)  # also where a shell's `cmd &` has it ignored
-    # Lightning answers SIGTERM with exit code 0 in a fit, and not at all in a test: DVC would take a part for all.
+    signal.signal(signal.SIGINT, interrupt)  # even if a shell's `cmd &` ignores it
+    # Lightning ends a fit with exit code 0 on SIGTERM, and ignores it in a test: DVC would keep a partial result.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         main()
@@ -31,10 +31,10 @@ def run_stage(main: Callable[[], None]) -> None:
         print_error(error)
         sys.exit(2)
     except OSError as error:
-        if error.errno not in _OF_THE_DISK:
+        if error.errno not in _DISK_ERRORS:
             raise
         where = f"{error.filename}: " if error.filename else ""
-        print(f"error: {where}{error.strerror}; mend that and run it again", file=sys.stderr)
+        print(f"error: {where}{error.strerror}; fix that and run it again", file=sys.stderr)
         sys.exit(2)
     except RuntimeError as error:
         operation, refused, _ = str(error).partition(" does not have a deterministic implementation")
@@ -49,6 +49,6 @@ def run_stage(main: Callable[[], None]) -> None:
     except (KeyboardInterrupt, SystemExit):
         if not interrupted:
             raise
-        # Lightning makes an exit code 1 of it, as of a fault.
+        # Lightning would exit with 1, as after an error.
         print("interrupted", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)

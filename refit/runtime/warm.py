@@ -1,11 +1,12 @@
-"""One warm process for the stages of a run: torch and Lightning are imported once, not once a stage.
+"""One warm process for the stages of a run: torch and Lightning are imported once, not once per stage.
 
-The first stage that a `dvc repro` (or a flow) starts leaves a server behind, which imports the libraries of the others
-while `check` and `prepare` are at work. A later stage's process hands itself over: the server forks a child that takes
-its standard streams, environment and module; the process itself then passes signals on and ends as the child ended.
-The server knows no project code, so that each stage runs what is on disk, and dies with whoever runs the stages.
+The first stage that a `dvc repro` (or a flow) starts leaves a server behind, which imports the libraries of the later
+stages while `check` and `prepare` run. The process of a later stage asks the server to fork a child, which takes over
+its standard streams, environment and module. The process itself then only passes signals on, and ends as the child
+ends. The server imports no project code, so each stage runs what is on disk. It ends with the process that runs the
+stages.
 
-Linux only; elsewhere, without DVC, or with REFIT_WARM=0 in the environment, a stage is a process of its own.
+Linux only. Elsewhere, without DVC, or with REFIT_WARM=0 in the environment, each stage is an ordinary process.
 """
 
 import gc
@@ -28,13 +29,14 @@ from pathlib import Path
 from select import select
 from typing import Any, NoReturn
 
+from refit.runtime.command import command_parser, run_command
 from refit.runtime.environment import QUIET
-from refit.runtime.parent import PARENT_ENDED, die_with_parent, hear_of_parents_end
+from refit.runtime.parent import PARENT_ENDED, die_with_parent, survive_parent
 
-OWNER = "REFIT_WARM_OWNER"  # in the environment: the process id of a flow, whose stages all have a `dvc` of their own
+OWNER = "REFIT_WARM_OWNER"  # the process id of a flow, which starts one `dvc` per stage
 SWITCH = "REFIT_WARM"
 
-_COLD = ("check", "prepare")  # these need no torch, and are done before it is imported
+_COLD = ("check", "prepare")  # these need no torch, and end before it is imported
 _FIRST = ("torch", "pytorch_lightning", "torchmetrics.classification", "torchvision", "safetensors.torch")
 _LATER = (
     "mlflow",
@@ -47,11 +49,11 @@ _LATER = (
 )
 _PROJECT = ("refit", "stages")
 _NUMBER = struct.Struct("i")
-_PATIENCE = 5.0  # seconds between a client's call and its request
+_PATIENCE = 5.0  # seconds that a client may take to send its request
 
 
 def run_warm() -> None:
-    """Become a stage of the warm server, and never return; or return, where this process is to be the stage itself."""
+    """Hand this stage to the warm server and never return; or return, if this process has to run the stage itself."""
     stage = os.environ.get("DVC_STAGE")
     if stage is None or os.environ.get(SWITCH) == "0" or sys.platform != "linux":
         return
@@ -66,10 +68,10 @@ def run_warm() -> None:
 
 
 def _reach_server(owner: int, wanted: bool) -> socket.socket | None:
-    """A connection to the server of `owner`'s stages, started where there is none; None where it is not `wanted`."""
+    """A connection to the server of `owner`'s stages, which is started if there is none; None if it is not `wanted`."""
     address = _address(owner)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with listener, suppress(OSError):  # the address is in use: another stage was first
+    with listener, suppress(OSError):  # the address is in use: another stage started the server
         listener.bind(address)
         listener.listen()
         _start_server(listener, owner)
@@ -81,9 +83,9 @@ def _reach_server(owner: int, wanted: bool) -> socket.socket | None:
 
 
 def _address(owner: int) -> bytes:
-    """An abstract socket, which leaves no file. Stages that differ in their environment share no server."""
+    """An abstract socket, which leaves no file. Stages with different environments use different servers."""
     inherited = {
-        "owner": [owner, Path(f"/proc/{owner}/stat").read_text().rpartition(")")[2].split()[19]],  # when it began
+        "owner": [owner, Path(f"/proc/{owner}/stat").read_text().rpartition(")")[2].split()[19]],  # its start time
         "processes": str(Path("/proc/self/ns/pid").readlink()),
         "folder": str(Path.cwd()),
         "python": [sys.executable, *sys.orig_argv[1 : sys.orig_argv.index("-m")]],
@@ -100,20 +102,20 @@ def _start_server(listener: socket.socket, owner: int) -> None:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         pass_fds=(listener.fileno(), owner_fd),
-        start_new_session=True,  # a flow ends each stage's whole process group; what is to die is told apart below
+        start_new_session=True,  # a flow ends the process group of each stage; the server has to outlive it
     )
     os.close(owner_fd)
 
 
 def _is_ours(connection: socket.socket) -> bool:
-    """Whether it is this very user's: an abstract address is open to all."""
+    """Whether the other end belongs to the same user: any user can reach an abstract address."""
     credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
     _pid, user, _group = struct.unpack("3i", credentials)
     return bool(user == os.getuid())
 
 
 def _hand_over(server: socket.socket, module: str, stage: str) -> None:
-    """Let the server's child be the stage, and end as it ends. Returns where the server could not begin."""
+    """Let a child of the server run the stage, and end as it ends. Returns if the server could not start one."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         socket.send_fds(server, [json.dumps([module, stage]).encode()], [0, 1, 2])
@@ -126,17 +128,17 @@ def _hand_over(server: socket.socket, module: str, stage: str) -> None:
     signal.signal(signal.SIGINT, lambda *_: _kill_group(child, signal.SIGINT))  # as a terminal's Ctrl-C
     signal.signal(signal.SIGTERM, lambda *_: _kill(child, signal.SIGTERM))
     signal.signal(signal.SIGTSTP, lambda *_: _stop_with(child))
-    # Not to die with a killed `dvc`: the server, which sees this process end, would kill a fit that may save its state.
+    # If `dvc` is killed, this process stays: else the server would see it end, and kill a fit that can save its state.
     signal.signal(PARENT_ENDED, lambda *_: _kill(child, PARENT_ENDED))
-    hear_of_parents_end(True)
-    runs_stages = os.getppid()
+    survive_parent(True)
+    parent = os.getppid()
     ended = server.recv(_NUMBER.size)
     if not ended:
-        if os.getppid() == runs_stages:  # else the server ended with it
+        if os.getppid() == parent:  # else the server ended with the parent
             print("error: the warm process of the stages was killed", file=sys.stderr, flush=True)
         os._exit(1)
     (code,) = _NUMBER.unpack(ended)
-    if code < 0:  # a signal ended the child: here too
+    if code < 0:  # a signal ended the child: the same signal ends this process
         with suppress(OSError):  # SIGKILL has no handler
             signal.signal(-code, signal.SIG_DFL)
         os.kill(os.getpid(), -code)
@@ -154,25 +156,25 @@ def _kill_group(leader: int, number: int) -> None:
 
 
 def _stop_with(child: int) -> None:
-    """Ctrl-Z stops both; whoever wakes this process wakes the child."""
+    """Ctrl-Z stops the child and this process; when this process continues, so does the child."""
     _kill_group(child, signal.SIGSTOP)
     os.kill(os.getpid(), signal.SIGSTOP)
     _kill_group(child, signal.SIGCONT)
 
 
 class _Server:
-    """Forks a child for each stage that asks, and is single-threaded, so that it may."""
+    """Forks a child for each stage that asks. It has a single thread, so that it can fork safely."""
 
     def __init__(self, listener: socket.socket, owner_fd: int) -> None:
         self.listener = listener
         self.owner_fd = owner_fd
         self.events = selectors.DefaultSelector()
         self.clients: dict[int, socket.socket] = {}
-        """By the child's process id."""
+        """Keys: the process ids of the children."""
 
     def serve(self) -> NoReturn:
         os.environ.update(QUIET | os.environ)
-        os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # the other way to look for GPUs bars a fork
+        os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # the other way to find GPUs rules out a fork
         self._import(_FIRST)
         later = deque(_LATER)
         self.events.register(self.listener, selectors.EVENT_READ, self._accept)
@@ -180,29 +182,29 @@ class _Server:
         while True:
             for key, _ in self.events.select(timeout=0 if later else None):
                 key.data()
-            if later:  # while the first stage is at work
+            if later:  # while the first stage runs
                 self._import([later.popleft()])
 
     def _import(self, modules: Iterable[str]) -> None:
-        # Takes seconds, in which the owner may end.
+        # This takes seconds, in which the owner may end.
         signal.signal(signal.SIGALRM, lambda *_: self._owner_ended() if select([self.owner_fd], [], [], 0)[0] else None)
         signal.setitimer(signal.ITIMER_REAL, 0.1, 0.1)
-        gc.disable()  # there is no garbage yet: a fifth of the time
+        gc.disable()  # there is no garbage yet, and collecting takes a fifth of the time
         for module in modules:
             importlib.import_module(module)
-        gc.freeze()  # a child's collections then leave these pages alone, and so shared
+        gc.freeze()  # a child's collections then do not write to these pages, which stay shared
         gc.enable()
         signal.setitimer(signal.ITIMER_REAL, 0)
 
     def _owner_ended(self) -> NoReturn:
-        os._exit(0)  # its children die with it, or hear of it
+        os._exit(0)  # its children are killed, or sent PARENT_ENDED
 
     def _accept(self) -> None:
         client, _ = self.listener.accept()
         if not _is_ours(client):
             client.close()
             return
-        client.settimeout(_PATIENCE)  # one that says nothing must not keep the others waiting
+        client.settimeout(_PATIENCE)  # a silent client must not block the others
         try:
             request, streams, *_ = socket.recv_fds(client, 4096, 3)
         except OSError:
@@ -219,7 +221,7 @@ class _Server:
         if child == 0:
             self._leave_to_child(client)
             _run_stage(module, stage, streams, server)
-        with suppress(ProcessLookupError):  # it has ended already
+        with suppress(ProcessLookupError):  # it has already ended
             os.setpgid(child, child)
         for stream in streams:
             os.close(stream)
@@ -227,7 +229,7 @@ class _Server:
         child_fd = os.pidfd_open(child)
         self.events.register(client, selectors.EVENT_READ, lambda: self._client_ended(child))
         self.events.register(child_fd, selectors.EVENT_READ, lambda: self._child_ended(child, child_fd))
-        with suppress(OSError):  # the client ended meanwhile: the next event
+        with suppress(OSError):  # the client has ended, which is the next event
             client.send(_NUMBER.pack(child))
 
     def _leave_to_child(self, client: socket.socket) -> None:
@@ -237,7 +239,7 @@ class _Server:
             other.close()
 
     def _client_ended(self, child: int) -> None:
-        if child in self.clients:  # else it ended too, at the same moment
+        if child in self.clients:  # else the child has ended too
             self.events.unregister(self.clients[child])
             _kill_group(child, signal.SIGKILL)
 
@@ -254,8 +256,8 @@ class _Server:
 
 
 def _run_stage(module: str, stage: str, streams: list[int], server: int) -> NoReturn:
-    """What `python -m MODULE` does, in a forked child. Without the interpreter's own end, which takes a second."""
-    os.setpgid(0, 0)  # as the server does, whoever is first
+    """Do in a forked child what `python -m MODULE` does, but skip the interpreter's shutdown, which takes a second."""
+    os.setpgid(0, 0)  # the server does so too; either may be first
     die_with_parent()
     if os.getppid() != server:
         os._exit(1)
@@ -276,7 +278,7 @@ def _run_stage(module: str, stage: str, streams: list[int], server: int) -> NoRe
         if not isinstance(code, int):
             print(code, file=sys.stderr)
             code = 1
-    except BaseException:  # noqa: BLE001, as the interpreter itself
+    except BaseException:  # noqa: BLE001, as the interpreter does
         traceback.print_exc()
     finally:
         sys.stdout.flush()
@@ -285,4 +287,7 @@ def _run_stage(module: str, stage: str, streams: list[int], server: int) -> NoRe
 
 
 if __name__ == "__main__":
-    _Server(socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2])).serve()
+    parser = command_parser()
+    parser.add_argument("listener", type=int, help="the file descriptor of the listening socket")
+    parser.add_argument("owner", type=int, help="the file descriptor of the process that runs the stages")
+    run_command(lambda listener, owner: _Server(socket.socket(fileno=listener), owner).serve(), parser)

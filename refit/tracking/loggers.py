@@ -1,8 +1,7 @@
-"""Loggers, by their names in `tracking.loggers`: what a fit and a test tell goes to each. Only here, and for MLflow in
-refit/tracking/runs.py, is it known what loggers there are.
+"""The loggers that `tracking.loggers` names: TensorBoard, CSV and W&B here, MLflow in refit/tracking/runs.py.
 
-All but MLflow's write below `data/logs/`: a fit to `fit-<fingerprint>`, which takes the name of its model, the first 16
-characters of the sha256, once there is one. That folder is neither DVC's nor git's.
+All but MLflow's write below `data/logs/`: a fit to `fit-<fingerprint>`, which is renamed after its model, the first 16
+characters of the sha256, once there is one. Neither DVC nor git tracks that folder.
 """
 
 import csv
@@ -21,14 +20,16 @@ from PIL import Image
 from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 from torch import Tensor
 
-from refit.artifacts.files import repository_root, write_bytes, write_csv, write_json
+from refit.artifacts.files import write_bytes, write_csv, write_json
 from refit.artifacts.model import model_name, model_sha256
+from refit.artifacts.paths import LOGS, repository_root
 from refit.params import load_params
 from refit.runtime.environment import QUIET
-from refit.tracking.run_logger import FitLogger, RunLogger
-from refit.tracking.runs import EXPERIMENT, log_to_model_run
+from refit.tracking.fit_logger import FitLogger
+from refit.tracking.model_runs import log_to_model_run
+from refit.tracking.runs import TrackedRun
+from refit.tracking.store import EXPERIMENT
 
-LOGS = Path("data/logs")
 METRICS = "metrics.csv"
 
 _WANDB_RUN = "run_id"
@@ -36,29 +37,29 @@ _WANDB_STEPS = "last_steps.json"
 
 
 def chosen_loggers() -> list[str]:
-    """tracking.loggers. No stage declares that section: it changes no result, so it must make none stale."""
+    """tracking.loggers. No stage declares that section: it changes no result, so it must not make one stale."""
     names: list[str] = load_params().model_dump()["tracking"]["loggers"]
     return names
 
 
 def model_logs(sha256: str) -> Path:
-    """Where the loggers of the fit that gave this model have written."""
+    """The folder in which the loggers of the fit of this model have written."""
     return repository_root() / LOGS / sha256[:16]
 
 
 class FitLoggers:
-    """The loggers of one fit. A fit that goes on from a state goes on with them, without a gap or a repeat."""
+    """The loggers of one fit. When a fit is resumed, so are its logs, without a gap or a repetition."""
 
     def __init__(
         self, names: Sequence[str] | None, params: Mapping[str, Any], tags: Mapping[str, str], state: Path, step: int
     ) -> None:
-        """`params` is all of params.yaml, nested; `state` the folder of the fit's state, which is of this `step`.
-        `names` is None in a process of the fit that is not its leader, who logs for all."""
+        """`params` is all of params.yaml, nested; `state` is the folder of the fit's state, which was saved at this
+        `step`. `names` is None in the processes of a fit that do not log: only its first does."""
         self.folder = repository_root() / LOGS / f"fit-{state.name}"
         if step == 0 and names is not None:
             shutil.rmtree(self.folder, ignore_errors=True)
         opened = [
-            RunLogger(params, tags, state) if name == "mlflow" else _OPEN[name](self.folder, params, step)
+            TrackedRun(params, tags, state) if name == "mlflow" else _OPEN[name](self.folder, params, step)
             for name in names or ()
         ]
         self.each: list[FitLogger] = [logger for logger in opened if logger is not None]
@@ -68,17 +69,17 @@ class FitLoggers:
         return any(logger.holds_histograms for logger in self.each)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Figures of a step, or of the fit as a whole."""
+        """Log metrics of a step, or of the whole fit."""
         for logger in self.each:
             logger.log_metrics(dict(metrics), step)
 
     def log_picture(self, name: str, png: bytes, step: int) -> None:
-        """A picture, the bytes of a PNG file."""
+        """Log a picture, the bytes of a PNG file."""
         for logger in self.each:
             logger.log_picture(name, png, step)
 
     def log_histograms(self, values: Mapping[str, Tensor], step: int) -> None:
-        """How the numbers of each tensor are spread."""
+        """Log a histogram of each tensor."""
         for logger in self.each:
             logger.log_histograms(values, step)
 
@@ -87,7 +88,7 @@ class FitLoggers:
             logger.log_files(*paths)
 
     def finish(self, model_dir: Path, images: Tensor) -> None:
-        """The fit ended well: see TrackedRun.finish for what is given."""
+        """End the logs of a fit that succeeded; TrackedRun.finish describes the arguments."""
         for logger in self.each:
             logger.finish(model_dir, images)
         if self.folder.is_dir():
@@ -99,9 +100,10 @@ class FitLoggers:
 
 
 def log_to_model(sha256: str, metrics: Mapping[str, float], files: Sequence[Path]) -> None:
-    """Add a test's metrics and files to what each chosen logger holds of this model; a repeat replaces them.
+    """Add a test's metrics and files to the log of this model's fit in each chosen logger; a repeated call replaces
+    them.
 
-    A logger that took no part in the model's fit is passed over; of files TensorBoard and W&B take the pictures.
+    A logger without a log of that fit is skipped. TensorBoard and W&B take only the pictures among the files.
     """
     pictures = {file.stem: file.read_bytes() for file in files if file.suffix == ".png"}
     for name in chosen_loggers():
@@ -112,7 +114,7 @@ def log_to_model(sha256: str, metrics: Mapping[str, float], files: Sequence[Path
 
 
 def _name_after_model(folder: Path, named: Path) -> None:
-    """What the same model was logged with before, and perhaps tested, stays."""
+    """Rename the folder; a log of the same model that is there already, perhaps with a test, stays."""
     named.mkdir(exist_ok=True)
     for part in folder.iterdir():
         if (named / part.name).exists():
@@ -128,17 +130,17 @@ class _TensorBoard(FitLogger, TensorBoardLogger):
     holds_histograms = True
 
     def __init__(self, folder: Path, params: Mapping[str, Any], step: int):
-        # What a fit that was cut off told of its steps after the state it goes on from, TensorBoard leaves out.
+        # purge_step: TensorBoard drops what an interrupted fit logged after the state that is resumed.
         super().__init__(folder, name="", version="tensorboard", default_hp_metric=False, purge_step=step or None)
         self._params = dict(params)
         self.hparams = self._params
-        self._figures: dict[str, float] = {}
+        self._fit_metrics: dict[str, float] = {}
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         if step is None:
-            self._figures |= metrics
+            self._fit_metrics |= metrics
         super().log_metrics(metrics, step)
-        self.save()  # it flushes: what is told must be in the file before a later state is
+        self.save()  # it flushes: the metrics must be in the file before a later state is saved
 
     def log_picture(self, name: str, png: bytes, step: int) -> None:
         self.experiment.add_image(name, _pixels(png), step, dataformats="HWC")
@@ -150,7 +152,7 @@ class _TensorBoard(FitLogger, TensorBoardLogger):
         self.save()
 
     def finish(self, model_dir: Path, images: Tensor) -> None:
-        best = self._figures[f"best_{self._params['fit']['monitor']}"]
+        best = self._fit_metrics[f"best_{self._params['fit']['monitor']}"]
         TensorBoardLogger.log_hyperparams(self, self._params, {"hp_metric": best})
         self.finalize("success")
 
@@ -159,8 +161,8 @@ class _TensorBoard(FitLogger, TensorBoardLogger):
 
 
 class _CSV(FitLogger):
-    """A row a step. The file is written whole each time: Lightning's own logger of this kind begins it anew in a fit
-    that goes on, and a kill may leave it without its rows."""
+    """One row per step. The whole file is written each time: Lightning's CSVLogger starts a new file when a fit is
+    resumed, and loses its rows if it is killed."""
 
     def __init__(self, folder: Path, params: Mapping[str, Any], step: int):
         self._file = folder / "csv" / METRICS
@@ -180,7 +182,7 @@ class _CSV(FitLogger):
         return self._file.parent.parent.name
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Figures of the fit as a whole stand in its last row."""
+        """Metrics of the whole fit go to the last row."""
         step = max(self._rows, default=0) if step is None else step
         self._rows.setdefault(step, {"step": step}).update(metrics)
         header = dict.fromkeys(name for row in self._rows.values() for name in row)
@@ -188,26 +190,26 @@ class _CSV(FitLogger):
 
 
 class _WandB(FitLogger, WandbLogger):
-    """Where W&B cannot hold it, or WANDB_MODE=offline, the run lies below `wandb/`, for `wandb sync`."""
+    """If W&B cannot be reached, or WANDB_MODE=offline, the run stays below `wandb/`, for `wandb sync`."""
 
     holds_histograms = True
 
     def __init__(self, folder: Path, params: Mapping[str, Any], step: int):
         run_id = folder.name.removeprefix("fit-")
         super().__init__(save_dir=folder, project=EXPERIMENT, version=run_id, settings=_wandb_settings())
-        del self._wandb_init["anonymous"]  # Lightning's nothing, of which W&B warns
+        del self._wandb_init["anonymous"]  # Lightning sets it to None, and W&B warns of that
         folder.mkdir(parents=True, exist_ok=True)
         self.experiment.config.update(dict(params), allow_val_change=True)
         self._notes = folder / "wandb"
         write_bytes(self._notes / _WANDB_RUN, run_id.encode())
-        told = self._notes / _WANDB_STEPS
-        self._last_step: dict[str, int] = json.loads(told.read_bytes()) if told.is_file() else {}
+        steps = self._notes / _WANDB_STEPS
+        self._last_step: dict[str, int] = json.loads(steps.read_bytes()) if steps.is_file() else {}
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         if step is None:
             self.experiment.summary.update(dict(metrics))
             return
-        # Else told before the fit was cut off.
+        # The others were logged before the fit was interrupted.
         new = {name: value for name, value in metrics.items() if step > self._last_step.get(name, -1)}
         if not new:
             return
@@ -222,8 +224,8 @@ class _WandB(FitLogger, WandbLogger):
         import wandb
 
         arrays = {name: tensor.float().numpy(force=True) for name, tensor in values.items()}
-        spread = {name: wandb.Histogram(np_histogram=np.histogram(array, 64)) for name, array in arrays.items()}
-        super().log_metrics(spread, step)  # type: ignore[arg-type]
+        histograms = {name: wandb.Histogram(np_histogram=np.histogram(array, 64)) for name, array in arrays.items()}
+        super().log_metrics(histograms, step)  # type: ignore[arg-type]
 
     def finish(self, model_dir: Path, images: Tensor) -> None:
         sha256 = model_sha256(model_dir)
@@ -254,7 +256,7 @@ def _wandb_settings() -> Any:
 
 def _warn_of_wandb(error: Exception) -> None:
     first, *_ = str(error).splitlines() or [type(error).__name__]
-    print(f"warning: W&B failed ({first}): the work goes on without it; WANDB_MODE=offline keeps its run here",
+    print(f"warning: W&B failed ({first}): the stage continues without it; WANDB_MODE=offline keeps the run here",
           file=sys.stderr, flush=True)  # fmt: skip
 
 

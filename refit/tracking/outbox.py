@@ -1,8 +1,7 @@
-"""What MLflow missed because it could not be reached: kept in `data/state/mlflow/<sha256 of the model>/` until
-`python -m refit.commands.sync` has sent it.
+"""What MLflow has missed because it could not be reached, until `make sync` sends it.
 
-It is all that is needed, also when another model has taken this one's place in `data/`: in `fit` the run of a fit, in
-`test` what a test of its model would have added to it.
+It waits in `data/state/mlflow/<sha256 of the model>/`, with all that is needed even after `data/` holds another model:
+in `fit` the run of a fit, in `test` what a test of its model adds to that run.
 """
 
 import json
@@ -11,18 +10,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple, TextIO
+from typing import Literal, NamedTuple, TextIO
 
-from refit.artifacts.files import repository_root, whole_folder, write_bytes, write_json
+from refit.artifacts.files import whole_folder, write_bytes, write_json
+from refit.artifacts.paths import OUTBOX, repository_root
 
-UNSENT = Path("data/state/mlflow")
-SYNC = "python -m refit.commands.sync"
-NOTE = "mlflow_run"
-"""The file that names the run's id."""
+SYNC = "make sync"
+RUN_ID = "mlflow_run"
+"""The file with the run's id."""
 POINTS = "mlflow_points"
 PICTURES = "pictures"
 MODEL = "model"
 IMAGES = "images.npy"
+
+Part = Literal["fit", "test"]
 
 
 class Point(NamedTuple):
@@ -36,8 +37,8 @@ class Point(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Opening:
-    """What a run is opened with."""
+class RunStart:
+    """What a run is created with."""
 
     params: dict[str, str]
     tags: dict[str, str]
@@ -45,22 +46,22 @@ class Opening:
     """Milliseconds since 1970."""
 
 
-class Journal:
-    """The points of a run, also on disk in a folder, where a fit that is cut off leaves them to the one that goes on.
+class PointLog:
+    """The points of a run, also in a file of `folder`, from which a fit that is resumed reads them.
 
-    A point that is told again after that is the same one.
+    A point with the name and step of an earlier one is that one again, and is left out.
     """
 
     def __init__(self, folder: Path | None) -> None:
         self.points = read_points(folder / POINTS) if folder else []
-        self._told = {(point.name, point.step) for point in self.points}
+        self._logged = {(point.name, point.step) for point in self.points}
         self._path = folder / POINTS if folder else None
         self._file: TextIO | None = None
 
     def add(self, points: Sequence[Point]) -> None:
-        new = [point for point in points if (point.name, point.step) not in self._told]
+        new = [point for point in points if (point.name, point.step) not in self._logged]
         self.points += new
-        self._told |= {(point.name, point.step) for point in new}
+        self._logged |= {(point.name, point.step) for point in new}
         if self._path and self._file is None:
             self._file = self._path.open("a", encoding="utf-8")
         if self._file is not None:
@@ -73,7 +74,7 @@ class Journal:
 
 
 def read_points(path: Path) -> list[Point]:
-    """Those that were written whole."""
+    """The points that were written completely."""
     points = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
         try:
@@ -83,51 +84,51 @@ def read_points(path: Path) -> list[Point]:
     return points
 
 
-def unsent() -> list[str]:
+def models_in_outbox() -> list[str]:
     """The sha256 of each model of which something waits."""
-    parts = (path for part in ("fit", "test") for path in (repository_root() / UNSENT).glob(f"*/{part}"))
+    parts = (path for part in ("fit", "test") for path in (repository_root() / OUTBOX).glob(f"*/{part}"))
     return sorted({path.parent.name for path in parts})
 
 
-def unsent_part(sha256: str, part: str) -> Path:
-    """Where a part, `fit` or `test`, waits or would wait."""
-    return repository_root() / UNSENT / sha256 / part
-
-
-def keep_files(folder: Path, files: Sequence[Path]) -> None:
-    """Copies, each below the name of its own folder."""
-    for file in files:
-        kept = folder / "files" / file.absolute().parent.name / file.name
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(file, kept)
-
-
-def kept_files(folder: Path) -> list[Path]:
-    return sorted((folder / "files").glob("*/*"))
+def outbox_part(sha256: str, part: Part) -> Path:
+    """The folder in which this part of a model's run waits, if it does."""
+    return repository_root() / OUTBOX / sha256 / part
 
 
 @contextmanager
-def keep_fit(sha256: str, opening: Opening, run_id: str, points: Sequence[Point]) -> Iterator[Path]:
-    """The folder that the rest of a fit's run is to be written to."""
-    with whole_folder(unsent_part(sha256, "fit")) as folder:
-        write_json(folder / "opening.json", asdict(opening))
+def save_fit(sha256: str, start: RunStart, run_id: str, points: Sequence[Point]) -> Iterator[Path]:
+    """Save the run of a fit; the block writes its other files to the folder."""
+    with whole_folder(outbox_part(sha256, "fit")) as folder:
+        write_json(folder / "opening.json", asdict(start))
         write_bytes(folder / POINTS, "".join(f"\n{json.dumps(point)}" for point in points).encode())
         if run_id:
-            write_bytes(folder / NOTE, run_id.encode())
+            write_bytes(folder / RUN_ID, run_id.encode())
         yield folder
 
 
-def kept_opening(folder: Path) -> Opening:
-    return Opening(**json.loads((folder / "opening.json").read_text(encoding="utf-8")))
-
-
-def keep_test(sha256: str, metrics: Mapping[str, float], files: Sequence[Path]) -> None:
-    """What a test would add to the run of this model; it takes the place of what an earlier one would."""
-    with whole_folder(unsent_part(sha256, "test")) as folder:
+def save_test(sha256: str, metrics: Mapping[str, float], files: Sequence[Path]) -> None:
+    """Save what a test adds to the run of this model, in place of what an earlier test saved."""
+    with whole_folder(outbox_part(sha256, "test")) as folder:
         write_json(folder / "metrics.json", dict(metrics))
-        keep_files(folder, files)
+        save_files(folder, files)
 
 
-def kept_metrics(folder: Path) -> dict[str, float]:
+def save_files(folder: Path, files: Sequence[Path]) -> None:
+    """Copy the files, each below the name of its own folder."""
+    for file in files:
+        copy = folder / "files" / file.absolute().parent.name / file.name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, copy)
+
+
+def saved_files(folder: Path) -> list[Path]:
+    return sorted((folder / "files").glob("*/*"))
+
+
+def read_start(folder: Path) -> RunStart:
+    return RunStart(**json.loads((folder / "opening.json").read_text(encoding="utf-8")))
+
+
+def read_metrics(folder: Path) -> dict[str, float]:
     metrics: dict[str, float] = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     return metrics

@@ -1,22 +1,18 @@
-"""What watches a fit."""
+"""Callbacks of a Trainer: progress, history, and the best epoch."""
 
 import math
 import operator
-import resource
-import sys
 import time
 from datetime import timedelta
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
 from pytorch_lightning.callbacks import Callback, RichProgressBar
 from pytorch_lightning.strategies import FSDPStrategy
 from rich.progress import ProgressColumn, Task
 from rich.text import Text
 from torch import Tensor
 
-from refit.batches.datamodule import TrainLoader
 from refit.params import FitParams
 from refit.runtime.errors import UserError
 from refit.training.averaging import Average
@@ -182,62 +178,3 @@ class Best(Callback):
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not isinstance(trainer.strategy, FSDPStrategy):  # else each device has a shard, which no weights fit into
             pl_module.load_state_dict(self.weights)
-
-
-class EpochFacts(Callback):
-    """Learning rate, images a second, seconds, memory and the last step's gradient norm, sent to the run's logger at
-    the step of the epoch's other metrics.
-
-    A time has no place in a tracked output, so it goes nowhere else. The fit's first step, in which libraries and
-    torch.compile warm up, is a fact of its own.
-    """
-
-    def __init__(self, history: History) -> None:
-        self.history = history
-        self.first_step: float | None = None
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.gradient_norm = torch.tensor(math.nan)
-        self.on_train_epoch_start(trainer, pl_module)  # a fit that goes on is in the middle of an epoch
-
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.started = self.epoch_started = time.perf_counter()
-        self.batches = 0
-
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any,
-                           batch_idx: int) -> None:  # fmt: skip
-        self.batches += 1
-        self.seconds = time.perf_counter() - self.started
-        if trainer.current_epoch == batch_idx == 0:
-            self.first_step, self.started, self.batches = self.seconds, self.started + self.seconds, 0
-
-    def on_before_optimizer_step(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
-    ) -> None:
-        if trainer.is_last_batch:  # each step's would cost as much as clipping does
-            gradients = [weight.grad for weight in pl_module.parameters() if weight.grad is not None]
-            self.gradient_norm = torch.nn.utils.get_total_norm(gradients)
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert isinstance(trainer.train_dataloader, TrainLoader)
-        facts = {
-            "learning_rate": self.history.rows[-1]["learning_rate"],
-            "gradient_norm": float(self.gradient_norm),
-            "epoch_seconds": time.perf_counter() - self.epoch_started,
-            "memory_gib": _peak_memory(pl_module.device) / 2**30,
-        }
-        if self.batches:
-            images = self.batches * trainer.train_dataloader.batch_size * trainer.world_size
-            facts["images_per_second"] = images / self.seconds
-        if trainer.current_epoch == 0 and self.first_step is not None:
-            facts["first_step_seconds"] = self.first_step
-        for logger in trainer.loggers:
-            logger.log_metrics(facts, trainer.global_step - 1)
-
-
-def _peak_memory(device: torch.device) -> int:
-    """Bytes, at most so far: the device's, or on a CPU the process's."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -11,7 +11,8 @@ import torch.distributed as dist
 from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
-from refit.artifacts.files import repository_root, write_json
+from refit.artifacts.files import write_json
+from refit.artifacts.paths import repository_root
 from refit.batches.datamodule import TrainLoader
 from refit.runtime.errors import UserError
 

@@ -1,12 +1,11 @@
-"""Lightning's profilers, and where their reports lie: beside the run and in no output, as times are."""
+"""Lightning's profilers. Their reports hold times, so they go to the logs and into no output."""
 
 from typing import Literal
 
 from pytorch_lightning.profilers import AdvancedProfiler, Profiler, PyTorchProfiler, SimpleProfiler
 
-from refit.artifacts.files import repository_root
+from refit.artifacts.paths import PROFILES, repository_root
 
-PROFILES = "data/logs/profile"
 LINES_SHOWN = 40
 
 Name = Literal["simple", "advanced", "pytorch"]

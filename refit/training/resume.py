@@ -4,7 +4,6 @@ Its state lies in `data/state/<fingerprint>/`: outside DVC's outputs, which DVC 
 under a name that follows from everything the weights follow from. A state of anything else is never taken up.
 """
 
-import fcntl
 import hashlib
 import io
 import json
@@ -29,20 +28,20 @@ from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
-from refit.artifacts.files import repository_root, write_bytes, write_json
+from refit.artifacts.files import write_bytes, write_json
+from refit.artifacts.paths import STATES, repository_root
+from refit.params.dotted import flatten
 from refit.runtime.errors import UserError
-from refit.runtime.parent import PARENT_ENDED, hear_of_parents_end
-from refit.tracking.runs import flatten
+from refit.runtime.locks import only_process
+from refit.runtime.parent import PARENT_ENDED, survive_parent
 from refit.training.collectives import Collectives
 
-STATES = Path("data/state")
 INPUTS = "inputs.json"
 KEPT = 2  # states; the older one is for the day that the newer cannot be read
 COST_SHARE = 0.02  # of the time of a fit, at most, for the states at the ends of its epochs
 FIRST_GUESS = 0.1  # seconds that a state takes, before one was saved
 SIGNALS = (signal.SIGTERM, signal.SIGINT, PARENT_ENDED)
 
-_HOLDER = "pid"
 _PATIENCE = 10.0  # seconds that a killed process may take to be gone
 _LEADERS_END = 60.0  # seconds that the leader of a fit may take to end after a fault
 
@@ -66,7 +65,8 @@ def fit_state(
             time.sleep(_LEADERS_END)  # the leader tells the same fault, and this process dies with it
             raise
         return
-    with _locked(folder):
+    work = f"trains this very fit (its state is in {folder})"
+    with only_process(states / f"{folder.name}.lock", work, _PATIENCE):
         path = _newest_sound(folder)
         if path is None:
             with suppress(OSError, ValueError):  # another process may end that fit meanwhile, or have left half a file
@@ -78,39 +78,6 @@ def fit_state(
         finally:
             state.files.close()  # before another may have the folder
         shutil.rmtree(folder)
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Never two writers: this process alone is at `folder`, until it ends however it ends."""
-    deadline = time.monotonic() + _PATIENCE
-    while True:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            lock = os.open(folder, os.O_RDONLY)
-        except OSError as error:
-            raise UserError(
-                f"{error.filename} cannot be opened: {error.strerror}; the fit keeps its state there"
-            ) from None
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.fstat(lock).st_nlink:
-                break
-            os.close(lock)  # who had the lock has ended well, and removed the folder
-        except BlockingIOError:
-            os.close(lock)
-            if time.monotonic() > deadline:
-                holder = _read_text(folder / _HOLDER) or "unknown"
-                raise UserError(
-                    f"process {holder} is at this very fit (its state is in {folder}); wait for it, or end it: "
-                    f"kill {holder}"
-                ) from None
-            time.sleep(0.05)
-    try:
-        write_bytes(folder / _HOLDER, str(os.getpid()).encode())
-        yield
-    finally:
-        os.close(lock)
 
 
 def _newest_sound(folder: Path, tell: bool = True) -> Path | None:
@@ -214,7 +181,7 @@ class FitState(Checkpoint):
         for number in self._before:  # the Trainer puts back what it found
             signal.signal(number, self._ask)
         if self._collectives.rank == 0:
-            hear_of_parents_end(True)
+            survive_parent(True)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._new_epoch = trainer.current_epoch > 0
@@ -239,7 +206,7 @@ class FitState(Checkpoint):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.files.finish()
-        hear_of_parents_end(False)  # before the last look at what was asked, so that no end goes unheard
+        survive_parent(False)  # before the last look at what was asked, so that no end goes unheard
         self._obey_if_asked(at_end=True)
 
     def on_save_checkpoint(

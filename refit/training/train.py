@@ -1,16 +1,18 @@
-"""A fit: one call of a Trainer, with what watches it."""
+"""A fit: one call of a Trainer."""
+
+from collections.abc import Sequence
 
 import numpy as np
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback, EarlyStopping
+from pytorch_lightning.loggers import Logger
 
 from refit.artifacts.choices import BatchChoice
+from refit.artifacts.paths import DIVERGED
 from refit.batches.datamodule import PreparedData
 from refit.params import Params
-from refit.tracking.loggers import FitLoggers
-from refit.tracking.pictures import FirstBatch, Histograms
 from refit.training.averaging import make_average
-from refit.training.callbacks import Best, EpochFacts, History
+from refit.training.callbacks import Best, History
 from refit.training.distributed import OwnRandomness, devices_of_fit, share_batch
 from refit.training.divergence import FiniteLoss
 from refit.training.finetuning import FrozenBackbone
@@ -25,11 +27,13 @@ def train(
     params: Params,
     batch: BatchChoice,
     state: FitState,
-    loggers: FitLoggers,
+    watchers: Sequence[Callback] = (),
+    loggers: Sequence[Logger] = (),
 ) -> tuple[History, Best]:
-    """Fit `system`, from `state` on where there is one; it is left as it was in its best epoch.
+    """Fit `system`, from `state` if there is one. It ends with the weights of its best epoch.
 
-    On several devices each process calls it, and the first alone has loggers.
+    `watchers` and `loggers` change no result. On several devices each process calls this, and only the first has
+    loggers.
     """
     if params.trainer.compile:
         getattr(system, "network", system).compile(mode=params.trainer.compile)
@@ -39,10 +43,8 @@ def train(
     history = History()
     average = make_average(params.fit)
     best = Best(history, params.fit, average)
-    finite_loss = FiniteLoss(state.folder / "diverged.json")
-    callbacks: list[Callback] = [history, best, EpochFacts(history), FirstBatch(loggers), finite_loss, state]
-    if loggers.hold_histograms:
-        callbacks.append(Histograms(loggers))
+    finite_loss = FiniteLoss(state.folder / DIVERGED)
+    callbacks: list[Callback] = [history, best, *watchers, finite_loss, state]
     if params.fit.patience is not None:
         callbacks.append(
             EarlyStopping(
@@ -76,7 +78,7 @@ def train(
         profiler=make_profiler(params.debug.profiler),
         callbacks=callbacks,
         plugins=[state.files],
-        logger=loggers.each,
+        logger=list(loggers),
     )
     with translate_lightning_errors(params.debug):
         trainer.fit(system, datamodule=data, ckpt_path=state.path, weights_only=True)

@@ -86,7 +86,7 @@ def soon(condition: Callable[[], object], what: str, dvc: "subprocess.Popen[str]
 
 def fit_process(project: Project) -> int:
     """Who is at work on the fit: the holder of its state."""
-    (holder,) = project.root.glob("data/state/*/pid")
+    (holder,) = project.root.glob("data/state/*.lock")
     return int(holder.read_text())
 
 
@@ -136,7 +136,7 @@ def test_the_trainer_killed_while_it_writes_a_state(project: Project, lock: Any)
 
 def first_state(project: Project, dvc: "subprocess.Popen[str]") -> Path:
     """The first state that the running fit keeps; unless it is asked to end, the next is a second away."""
-    soon(lambda: list(project.root.glob("data/state/*/pid")), "the fit began", dvc)
+    soon(lambda: list(project.root.glob("data/state/*.lock")), "the fit began", dvc)
     soon(lambda: len(states(project)) == 1, "the first state is kept", dvc)
     return states(project)[0]
 
@@ -218,7 +218,7 @@ def test_a_second_trainer_of_the_same_fit_is_refused_and_names_the_first(project
             os.kill(first, signal.SIGCONT)
         assert second.returncode == 2
         (line,) = [line for line in second.stderr.splitlines() if line.startswith("error: ")]
-        assert line.startswith(f"error: process {first} is at this very fit")
+        assert line.startswith(f"error: process {first} trains this very fit")
         dvc.communicate(timeout=PATIENCE)
     assert dvc.returncode == 0
     assert locked(project) == lock

@@ -93,7 +93,7 @@ def test_a_second_flow_in_the_same_workspace_fails_and_names_the_first(toy_with_
         done = toy.flow()
     assert done.returncode == 1
     assert error_of(done) == (
-        f"error: another flow, process {os.getpid()}, is at work in this workspace; wait for it or end it"
+        f"error: process {os.getpid()} runs another flow in this workspace; wait for it, or end it: kill {os.getpid()}"
     )
     assert not toy.note("only.began")
 

@@ -79,13 +79,15 @@ def test_new_images_where_dvc_imports_them_from_are_fetched_first(
 
     (toy.root / "out/photos/mine.png").write_text("3")
     done = toy.flow("retrain")
-    assert error_of(done).startswith("error: out/photos is not as out/photos.dvc has it, and an update would undo that")
+    assert error_of(done).startswith(
+        "error: out/photos differs from out/photos.dvc, and an update would undo the changes"
+    )
     assert (toy.root / "out/photos/mine.png").exists()
     (toy.root / "out/photos/mine.png").unlink()
     for image in bucket.iterdir():
         image.unlink()
     done = toy.flow("retrain")
-    assert error_of(done) == "error: out/photos.dvc: what it is imported from is not there, or holds nothing"
+    assert error_of(done) == "error: out/photos.dvc: its source is missing or empty"
     assert len(list((toy.root / "out/photos").iterdir())) == 2
 
 
@@ -155,7 +157,7 @@ def test_what_could_not_be_published_is_told_before_any_work(published: Toy, mon
     done = toy.flow("retrain")
     assert done.returncode == 1
     assert error_of(done) == (
-        "error: pipelines.publish = push: only.py is not committed, and so no commit could make the model again; "
+        "error: pipelines.publish = push: only.py is not committed, so no commit could reproduce the model; "
         "commit it, or set pipelines.publish to none"
     )
     assert not toy.note("only.began")
@@ -206,5 +208,5 @@ def test_without_mlflow_among_the_loggers_it_ends_in_a_line(toy_with_server: Toy
     (toy.root / "params.yaml").write_text(yaml.safe_dump(params))
     done = toy.flow("retrain")
     assert done.returncode == 1
-    assert error_of(done) == ("error: params.yaml: tracking.loggers has no mlflow, which keeps the champion; add it")
+    assert error_of(done) == ("error: params.yaml: tracking.loggers has no mlflow, which stores the champion; add it")
     assert not toy.note("only.began")

@@ -31,7 +31,8 @@ def test_the_stages_go_on_without_a_server_that_died_and_the_flow_says_so_in_a_l
             assert flow.wait(timeout=PATIENCE) == 1
     assert toy.note("two.ended")
     told = (
-        "error: Prefect's API went away (All connection attempts failed); the stages that ended are done: run it again"
+        "error: Prefect's API could not be reached (All connection attempts failed); the stages that ended are done: "
+        "run it again"
     )
     assert told in (toy.root / "background.log").read_text().splitlines()
 

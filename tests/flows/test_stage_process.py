@@ -199,7 +199,7 @@ def test_a_stage_s_lines_come_without_what_dvc_advises(toy: Toy, monkeypatch: py
         ),
         ("raise RuntimeError('out of memory')", 1, "stage 'only' failed: RuntimeError: out of memory (exit code 1)"),
         ("print('goodbye'); sys.exit(3)", 3, "stage 'only' failed: goodbye (exit code 3)"),
-        ("os.kill(os.getpid(), signal.SIGKILL)", -9, "stage 'only' failed: it said nothing (exit code -9)"),
+        ("os.kill(os.getpid(), signal.SIGKILL)", -9, "stage 'only' failed: it printed nothing (exit code -9)"),
         (
             "os._exit(0)",
             255,

@@ -144,8 +144,8 @@ def test_a_debug_run_says_so_wherever_one_looks_and_is_never_registered(
     assert "DEBUG RUN" in summary.as_text(summary.read_facts())
     (run,) = MlflowClient().search_runs(["1"])
     assert run.data.tags["debug"] == "true"
-    with pytest.raises(UserError, match="is a debug run, and its model none to register"):
-        register.main([])
+    with pytest.raises(UserError, match="is a debug run, whose model cannot be registered"):
+        register.main("refit")
 
 
 @pytest.mark.parametrize(
@@ -186,7 +186,7 @@ def test_a_real_run_takes_the_place_of_a_debug_run_that_came_to_the_same_weights
     assert model_sha256(Path("data/model")) == trial, "this would show nothing"
     (run,) = MlflowClient().search_runs(["1"])
     assert "debug" not in run.data.tags
-    register.main([])
+    register.main("refit")
 
 
 def test_a_loss_that_is_no_number_stops_the_fit_at_its_step_and_tells_what_led_to_it(

@@ -20,8 +20,9 @@ from pytorch_lightning.strategies import DDPStrategy, FSDPStrategy, ParallelStra
 from safetensors.torch import load_file
 from torch import Tensor
 
-from refit.artifacts.choices import BATCH, LEARNING_RATE, BatchChoice, LearningRateChoice
+from refit.artifacts.choices import BatchChoice, LearningRateChoice
 from refit.artifacts.files import write_json
+from refit.artifacts.paths import BATCH, LEARNING_RATE
 from refit.artifacts.prepared import read_split
 from refit.runtime.errors import UserError
 from refit.training.distributed import devices_of_fit, share_batch

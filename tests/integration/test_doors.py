@@ -17,8 +17,8 @@ from refit.artifacts.prepared import read_split
 from refit.commands.promote import predictions_of
 from refit.inference.predictor import read_model
 from refit.params import load_params
+from refit.tracking.model_runs import find_run
 from refit.tracking.registry import Version
-from refit.tracking.runs import find_run
 from stages import predict
 from tests.fixtures import Fit, run_test
 

@@ -11,7 +11,7 @@ import torch
 from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
-from refit.tracking.run_logger import RunLogger
+from refit.tracking.runs import TrackedRun
 from tests.fixtures import Fit, run_test, watched_by
 
 pytestmark = [
@@ -59,7 +59,7 @@ def test_the_run_is_told_of_each_epoch_s_time_memory_and_gradient(fitted: Fit, m
             norms.append(torch.cat(gradients).norm().item())
 
     told: list[dict[str, float]] = []
-    monkeypatch.setattr(RunLogger, "log_metrics", lambda _, metrics, step=None: told.append(dict(metrics)))
+    monkeypatch.setattr(TrackedRun, "log_metrics", lambda _, metrics, step=None: told.append(dict(metrics)))
     started = time.perf_counter()
     with watched_by(Notes()):
         fitted(fit__max_epochs=2, fit__gradient_clip_val=0.01)

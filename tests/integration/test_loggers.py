@@ -32,7 +32,7 @@ from refit.artifacts.prepared import read_split
 from refit.batches.datamodule import Batch
 from refit.params import load_params
 from refit.runtime.errors import UserError
-from refit.tracking import pictures
+from refit.tracking import watchers
 from stages import check
 from tests.fixtures import Changed, Fit, run_test, watched_by
 from tests.processes import eventually
@@ -196,7 +196,7 @@ def test_each_logger_that_holds_pictures_shows_the_first_batch_as_the_network_se
     in_mlflow = Path(client.download_artifacts(run.info.run_id, "pictures/first_batch.png"))
     for png in (in_wandb.read_bytes(), in_tensorboard.encoded_image_string, in_mlflow.read_bytes()):
         picture = pixels(png)
-        for number in range(pictures.MOST_SHOWN):
+        for number in range(watchers.MOST_SHOWN):
             top, left = (1 + 9 * (number // 8)), (1 + 9 * (number % 8))
             np.testing.assert_array_equal(picture[top : top + 8, left : left + 8], seen[0][number, 0])
     raw = {image.tobytes() for image in read_split("train").images}
@@ -240,8 +240,8 @@ def test_histograms_take_no_more_than_their_share_of_the_time(monkeypatch: pytes
             logged.append(step)
             now[0] += 1
 
-    monkeypatch.setattr("refit.tracking.pictures.time.monotonic", lambda: now[0])
-    histograms = pictures.Histograms(Loggers())  # type: ignore[arg-type]
+    monkeypatch.setattr("refit.tracking.watchers.time.monotonic", lambda: now[0])
+    histograms = watchers.Histograms(Loggers())  # type: ignore[arg-type]
     for epoch in range(101):
         trainer = pl.Trainer.__new__(pl.Trainer)
         monkeypatch.setattr(pl.Trainer, "global_step", epoch + 1)
@@ -358,6 +358,6 @@ def test_a_picture_is_of_a_batch_of_ours(fitted: Fit) -> None:
     """A system of the user's own may take other batches; grid is of uint8 images in grey or colour."""
     for channels in (1, 3):
         images = torch.randint(0, 256, (5, channels, 4, 6), dtype=torch.uint8)
-        picture = np.asarray(Image.open(io.BytesIO(pictures.grid(Batch(images, torch.zeros(5)).images))))
+        picture = np.asarray(Image.open(io.BytesIO(watchers.grid(Batch(images, torch.zeros(5)).images))))
         assert picture.dtype == np.uint8
         np.testing.assert_array_equal(picture[1:5, 8:14, 0], images[1, 0])

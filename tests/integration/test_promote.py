@@ -11,10 +11,11 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
-from refit.artifacts.model import MODEL, model_sha256
+from refit.artifacts.model import model_sha256
+from refit.artifacts.paths import MODEL, PROMOTION
 from refit.artifacts.prepared import read_hashes, read_split
 from refit.commands import promote
-from refit.commands.promote import PROMOTION, Challenger, ChampionComparison, decide, predictions_of
+from refit.commands.promote import Challenger, ChampionComparison, decide, predictions_of
 from refit.data.pack import pack
 from refit.data.sources import Source, open_source
 from refit.evaluation.comparison import Comparison
@@ -219,7 +220,9 @@ def test_a_champion_that_today_s_code_makes_another_model_of_is_not_judged_by_th
     monkeypatch.setattr(torch.nn.functional, "relu", torch.tanh)
     monkeypatch.setattr(torch.nn.ReLU, "forward", lambda self, values: torch.tanh(values))
     monkeypatch.setattr(torch.nn.GELU, "forward", lambda self, values: torch.tanh(values))
-    with pytest.raises(UserError, match=r"models:/refit/1 takes \d+ of 359 images for another class than when it was"):
+    with pytest.raises(
+        UserError, match=r"models:/refit/1 predicts another class than when it was tested for \d+ of 359"
+    ):
         promote.main()
     assert find_champion("refit") is not None
     assert verdict()["outcome"] == "promoted", "the last one's"
@@ -234,7 +237,7 @@ def test_a_champion_of_another_task_is_a_line_and_classes_that_it_does_not_know_
     (kept / "outcomes.csv").unlink()
     trained(fit__max_epochs=2)
     (kept / "model.json").write_text(json.dumps({**description, "classes": [f"cat {i}" for i in range(10)]}))
-    with pytest.raises(UserError, match="models:/refit/1 knows none of today's classes: it has another task"):
+    with pytest.raises(UserError, match="models:/refit/1 knows none of today's classes: it solves another task"):
         promote.main()
     (kept / "model.json").write_text(json.dumps({**description, "classes": [*"012345678", "nine"]}))
     promote.main()
@@ -251,7 +254,7 @@ def test_a_test_of_other_images_than_those_prepared_is_a_line(
     shutil.rmtree("data/prepared")
     Path("data/prepared").mkdir()
     pack(open_source(data.data), data.data, 1, Path("data/prepared"))
-    with pytest.raises(UserError, match=r"outcomes.csv is of other test images than data/prepared; run: dvc repro"):
+    with pytest.raises(UserError, match=r"outcomes.csv has other test images than data/prepared; run: dvc repro"):
         promote.main()
 
 
@@ -281,7 +284,7 @@ def test_a_champion_that_cannot_be_compared_is_a_line(trained: Any, monkeypatch:
 
 def test_what_was_not_tested_or_is_a_debug_run_is_a_line(trained: Any, fitted: Fit) -> None:
     trained(fit__max_epochs=1, debug__limit_test_batches=1)
-    with pytest.raises(UserError, match="is a debug run; take the debug section"):
+    with pytest.raises(UserError, match="is a debug run; undo the changes to the debug section"):
         promote.main()
     fitted(fit__max_epochs=1, seed=1)
     with pytest.raises(UserError, match="has not been tested; run: dvc repro"):
@@ -312,7 +315,7 @@ def test_a_model_registered_when_the_images_had_changed_is_compared_on_all_and_s
     told = info.read_text()
     info.write_text(json.dumps({**json.loads(told), "sha256": "other"}))
     promote.main()
-    assert "warning: data/prepared is of other data than the model" in capsys.readouterr().err
+    assert "warning: data/prepared is not the data that the model was trained on" in capsys.readouterr().err
     info.write_text(told)
     trained()
     promote.main()

@@ -465,7 +465,7 @@ def test_a_folder_that_may_not_be_written_fails_the_fit_in_a_line(workspace: Pat
             folder.chmod(folder.stat().st_mode | 0o755)
     os.seteuid(65534)
     try:
-        with pytest.raises(UserError, match=r"data/state/\w+ cannot be opened: Permission denied"):  # noqa: SIM117
+        with pytest.raises(UserError, match=r"data/state/\w+\.lock cannot be opened: Permission denied"):  # noqa: SIM117
             with fit_state({}, 1.0, {}):
                 pass
     finally:

@@ -188,7 +188,7 @@ def test_an_operation_that_cannot_be_deterministic_is_the_user_s_to_choose_in_a_
 
 
 def test_a_full_disk_is_told_in_a_line(start: Start) -> None:
-    line = "error: No space left on device; mend that and run it again\n"
+    line = "error: No space left on device; fix that and run it again\n"
     assert ended(start("full disk")) == (2, "", line)
 
 

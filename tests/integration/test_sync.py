@@ -16,10 +16,12 @@ import pytorch_lightning as pl
 from mlflow import MlflowClient
 from pytorch_lightning.callbacks import Callback
 
+from refit.artifacts.paths import OUTBOX
 from refit.commands import sync
 from refit.reports.summary import mlflow_facts
 from refit.runtime.errors import UserError
-from refit.tracking.outbox import UNSENT, unsent
+from refit.runtime.locks import only_process
+from refit.tracking.outbox import models_in_outbox
 from refit.tracking.runs import TrackedRun
 from tests.fixtures import Fit, run_test, watched_by
 from tests.integration.test_tracking import empty_store  # noqa: F401, a fixture
@@ -117,7 +119,7 @@ class CutsIn(Callback):
 
 def sync_command() -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
-        [sys.executable, "-m", "refit.tracking.runs", "sync"], env={**os.environ, "PYTHONPATH": str(PROJECT)},
+        [sys.executable, "-m", "refit.commands.sync"], env={**os.environ, "PYTHONPATH": str(PROJECT)},
         capture_output=True, text=True, check=False,
     )  # fmt: skip
 
@@ -172,14 +174,14 @@ def test_a_run_that_mlflow_missed_the_end_of_is_completed_as_if_it_had_never_bee
     run_test()
     said = [line for line in capsys.readouterr().err.splitlines() if "MLflow" in line]
     assert len(said) == 2
-    assert all("python -m refit.commands.sync" in line for line in said)
+    assert all("make sync" in line for line in said)
     assert not server.answers()
 
     still_down = sync_command()
     assert (still_down.returncode, still_down.stdout) == (1, "")
     (line,) = still_down.stderr.splitlines()
     assert server.url in line
-    (model,) = unsent()
+    (model,) = models_in_outbox()
 
     server.start()
     client = MlflowClient(server.url)
@@ -190,7 +192,7 @@ def test_a_run_that_mlflow_missed_the_end_of_is_completed_as_if_it_had_never_bee
     done = sync_command()
     assert (done.returncode, done.stdout, done.stderr) == (0, f"MLflow has the run of model {model[:12]}\n", "")
     synced = only_run(server.url)
-    assert unsent() == []
+    assert models_in_outbox() == []
     assert sync_command().stdout == "MLflow misses nothing\n"
     assert only_run(server.url) == synced
 
@@ -231,9 +233,9 @@ def test_runs_of_several_models_that_mlflow_never_heard_of_are_made_from_what_wa
     with watched_by(CutsIn(epoch=2)), pytest.raises(PowerCutError):
         fitted(**second)
     fitted(**second)
-    assert len(unsent()) == 2
-    facts = mlflow_facts(unsent()[0])
-    assert facts[-1] == ("MLflow missed", "2 models wait for: python -m refit.commands.sync", None)
+    assert len(models_in_outbox()) == 2
+    facts = mlflow_facts(models_in_outbox()[0])
+    assert facts[-1] == ("MLflow missed", "2 models; to send: make sync", None)
     assert "going on from step" in capsys.readouterr().out
 
     client = MlflowClient(away_and_back(True))
@@ -247,12 +249,12 @@ def test_runs_of_several_models_that_mlflow_never_heard_of_are_made_from_what_wa
             assert steps == [17, 35, 53, 71]
     assert "test_accuracy" in runs["0.05"].data.metrics
     assert "test_accuracy" not in runs["0.1"].data.metrics
-    assert unsent() == []
+    assert models_in_outbox() == []
     assert [fact.name for fact in mlflow_facts(runs["0.1"].data.tags["model_sha256"])] == ["MLflow run"]
 
     away_and_back(False)
     run_test()  # of the second model, whose run is there
-    assert len(unsent()) == 1
+    assert len(models_in_outbox()) == 1
     away_and_back(True)
     sync.main()
     (run,) = [run for run in client.search_runs(["1"]) if run.data.params["optimizer.weight_decay"] == "0.1"]
@@ -273,11 +275,11 @@ def test_a_sync_that_is_cut_off_is_done_again_without_a_second_run(
         patch.setattr(TrackedRun, "_log_model", cut_off)
         with pytest.raises(PowerCutError):
             sync.main()
-    assert len(unsent()) == 1
+    assert len(models_in_outbox()) == 1
     sync.main()
     held = only_run(uri)
     assert [step for step, _ in held["metrics"]["val_loss"]] == [17, 35, 53, 71]
-    assert unsent() == []
+    assert models_in_outbox() == []
 
 
 def test_a_kept_model_that_cannot_be_read_lets_the_others_be_sent(
@@ -285,19 +287,19 @@ def test_a_kept_model_that_cannot_be_read_lets_the_others_be_sent(
 ) -> None:
     for decay in (0.05, 0.1):
         fitted(**KEYS, optimizer__weight_decay=decay)
-    first, second = unsent()
-    (UNSENT / first / "fit/model/model.json").write_text("{}")
+    first, second = models_in_outbox()
+    (OUTBOX / first / "fit/model/model.json").write_text("{}")
     client = MlflowClient(away_and_back(True))
     with pytest.raises(SystemExit) as ended:
         sync.main()
     assert ended.value.code == 1
-    assert f"error: model {first[:12]} still waits: " in capsys.readouterr().err
-    assert unsent() == [first]
+    assert f"error: model {first[:12]} stays in the outbox: " in capsys.readouterr().err
+    assert models_in_outbox() == [first]
     (run,) = client.search_runs(["1"])
     assert run.data.tags["model_sha256"] == second
 
 
 def test_a_second_sync_beside_the_first_is_refused(away_and_back: object, fitted: Fit) -> None:
     fitted(**KEYS)
-    with sync._alone(), pytest.raises(UserError, match="another process is at this already"):
+    with only_process(sync.LOCK, "runs"), pytest.raises(UserError, match=f"process {os.getpid()} sends MLflow"):
         sync.main()

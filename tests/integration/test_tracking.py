@@ -34,9 +34,10 @@ from refit.inference.predictor import read_model
 from refit.runtime.errors import UserError
 from refit.systems import networks
 from refit.systems.build import blueprint_of, build_system
+from refit.tracking.model_runs import find_run, log_to_model_run
 from refit.tracking.registry import Version, fetch, find_champion, make_champion, register
-from refit.tracking.run_logger import RunLogger
-from refit.tracking.runs import EXPERIMENT, TrackedRun, find_run, log_to_model_run, tracking_uri
+from refit.tracking.runs import TrackedRun
+from refit.tracking.store import EXPERIMENT, tracking_uri
 from tests.fixtures import model_params
 
 pytestmark = [
@@ -75,7 +76,7 @@ class System(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-def fit(logger: RunLogger | bool, epochs: int = 2, callbacks: list[pl.Callback] | None = None) -> System:
+def fit(logger: TrackedRun | bool, epochs: int = 2, callbacks: list[pl.Callback] | None = None) -> System:
     system = System()
     trainer = pl.Trainer(
         max_epochs=epochs, logger=logger, callbacks=callbacks, accelerator="cpu", enable_checkpointing=False,
@@ -148,7 +149,7 @@ def test_a_run_holds_the_params_the_curves_the_origin_the_files_and_the_model(
     picture.parent.mkdir(parents=True)
     picture.write_bytes(b"picture")
 
-    logger = RunLogger(PARAMS, {"data_sha256": "d1"})
+    logger = TrackedRun(PARAMS, {"data_sha256": "d1"})
     fit(logger, epochs=3)
     logger.log_files(picture.relative_to(repository))
     model = write_model(repository / "data/model")
@@ -179,7 +180,7 @@ def test_a_run_holds_the_params_the_curves_the_origin_the_files_and_the_model(
 def test_the_logged_model_gives_the_same_answers_in_a_process_without_the_project(
     repository: Path, tmp_path: Path
 ) -> None:
-    RunLogger(PARAMS, {}).finish(write_model(repository / "data/model"), IMAGES)
+    TrackedRun(PARAMS, {}).finish(write_model(repository / "data/model"), IMAGES)
     system, _ = read_model(repository / "data/model")
     (run,) = runs()
     assert run.outputs is not None
@@ -350,7 +351,7 @@ def test_an_unreachable_store_costs_seconds_once_and_one_line(
     with unreachable(kind, repository) as uri:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
         started = time.monotonic()
-        logger = RunLogger(PARAMS, {})
+        logger = TrackedRun(PARAMS, {})
         fit(logger)
         logger.log_files(repository / "mlflow.db")
         logger.finish(write_model(repository / "data/model"), IMAGES)
@@ -369,7 +370,7 @@ def test_a_store_whose_files_cannot_be_written_costs_one_line_whatever_its_clien
     uri = f"sqlite:///{repository}/other.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     MlflowClient(uri).create_experiment(EXPERIMENT, artifact_location="s3://nobody/here")
-    logger = RunLogger(PARAMS, {})
+    logger = TrackedRun(PARAMS, {})
     fit(logger)
     logger.log_files(repository / "mlflow.db")
     logger.finish(write_model(repository / "data/model"), IMAGES)
@@ -436,7 +437,7 @@ def test_a_server_holds_the_run_and_killed_in_mid_fit_changes_no_weight(
         assert ((model_dir / "model.safetensors").read_bytes(), seen, predicted) == (b"weights", None, {})
         monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME")
 
-        logger = RunLogger(PARAMS, {})
+        logger = TrackedRun(PARAMS, {})
         capsys.readouterr()
         system = fit(logger, epochs=6, callbacks=[Kill(server, url)])
         logger.finish(write_model(repository / "data/model", seed=2), IMAGES)
@@ -460,9 +461,9 @@ def test_a_server_holds_the_run_and_killed_in_mid_fit_changes_no_weight(
 def test_a_locked_store_makes_no_step_wait_and_loses_no_metric(
     repository: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    logger = RunLogger(PARAMS, {})
+    logger = TrackedRun(PARAMS, {})
     logger.log_metrics({"loss": 1.0}, 0)
-    logger._drain()
+    logger._wait()
     with sqlite3.connect(repository / "mlflow.db", isolation_level=None) as other:
         other.execute("BEGIN EXCLUSIVE")
         started = time.monotonic()
@@ -497,7 +498,7 @@ def test_tracking_leaves_every_random_state_as_it_was(repository: Path) -> None:
     run = TrackedRun(PARAMS, {})
     run.log_metrics({"loss": 1.0}, 0)
     run.log_files(repository / "mlflow.db")
-    run._drain()
+    run._wait()
     assert states() == before
 
 
@@ -506,16 +507,16 @@ def test_a_model_is_registered_once_and_loads_by_its_name(repository: Path, caps
     tested = repository / "data/evaluation/test.json"
     tested.parent.mkdir(parents=True)
     tested.write_text(json.dumps({"tested": sha256[:12]}))
-    register_command.main([])
-    register_command.main([])
+    register_command.main("refit")
+    register_command.main("refit")
     said = capsys.readouterr()
     assert "has not been tested" not in said.err
     first, second = said.out.splitlines()
     assert first == f"model {sha256[:12]} is now models:/refit/1"
     assert second == f"model {sha256[:12]} was already models:/refit/1"
     other = tracked(write_model(repository / "data/model", seed=1))
-    register_command.main([])
-    lack = f"warning: model {other[:12]} has not been tested; to know what it is worth: dvc repro\n"
+    register_command.main("refit")
+    lack = f"warning: model {other[:12]} has not been tested; to test it: dvc repro\n"
     assert lack in capsys.readouterr().err
 
     versions = MlflowClient(tracking_uri()).search_model_versions("name = 'refit'")
@@ -527,10 +528,10 @@ def test_a_model_is_registered_once_and_loads_by_its_name(repository: Path, caps
 
 def test_what_cannot_be_registered_is_one_line(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match=r"data/model/model.json does not exist; run: dvc repro fit"):
-        register_command.main([])
+        register_command.main("refit")
     write_model(repository / "data/model")
     with pytest.raises(UserError, match="holds no run of model"):
-        register_command.main([])
+        register_command.main("refit")
     tracked(repository / "data/model")
     with pytest.raises(UserError, match=r"^MLflow at sqlite:.*\n?.*name"):
         register(repository / "data/model", "a/b")
@@ -566,7 +567,7 @@ def test_a_network_that_cannot_be_exported_finishes_its_run_with_a_warning(
 
 def test_tracking_imports_torch_and_mlflow_only_when_used() -> None:
     program = (
-        "import sys, refit.reports.summary, refit.commands.register; "
+        "import sys, refit.commands.summary, refit.commands.register; "
         "print(sorted({'torch', 'mlflow'} & set(sys.modules)))"
     )
     answer = subprocess.run([sys.executable, "-c", program], cwd=PROJECT, capture_output=True, text=True, check=True)

@@ -67,10 +67,10 @@ def test_what_cannot_be_compared_is_a_line(project: Project, tmp_path: Path) -> 
         return said
 
     assert line("gone") == "error: gone is no experiment, commit, branch or tag; `dvc exp list` has the names"
-    assert line().startswith("error: usage: python -m pipelines.tools.versus A [B]")
-    assert line("a", "b", "c").startswith("error: usage: ")
+    assert "error: the following arguments are required: A" in versus(project, ok=False)
+    assert "error: unrecognized arguments: c" in versus(project, "a", "b", "c", ok=False)
     (project.root / OUTCOMES).rename(tmp_path / "away")
-    assert line("HEAD").startswith("error: workspace holds no test (")
+    assert line("HEAD").startswith("error: workspace has no test results (")
     project.restore()
     (first,) = project.run("git", "rev-list", "--max-parents=0", "HEAD").stdout.split()
-    assert line(first).startswith(f"error: {first} holds no test (")
+    assert line(first).startswith(f"error: {first} has no test results (")

@@ -12,7 +12,8 @@ import pytest
 from refit.artifacts.model import model_name, model_sha256
 from refit.reports.summary import as_markdown, as_text, read_facts
 from refit.runtime.errors import UserError
-from refit.tracking.runs import TrackedRun, tracking_uri
+from refit.tracking.runs import TrackedRun
+from refit.tracking.store import tracking_uri
 
 PROJECT = Path(__file__).resolve().parents[3]
 MODELS = PROJECT / "tests/fixtures/models"
@@ -113,7 +114,7 @@ def test_a_missing_file_is_one_line_that_names_it_and_exit_code_2(missing: str, 
 
 def test_the_command_ends_with_2_and_no_traceback(tmp_path: Path) -> None:
     (tmp_path / "data/evaluation/test.json").unlink()
-    program = [sys.executable, str(PROJECT / "refit/reports/summary.py")]
+    program = [sys.executable, str(PROJECT / "refit/commands/summary.py")]
     answer = subprocess.run(program, capture_output=True, text=True, check=False, env={"PYTHONPATH": str(PROJECT)})
     assert answer.returncode == 2
     assert answer.stderr == "error: data/evaluation/test.json does not exist; run: dvc repro\n"

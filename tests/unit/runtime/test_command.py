@@ -1,4 +1,4 @@
-"""What a command for people does around its story."""
+"""How a command for people runs: its arguments, its errors and its exit code."""
 
 import os
 import subprocess
@@ -16,7 +16,7 @@ COMMANDS = {
 
 def start(name: str) -> "subprocess.Popen[str]":
     imports = "from refit.runtime.command import run_command\nfrom refit.runtime.errors import UserError"
-    code = f"{imports}\ndef main(arguments):\n    {COMMANDS[name]}\nrun_command(main)"
+    code = f"{imports}\ndef main():\n    {COMMANDS[name]}\nrun_command(main)"
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     return subprocess.Popen(
         [sys.executable, "-c", code], env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -46,7 +46,7 @@ def test_a_reader_who_has_seen_enough_is_no_error(name: str) -> None:
     [
         "stages.fit",
         "refit.commands.sanity",
-        "refit.reports.summary",
+        "refit.commands.summary",
         "pipelines.tools.doctor",
         "pipelines.reproduce",
         "pipelines.retrain",

@@ -15,7 +15,8 @@ import torchvision
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from refit.artifacts.model import MODEL, read_fit_params
+from refit.artifacts.model import read_fit_params
+from refit.artifacts.paths import MODEL
 from refit.inference.predictor import read_model
 from refit.params import ModelParams, check_params
 from refit.runtime.errors import UserError
