@@ -5,7 +5,6 @@ That a stage's code is all that its process imports is in tests/stages/test_pipe
 
 import ast
 import importlib
-import re
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -78,50 +77,3 @@ def test_a_stage_is_run_as_its_own_module_with_no_shell_between_dvc_and_it(stage
 def test_the_package_of_the_stages_only_chooses_the_process_of_a_stage() -> None:
     """So that its code, which is not among that of a stage, changes no result."""
     assert imports_of(ROOT / "stages/__init__.py") == {ROOT / "refit/runtime/parent.py", ROOT / "refit/runtime/warm.py"}
-
-
-def module_names(file: Path) -> set[str]:
-    names = set()
-    for node in ast.walk(ast.parse(file.read_text())):
-        if isinstance(node, ast.Import):
-            names |= {alias.name.partition(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names.add(node.module.partition(".")[0])
-    return names
-
-
-@pytest.mark.parametrize("package", ["refit", "stages"])
-def test_training_code_knows_neither_scheduler_nor_versions(package: str) -> None:
-    forbidden = {"prefect", "dvc", "pipelines"} | ({"stages"} if package == "refit" else set())
-    for file in (ROOT / package).rglob("*.py"):
-        assert not module_names(file) & forbidden, file
-
-
-def test_only_tracking_and_the_registry_know_mlflow() -> None:
-    knowing = {file.name for package in ("refit", "stages", "pipelines") for file in (ROOT / package).rglob("*.py")
-               if "mlflow" in module_names(file)}  # fmt: skip
-    assert knowing == {"runs.py", "registry.py"}
-
-
-def test_one_place_knows_the_loggers() -> None:
-    """Their names are in refit/params, which says what may be chosen, and in environment.py."""
-    knowing = {
-        file.name
-        for package in ("refit", "stages", "pipelines")
-        for file in (ROOT / package).rglob("*.py")
-        if re.search("tensorboard|wandb|CSVLogger", file.read_text(), re.IGNORECASE)
-    }
-    assert knowing == {"loggers.py", "operations.py", "environment.py"}
-
-
-def test_pipelines_reach_no_torch() -> None:
-    heavy = {"torch", "torchvision", "torchmetrics", "pytorch_lightning"}
-    for file in (ROOT / "pipelines").glob("*.py"):
-        for reached in all_imports_of(file):
-            at_import = {
-                name.partition(".")[0]
-                for node in ast.parse(reached.read_text()).body
-                if isinstance(node, ast.Import | ast.ImportFrom)
-                for name in ([node.module or ""] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names])
-            }
-            assert not at_import & heavy, f"{file.name} reaches {reached.relative_to(ROOT)}"
