@@ -1,4 +1,4 @@
-"""`make doctor`: what runs that were cut off have left here; mended where nothing runs that might still need it."""
+"""`make doctor`: find what killed runs have left here, and repair it if nothing runs that might still need it."""
 
 import hashlib
 import json
@@ -21,7 +21,7 @@ _WORKERS = ("stages.", "pipelines.", "refit.")  # what Python runs as a module
 
 
 def main() -> None:
-    """Exits 0 where all is well or was mended, and 1 where a person has to decide."""
+    """Exits 0 if all is well or was repaired, and 1 if a person has to decide."""
     root = Path.cwd()
     if not (root / ".dvc").is_dir():
         sys.exit("error: no .dvc is here; run from the repository's root")
@@ -38,14 +38,14 @@ def main() -> None:
 
 
 def mend_records(root: Path) -> list[str]:
-    """Mend what a killed `dvc` left of its own files, if nothing is at work in this folder; a line for each."""
+    """Repair DVC's own files after a `dvc` was killed, if nothing runs in this folder; returns a line for each."""
     if processes(root):
         return []
     return [f"{mend(path)} {path.relative_to(root)}: {what}" for path, what in broken_records(root, set())]
 
 
 def mend(path: Path) -> str:
-    """Remove what was left there; or, of `dvc.lock`, have the last commit's again. Returns which of the two."""
+    """Remove the file or folder, or restore `dvc.lock` from the last commit. Returns which of the two it did."""
     if path.name == "dvc.lock":
         restore = ["git", "restore", "--source=HEAD", "--worktree", path.name]
         if subprocess.run(restore, cwd=path.parent, capture_output=True, check=False).returncode == 0:
@@ -55,13 +55,13 @@ def mend(path: Path) -> str:
 
 
 def processes(root: Path) -> dict[int, str]:
-    """The process id and command of each dvc, stage and flow in this folder, or in an experiment's below it."""
+    """The process id and command of each dvc, stage and flow in this folder, or in an experiment's folder below it."""
     ours = {psutil.Process().pid, *(parent.pid for parent in psutil.Process().parents())}
     found = {}
     for process in psutil.process_iter():
         try:
             command, folder = process.cmdline(), process.cwd()
-        except psutil.Error:  # another user's, or gone meanwhile
+        except psutil.Error:  # another user's, or it has just ended
             continue
         is_worker = any(Path(word).name == "dvc" or word.startswith(_WORKERS) for word in command[:4])
         if process.pid not in ours and is_worker and Path(folder).is_relative_to(root):
@@ -91,12 +91,12 @@ def broken_records(root: Path, at_work: set[int]) -> Iterator[tuple[Path, str]]:
 
 
 def is_half_merged(lock: Path) -> bool:
-    """Whether git left both sides of a merge in it, of which only a person can choose."""
+    """Whether it has git's conflict markers; only a person can choose between the two sides."""
     return lock.is_file() and any(line.startswith(b"<<<<<<< ") for line in lock.read_bytes().splitlines())
 
 
 def half_written(root: Path) -> Iterator[tuple[Path, str]]:
-    """Files and folders that were to take the place of an output, of a state, or of MLflow's new store."""
+    """Unfinished files and folders: of outputs, of states, and of a new MLflow store."""
     stages = yaml.safe_load((root / "dvc.yaml").read_text(encoding="utf-8"))["stages"].values()
     outs = [out for stage in stages for kind in ("outs", "metrics") for out in stage.get(kind, [])]
     folders = {(root / (next(iter(out)) if isinstance(out, dict) else out)).parent for out in outs}
@@ -106,17 +106,17 @@ def half_written(root: Path) -> Iterator[tuple[Path, str]]:
 
 
 def describe(folder: Path) -> str:
-    """The newest state of a fit, and whether it is as it was written; and how the fit ended, where its loss did."""
+    """The newest state of a fit and whether it is intact, and whether the fit stopped on a non-finite loss."""
     states = sorted(folder.glob("step-*.ckpt"))
     size = sum(path.stat().st_size for path in states) / 1e6
-    diverged = f"Its loss became no number: {DIVERGED} in it tells where. " if (folder / DIVERGED).is_file() else ""
+    diverged = f"Its loss was not finite: {DIVERGED} in it says where. " if (folder / DIVERGED).is_file() else ""
     if not states:
-        return f"a fit that began and saved no state. {diverged}Not wanted: rm -r {folder}"
+        return f"a fit that began and saved no state. {diverged}Not wanted: rm -r {folder}*"
     digest = states[-1].with_name(f"{states[-1].name}.sha256")
     is_whole = digest.is_file() and digest.read_text() == hashlib.sha256(states[-1].read_bytes()).hexdigest()
-    verdict = "whole" if is_whole else "not whole, and will be passed over"
+    verdict = "intact" if is_whole else "not intact, and will be skipped"
     count = "1 state" if len(states) == 1 else f"{len(states)} states"
-    return f"{count}, {size:.1f} MB; {states[-1].name} is {verdict}. {diverged}Not wanted: rm -r {folder}"
+    return f"{count}, {size:.1f} MB; {states[-1].name} is {verdict}. {diverged}Not wanted: rm -r {folder}*"
 
 
 if __name__ == "__main__":

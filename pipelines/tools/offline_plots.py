@@ -1,7 +1,7 @@
 """Let `dvc plots show` and `dvc plots diff` draw without a network: `python -m pipelines.tools.offline_plots PAGE`.
 
-DVC's own page loads Vega from a content delivery network. PAGE is a page for it that holds Vega itself;
-DVC uses it once its setting plots.html_template names it.
+DVC's own page loads Vega from a content delivery network. PAGE becomes a template that contains Vega; DVC uses it
+once its setting plots.html_template names it.
 """
 
 from pathlib import Path
@@ -13,7 +13,7 @@ from refit.runtime.command import command_parser, run_command
 
 VEGA_LITE = "5.21"  # DVC's plots are written for version 5
 
-# DVC fills {refresh_tag} and {plot_divs}; its {scripts}, the tags that load Vega, has no place here.
+# DVC fills in {refresh_tag} and {plot_divs}. Its {scripts}, the tags that load Vega, are left out.
 PAGE = """\
 <!DOCTYPE html>
 <html lang="en">
@@ -35,10 +35,10 @@ PAGE = """\
 
 
 def offline_page() -> str:
-    """DVC's page with Vega, Vega-Lite and Vega-Embed in it."""
+    """DVC's page with Vega, Vega-Lite and Vega-Embed included."""
     vega = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=VEGA_LITE)
-    assert "</script" not in vega, "would end the script before its end"
-    assert "{plot_divs}" not in vega, "DVC would fill it in"
+    assert "</script" not in vega, "it would end the script too early"
+    assert "{plot_divs}" not in vega, "DVC would replace it"
     return PAGE.replace("VEGA", vega)
 
 

@@ -1,6 +1,6 @@
-"""`make smoke`: every stage of every system once, on a few batches, in a folder of its own.
+"""`make smoke`: run every stage of every system once, on a few batches, in a temporary folder.
 
-It is the code and the params.yaml of this folder as they are now; outputs, dvc.lock, cache and MLflow stay untouched.
+It uses the code and params.yaml of this folder as they are now. Outputs, dvc.lock, cache and MLflow are not touched.
 """
 
 import os
@@ -26,7 +26,7 @@ ONLY_SOME_SYSTEMS = (
 
 
 def main() -> None:
-    """Exits as the first `dvc repro` that fails, or 0."""
+    """Exits with the code of the first `dvc repro` that fails, or 0."""
     root = Path.cwd()
     with TemporaryDirectory() as folder:
         copy = Path(folder) / "refit"
@@ -40,7 +40,7 @@ def main() -> None:
         for system in dict.fromkeys([*OUR_SYSTEMS, own]):
             began = time.monotonic()
             trial = deepcopy(params)
-            if system != own:  # which may not take what is chosen for another
+            if system != own:  # these choices may not suit another system
                 for key in ONLY_SOME_SYSTEMS:
                     section, _, name = key.partition(".")
                     del trial[section][name]  # so it takes its default
@@ -55,7 +55,7 @@ def main() -> None:
 
 
 def share_prepared(root: Path, copy: Path) -> None:
-    """A data set that is in the cache is taken from there; `--no-commit` adds nothing to it."""
+    """Take a data set that is in the cache from there; `--no-commit` adds nothing to it."""
     subprocess.run(["dvc", "config", "--local", "cache.dir", str(root / ".dvc/cache")], cwd=copy, check=True)
 
 

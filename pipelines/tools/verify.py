@@ -1,4 +1,4 @@
-"""`make verify`: the last commit once more from nothing, in a clean folder. Is every file what dvc.lock says?"""
+"""`make verify`: run the last commit again in a clean folder. Is every file what dvc.lock says?"""
 
 import json
 import os
@@ -18,7 +18,7 @@ Hashes = dict[str, str]
 
 
 def main() -> None:
-    """Exits 0 where all files are the same, and 1 where one is not."""
+    """Exits 0 if all files are the same, and 1 if one is not."""
     root = Path.cwd()
     shown = subprocess.run(["git", "show", "HEAD:dvc.lock"], capture_output=True, text=True, check=False)
     if shown.returncode:
@@ -27,11 +27,11 @@ def main() -> None:
         clean = Path(folder) / "refit"
         subprocess.run(["git", "clone", "--quiet", str(root), str(clean)], check=True)
         bring_images(root, clean)
-        environment = {**os.environ, "MLFLOW_TRACKING_URI": ""}  # a store of its own, gone with the folder
+        environment = {**os.environ, "MLFLOW_TRACKING_URI": ""}  # a store of its own, removed with the folder
         again = subprocess.run(["dvc", "repro", "--force"], cwd=clean, env=environment, check=False)
         if again.returncode:
             sys.exit("error: the last commit does not run: see above")
-        # A clone in which nothing has run knows no folder's files, but those of the same folder are the same.
+        # The cache of either folder says which files a directory has: the same hash has the same files.
         listings = (root, clean)
         differing = compare(tracked(shown.stdout, listings), tracked((clean / "dvc.lock").read_text(), listings))
     if differing:
@@ -39,8 +39,8 @@ def main() -> None:
 
 
 def tracked(lock: str, roots: Sequence[Path]) -> Hashes:
-    """The md5 of each file that a dvc.lock names, dependencies and outputs; of a whole folder where no cache of `roots`
-    says what is in it."""
+    """The md5 of each dependency and output in a dvc.lock: of each file of a folder if a cache of `roots` lists them,
+    else of the folder."""
     hashes: Hashes = {}
     for stage in yaml.safe_load(lock)["stages"].values():
         for entry in [*stage.get("deps", []), *stage.get("outs", [])]:
@@ -59,7 +59,7 @@ def files_of(entry: dict[str, Any], roots: Sequence[Path]) -> Iterator[tuple[str
 
 
 def compare(committed: Hashes, again: Hashes) -> int:
-    """Print a line for each file; returns how many are not the same."""
+    """Print a line for each file; returns how many differ."""
     paths = sorted(committed.keys() | again.keys())
     differs = [committed.get(path) != again.get(path) for path in paths]
     for path, is_other in zip(paths, differs, strict=True):

@@ -1,4 +1,4 @@
-"""A copy of the project in another folder, in which the pipeline can run and leave this one as it is."""
+"""A copy of the project in another folder, where the pipeline can run without touching this one."""
 
 import shutil
 import subprocess
@@ -8,7 +8,7 @@ import yaml
 
 
 def copy_working_tree(root: Path, copy: Path) -> None:
-    """The files of `root` that git tracks or does not ignore, as they are now, edits and all."""
+    """Copy the files of `root` that git tracks or does not ignore, with their uncommitted changes."""
     listed = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
         cwd=root, capture_output=True, text=True, check=True,
@@ -20,7 +20,7 @@ def copy_working_tree(root: Path, copy: Path) -> None:
 
 
 def bring_images(root: Path, copy: Path) -> None:
-    """The images that git does not keep, from where params.yaml has them, if that is in the repository."""
+    """Copy the images, which git does not track, if params.yaml has them in the repository."""
     params = yaml.safe_load((copy / "params.yaml").read_text(encoding="utf-8"))
     for name in (params["data"]["root"], params["predict"]["images"]):
         if not Path(name).is_absolute():

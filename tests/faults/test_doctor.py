@@ -93,13 +93,13 @@ def test_half_written_files_go_and_states_stay(project: Project, doctor: Doctor)
     assert "removed  data/state/0123/.step-000000008.ckpt.partial: half-written" in text
     assert "removed  data/state/mlflow/4567/.fit.partial: half-written" in text
     assert "removed  mlruns/tmp_1: a half-made MLflow store" in text
-    assert "state    data/state/0123: 1 state, 0.0 MB; step-000000007.ckpt is not whole" in text
+    assert "state    data/state/0123: 1 state, 0.0 MB; step-000000007.ckpt is not intact" in text
     assert sorted(path.name for path in state.iterdir()) == ["inputs.json", "step-000000007.ckpt"]
     digest = hashlib.sha256(b"{}").hexdigest()
     (state / "step-000000007.ckpt.sha256").write_text(digest)
-    assert "step-000000007.ckpt is whole. Not wanted" in doctor()[1]
+    assert "step-000000007.ckpt is intact. Not wanted" in doctor()[1]
     (state / "diverged.json").write_text("{}")
-    assert "step-000000007.ckpt is whole. Its loss became no number: diverged.json in it tells where. " in doctor()[1]
+    assert "step-000000007.ckpt is intact. Its loss was not finite: diverged.json in it says where. " in doctor()[1]
     assert not store.parent.exists()
 
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+PROJECT = Path(__file__).resolve().parents[3]
+
 COMMANDS = {
     "mistake": "raise UserError('the file is not there')",
     "long": "print('seen\\n' * 100_000)",
@@ -53,13 +55,33 @@ def test_a_reader_who_has_seen_enough_is_no_error(name: str) -> None:
         "refit.commands.promote",
         "pipelines.tools.smoke",
         "pipelines.tools.verify",
+        "refit.commands.register",
+        "refit.commands.sync",
+        "pipelines.tools.versus",
     ],
 )
 def test_an_argument_that_means_nothing_is_refused_before_any_work(module: str, tmp_path: Path) -> None:
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[3])}
+    environment = os.environ | {"PYTHONPATH": str(PROJECT)}
     done = subprocess.run(
         [sys.executable, "-m", module, "--fast"], cwd=tmp_path, env=environment, capture_output=True, text=True
     )
     assert (done.returncode, done.stdout) == (2, "")
     assert "error: " in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("module", "usage", "purpose"),
+    [
+        ("refit.commands.register", "[NAME]", "Make the current model a version in MLflow's registry"),
+        ("refit.commands.summary", "[-h]", "Print what the last run gave"),
+        ("pipelines.tools.offline_plots", "PAGE", "Let `dvc plots show` and `dvc plots diff` draw without a network"),
+    ],
+)
+def test_help_says_what_a_command_does_and_takes(module: str, usage: str, purpose: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", module, "--help"], cwd=PROJECT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[0].startswith(f"usage: python -m {module} ")
+    assert usage in done.stdout.splitlines()[0]
+    assert purpose in " ".join(done.stdout.split())
