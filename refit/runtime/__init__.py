@@ -1,1 +1,1 @@
-"""How a process runs: stages, commands, the warm process, a parent's end, locks, progress. Changes no result."""
+"""How a process runs: stages, commands, the warm process, the end of a parent, locks, progress. Changes no result."""

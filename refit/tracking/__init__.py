@@ -1,1 +1,1 @@
-"""Who watches and records: MLflow, its outbox, the registry, loggers. Decides nothing."""
+"""Watches and records: MLflow, its outbox and registry, other loggers, callbacks of a fit. Changes no result."""

@@ -111,13 +111,14 @@ def outputs() -> dict[str, bytes]:
     return {str(path): path.read_bytes() for folder in folders for path in folder.rglob("*") if path.is_file()}
 
 
-def test_the_choice_of_loggers_changes_no_output(fitted: Fit) -> None:
+def test_neither_loggers_nor_watchers_change_an_output(fitted: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
     fitted()
     alone = outputs()
     assert not Path("data/logs").exists()
     fitted(tracking__loggers=ALL)
     assert outputs() == alone
     assert sorted(path.name for path in logs().iterdir()) == ["csv", "tensorboard", "wandb"]
+    monkeypatch.setattr("stages.fit.watchers", lambda loggers: [])
     fitted(tracking__loggers=[])
     assert outputs() == alone
 
