@@ -5,10 +5,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from refit.artifacts.files import read_json, whole_folder, write_json
+from refit.artifacts.paths import CHECKED
 from refit.runtime.errors import UserError
 from refit.runtime.fingerprint import PROJECT, code_of
-
-CHECKED = Path("data/checked")
 
 _SHOWN = 3  # changes of a stage
 

@@ -6,6 +6,7 @@ The folders of the user's own files (`data/raw`, `data/new`, `data/weights`) are
 import os
 from pathlib import Path
 
+CHECKED = Path("data/checked")
 PREPARED = Path("data/prepared")
 PREPARED_REPORT = Path("data/prepared_report.json")
 

@@ -112,7 +112,7 @@ def test_images_that_the_champion_was_trained_on_do_not_count(
     actual = [str(label) for label in read_split("test").labels]
     right = np.array([a == b for a, b in zip(actual, theirs, strict=True)])[unseen]
     assert found["comparison"]["other_accuracy"] == pytest.approx(right.mean())
-    assert "are left out, on which the champion was trained" in (PROMOTION / "promotion.md").read_text()
+    assert "are left out because the champion was trained on them" in (PROMOTION / "promotion.md").read_text()
 
 
 def predictions_of_version(sha256: str) -> tuple[list[str], list[str], list[str]]:
@@ -123,7 +123,7 @@ def predictions_of_version(sha256: str) -> tuple[list[str], list[str], list[str]
 
 @pytest.mark.parametrize(
     ("where", "at"),
-    [(registry, "_keep"), (promote, "register"), (promote, "make_champion"), (promote, "write_verdict")],
+    [(registry, "_save"), (promote, "register"), (promote, "make_champion"), (promote, "write_verdict")],
     ids=lambda at: at if isinstance(at, str) else "",
 )
 def test_a_promotion_that_is_cut_off_is_completed_by_the_next(

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from refit.artifacts.checked import CHECKED, write_checked
+from refit.artifacts.checked import write_checked
+from refit.artifacts.paths import CHECKED
 
 OURS = ("classifier", "cnn")
 
