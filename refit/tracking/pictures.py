@@ -28,8 +28,6 @@ class FirstBatch(Callback):
                              batch_idx: int) -> None:  # fmt: skip
         if trainer.current_epoch == batch_idx == 0 and isinstance(batch, Batch | MixedBatch):
             self.loggers.log_picture("first_batch", grid(batch.images[:MOST_SHOWN]), 0)
-        # Lightning takes a hundredth of a millisecond a step to ask a callback that has nothing more to do.
-        trainer.callbacks = [callback for callback in trainer.callbacks if callback is not self]  # type: ignore[attr-defined]
 
 
 def grid(images: Tensor) -> bytes:
