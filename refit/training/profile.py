@@ -1,4 +1,4 @@
-"""Lightning's profilers, and where their reports lie: beside the run and in no output, as times are."""
+"""Lightning's profilers. Their reports are not outputs of a stage, which must not contain times."""
 
 from typing import Literal
 
@@ -22,7 +22,7 @@ def make_profiler(name: Name | None) -> Profiler | None:
 
 
 def show_profile(name: Name) -> None:
-    """Print the first lines of what the profiler wrote, and where the rest is."""
+    """Print the first lines of the profiler's report and the path of the file."""
     for report in sorted((repository_root() / PROFILES / name).glob("*.txt")):
         lines = report.read_text(encoding="utf-8").splitlines()
         print("\n".join(lines[:LINES_SHOWN]))

@@ -1,4 +1,4 @@
-"""A fit: one call of a Trainer, with what watches it."""
+"""The fit: one Trainer with its callbacks."""
 
 import numpy as np
 import pytorch_lightning as pl
@@ -27,9 +27,9 @@ def train(
     state: FitState,
     loggers: FitLoggers,
 ) -> tuple[History, Best]:
-    """Fit `system`, from `state` on where there is one; it is left as it was in its best epoch.
+    """Fit `system`, resuming from `state` if there is one. It ends with the weights of its best epoch.
 
-    On several devices each process calls it, and the first alone has loggers.
+    On several devices each process calls this function, and only the first has loggers.
     """
     if params.trainer.compile:
         getattr(system, "network", system).compile(mode=params.trainer.compile)
