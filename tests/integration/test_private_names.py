@@ -223,7 +223,7 @@ def _() -> None:
     torch.use_deterministic_algorithms(True)
     try:
         with pytest.raises(RuntimeError, match=r"^[a-z_0-9]+ does not have a deterministic implementation"):
-            torch.nn.functional.max_unpool1d(pixels, indices, 1)
+            torch.nn.functional.max_unpool1d(pixels, indices, (1,))
     finally:
         torch.use_deterministic_algorithms(False)
 
@@ -236,6 +236,31 @@ def _() -> None:
     assert _optimizer_handles_unscaling(optimizer)
     optimizer._step_supports_amp_scaling = False
     assert not _optimizer_handles_unscaling(optimizer)
+
+
+@need("torch", "_ddp_params_and_buffers_to_ignore of a module", "train metrics on several devices")
+def _() -> None:
+    import torch.distributed as dist
+    from torch.nn.parallel import DistributedDataParallel
+
+    class System(torch.nn.Linear):
+        _ddp_params_and_buffers_to_ignore = ("bias",)
+
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
+    try:
+        ignored = DistributedDataParallel(System(1, 1)).parameters_to_ignore
+    finally:
+        dist.destroy_process_group()
+    assert set(ignored) == {"bias"}
+
+
+@need("torch", "Module._load_from_state_dict(state_dict, prefix, ...)", "an autoencoder's remembered images")
+def _() -> None:
+    assert [*inspect.signature(torch.nn.Module._load_from_state_dict).parameters][:3] == [
+        "self",
+        "state_dict",
+        "prefix",
+    ]
 
 
 # ---------------------------------------------------------------------------------------------------------------- DVC
