@@ -27,10 +27,10 @@ import httpx
 from prefect import Task, get_run_logger, task
 from prefect.artifacts import acreate_markdown_artifact
 from prefect.cache_policies import NO_CACHE
+from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.exceptions import TerminationSignal
-from prefect.server.api.server import SubprocessASGIServer
-from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.settings import PREFECT_API_URL, PREFECT_SERVER_EPHEMERAL_ENABLED, temporary_settings
 from prefect.states import Failed
 
 SUMMARY_KEY = "refit-summary"
@@ -138,13 +138,13 @@ def _prefect_server() -> Iterator[None]:
     if PREFECT_API_URL.value():
         yield
         return
-    server = SubprocessASGIServer()
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # the server's process inherits it
     try:
-        server.start()
+        with temporary_settings({PREFECT_SERVER_EPHEMERAL_ENABLED: True}):
+            url = get_client(sync_client=True).api_url  # it starts the server
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-    with temporary_settings({PREFECT_API_URL: server.api_url}):
+    with temporary_settings({PREFECT_API_URL: str(url).rstrip("/")}):
         yield
 
 

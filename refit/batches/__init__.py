@@ -1,1 +1,1 @@
-"""From the prepared data set to batches on the device."""
+"""Batches: from the prepared data set to augmented batches on the device."""

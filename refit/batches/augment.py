@@ -1,4 +1,4 @@
-"""Augmentation of a whole batch at once, with random choices of its own for each image."""
+"""Augmentation of a whole batch at once, with separate random choices for each image."""
 
 from collections.abc import Callable
 from functools import partial
@@ -11,36 +11,36 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from refit.batches.mixing import draw_mixes
-from refit.batches.operations import a_few_at_once
+from refit.batches.operations import in_chunks
 from refit.batches.policies import apply_policy, draw_jitter, draw_policy, jitter
 from refit.params import AugmentParams
 from refit.runtime.errors import UserError
 
-ASPECT_RATIOS = (3 / 4, 4 / 3)  # of a crop, width to height
+ASPECT_RATIOS = (3 / 4, 4 / 3)  # width to height of a crop
 
 
 class Draws(NamedTuple):
-    """The random choices for each image; None for what `augment` of params.yaml does not ask for."""
+    """Random choices for each image; None for those that the `augment` section of params.yaml turns off."""
 
     shift: Tensor | None = None
-    """int64 (N, 2): down and right, pixels."""
+    """int64 (N, 2): pixels down and right."""
     flip: Tensor | None = None
     """bool (N,)."""
     cutout: Tensor | None = None
-    """int64 (N, 2): row and column of the cut square's centre."""
+    """int64 (N, 2): row and column of the square's centre."""
     crop: Tensor | None = None
-    """float32 (N, 4): row and column of the crop's centre, its height and width, as shares of the image's."""
+    """float32 (N, 4): row and column of the crop's centre, its height and width, as fractions of the image size."""
     jitter: Tensor | None = None
-    """float32 (N, 3): factors of brightness, contrast and saturation."""
+    """float32 (N, 3): factors for brightness, contrast and saturation."""
     operations: Tensor | None = None
-    """int64 (N, rounds): of the policy, places in `policies.OPERATIONS`."""
+    """int64 (N, rounds): operations of the policy, as indices into `policies.OPERATIONS`."""
     strengths: Tensor | None = None
-    """float32 (N, rounds): of each operation, -1 to 1."""
+    """float32 (N, rounds): strength of each operation, from -1 to 1."""
     lam: Tensor | None = None
-    """float32 (N,), where images are mixed: how much of the image itself is left, the rest being its partner's."""
+    """float32 (N,), if images are mixed: fraction of the image itself; the rest is of its partner."""
     box: Tensor | None = None
-    """int64 (N, 4), where images are mixed: top, left, bottom and right of the partner's rectangle, the latter two not
-    in it; all 0 where the two are blended."""
+    """int64 (N, 4), if images are mixed: top, left, bottom and right of the partner's rectangle, the latter two
+    exclusive; all 0 if the two images are blended."""
 
     def each(self, change: Callable[[Tensor], Tensor]) -> "Draws":
         return Draws._make(choice if choice is None else change(choice) for choice in self)
@@ -53,21 +53,21 @@ class Draws(NamedTuple):
 
 
 def check_size(params: AugmentParams, height: int, width: int) -> None:
-    """Raises UserError where a shift or cutout could leave nothing of images of this size, in pixels."""
+    """Raises UserError if a shift or cutout could remove all of an image of this size, in pixels."""
     for key, pixels in {"shift": params.shift, "cutout": params.cutout}.items():
         if pixels >= min(height, width):
             raise UserError(
-                f"augment.{key} = {pixels} can leave nothing of images of {height}x{width} pixels; expected less than "
+                f"augment.{key} = {pixels} can remove all of an image of {height}x{width} pixels; expected less than "
                 f"{min(height, width)}"
             )
 
 
 def draw(params: AugmentParams, images: int, size: tuple[int, int], random: np.random.Generator) -> Draws | None:
-    """Choices for `images` images of `size` (height, width): one epoch's, drawn at once and taken batch by batch.
+    """Random choices for `images` images of `size` (height, width); None if there is nothing to draw.
 
-    None where nothing is to be drawn.
+    An epoch's choices are drawn at once and taken batch by batch.
     """
-    # A generator each, so that none of these draws depends on whether the others are made.
+    # One generator for each kind, so that a draw does not depend on which others are made.
     of_shift, of_flip, of_cutout, of_crop, of_jitter, of_policy, of_mixes = random.spawn(7)
     draws = Draws()
     if params.shift:
@@ -92,7 +92,8 @@ def draw(params: AugmentParams, images: int, size: tuple[int, int], random: np.r
 
 def _crops(least_area: float, images: int, random: np.random.Generator) -> npt.NDArray[np.float32]:
     area = random.uniform(least_area, 1, images)
-    lowest, highest = np.maximum(ASPECT_RATIOS[0], area), np.minimum(ASPECT_RATIOS[1], 1 / area)  # no side above 1
+    # No side may exceed 1.
+    lowest, highest = np.maximum(ASPECT_RATIOS[0], area), np.minimum(ASPECT_RATIOS[1], 1 / area)
     ratio = np.exp(random.uniform(np.log(lowest), np.log(highest)))
     sides = np.sqrt(np.stack((area / ratio, area * ratio), axis=1))
     centres = sides / 2 + random.random((images, 2)) * (1 - sides)
@@ -100,14 +101,16 @@ def _crops(least_area: float, images: int, random: np.random.Generator) -> npt.N
 
 
 def augment(images: Tensor, draws: Draws, params: AugmentParams) -> Tensor:
-    """Crop, shift, flip, jitter, follow the policy and cut out: uint8 (N, C, H, W) to the same shape. Outside an image
-    all is zero. Mixing is not done here."""
+    """Crop, shift, flip, jitter, policy and cutout, in this order: uint8 (N, C, H, W) to the same shape.
+
+    Pixels from outside an image are zero. Mixing is a separate step.
+    """
     count, channels, height, width = images.shape
     flip = draws.flip
-    if draws.crop is not None and flip is not None and draws.shift is None:  # else the shift comes in between
-        images, flip = a_few_at_once(_resized_crop, images, draws.crop, flip), None
+    if draws.crop is not None and flip is not None and draws.shift is None:  # a shift comes before the flip
+        images, flip = in_chunks(_resized_crop, images, draws.crop, flip), None
     elif draws.crop is not None:
-        images = a_few_at_once(_resized_crop, images, draws.crop)
+        images = in_chunks(_resized_crop, images, draws.crop)
     rows = torch.arange(height, device=images.device).expand(count, -1)
     columns = torch.arange(width, device=images.device).expand(count, -1)
     cut = None
@@ -125,19 +128,19 @@ def augment(images: Tensor, draws: Draws, params: AugmentParams) -> Tensor:
         pixels = (rows[:, :, None] * images.shape[3] + columns[:, None, :]).view(count, 1, -1)
         images = images.flatten(2).gather(2, pixels.expand(-1, channels, -1)).view(count, channels, height, width)
     if draws.jitter is not None:
-        images = a_few_at_once(jitter, images, draws.jitter)
+        images = in_chunks(jitter, images, draws.jitter)
     if draws.operations is not None and draws.strengths is not None:
         follow = partial(apply_policy, policy=params.policy)
-        images = a_few_at_once(follow, images, draws.operations, draws.strengths)
+        images = in_chunks(follow, images, draws.operations, draws.strengths)
     if cut is not None:
         images = images.masked_fill(cut[:, None], 0)
     return images
 
 
 def _resized_crop(images: Tensor, crop: Tensor, flip: Tensor | None = None) -> Tensor:
-    """Each image's crop at the size of the whole, by bilinear interpolation; mirrored where `flip`."""
+    """Each image's crop, resized to the image size by bilinear interpolation, and mirrored where `flip` is true."""
     _, _, height, width = images.shape
-    # grid_sample counts from -1 to 1, from one border of the image to the other.
+    # Coordinates of grid_sample are -1 at one border of the image and 1 at the other.
     rows, columns = (
         2 * crop[:, axis, None] - 1 + crop[:, 2 + axis, None] * _pixel_centres(pixels, crop.device)
         for axis, pixels in enumerate((height, width))
@@ -150,5 +153,5 @@ def _resized_crop(images: Tensor, crop: Tensor, flip: Tensor | None = None) -> T
 
 
 def _pixel_centres(pixels: int, device: torch.device) -> Tensor:
-    """From -1 to 1."""
+    """Coordinates of the pixels' centres, from -1 to 1."""
     return (2 * torch.arange(pixels, device=device) + 1) / pixels - 1

@@ -1,4 +1,4 @@
-"""Batches from the prepared data set: each is one gather from a packed tensor."""
+"""Loaders and datamodule of the prepared data set. Each batch is one gather from a packed tensor."""
 
 import math
 from collections import deque
@@ -21,8 +21,8 @@ from refit.params import AugmentParams
 from refit.runtime.errors import UserError
 
 CPU = torch.device("cpu")
-DEVICE_SHARE = 0.4  # of an accelerator's free memory that a split may take: the network needs the rest
-EVALUATION_FACTOR = 2  # without gradients only a layer's own activations are alive, so twice the batch fits
+DEVICE_SHARE = 0.4  # maximum share of a CUDA device's free memory for a split; the network needs the rest
+EVALUATION_FACTOR = 2  # evaluation keeps no activations for gradients, so at least twice the micro-batch fits
 
 
 class Batch(NamedTuple):
@@ -33,34 +33,37 @@ class Batch(NamedTuple):
 
 
 class MixedBatch(NamedTuple):
-    """A training batch where mixup or cutmix put another's pixels into each image."""
+    """A training batch after mixup or cutmix, where each image contains pixels of another one."""
 
     images: Tensor
     """uint8 (B, C, H, W)."""
     labels: Tensor
     """int64 (B,)."""
     other_labels: Tensor
-    """int64 (B,): what else the images show."""
+    """int64 (B,): labels of the images that were mixed in."""
     lam: Tensor
-    """float32 (B,): how much of each image its own label counts; the other counts for the rest."""
+    """float32 (B,): weight of each image's own label; the other label has the rest, 1 - lam."""
 
 
 class DrawnBatch(NamedTuple):
-    """A training batch before its images are augmented."""
+    """A training batch before augmentation."""
 
     images: Tensor
     """uint8 (B, C, H, W)."""
     labels: Tensor
     """int64 (B,)."""
     draws: Draws
-    """How to augment each image."""
+    """Random choices for each image."""
 
 
 AnyBatch = Batch | MixedBatch | DrawnBatch
 
 
 def augmented(batch: AnyBatch, augmentation: AugmentParams) -> Batch | MixedBatch:
-    """With its draws carried out. Where images are mixed, the last of the batch is only the last but one's partner."""
+    """Augment a DrawnBatch; any other batch is returned unchanged.
+
+    Mixing needs one extra image: image i is mixed with image i + 1, and the last one is then dropped.
+    """
     if not isinstance(batch, DrawnBatch):
         return batch
     images = augment(batch.images, batch.draws, augmentation)
@@ -71,21 +74,21 @@ def augmented(batch: AnyBatch, augmentation: AugmentParams) -> Batch | MixedBatc
 
 
 def _pinned(batch: Batch | DrawnBatch) -> Batch | DrawnBatch:
-    """In memory from which a CUDA device copies while other work goes on."""
+    """The batch in page-locked memory, from which a CUDA device copies asynchronously."""
     pinned = Batch(batch.images.pin_memory(), batch.labels.pin_memory())
     return DrawnBatch(*pinned, batch.draws.each(Tensor.pin_memory)) if isinstance(batch, DrawnBatch) else pinned
 
 
 def _tensors(split: Split, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Images and labels, on a CUDA device if they take no more than DEVICE_SHARE of its free memory."""
+    """Images and labels; on `device` if that is CUDA and they take at most DEVICE_SHARE of its free memory."""
     images, labels = torch.from_numpy(split.images), torch.from_numpy(split.labels)
     if device.type == "cuda" and images.nbytes <= DEVICE_SHARE * torch.cuda.mem_get_info(device)[0]:
         return images.to(device), labels.to(device)
     return images, labels
 
 
-def _ahead(batches: Iterator[AnyBatch]) -> Iterator[AnyBatch]:
-    """The same batches, each made by a thread while those before it are in use."""
+def _prefetch(batches: Iterator[AnyBatch]) -> Iterator[AnyBatch]:
+    """The same batches. A thread makes the next two while the current one is in use."""
     with ThreadPoolExecutor(1, thread_name_prefix="batches") as thread:
         waiting = deque(thread.submit(next, batches, None) for _ in range(2))
         while batch := waiting.popleft().result():
@@ -94,10 +97,10 @@ def _ahead(batches: Iterator[AnyBatch]) -> Iterator[AnyBatch]:
 
 
 class TrainLoader:
-    """Shuffled and augmented batches whose content depends on the seed and the epoch alone.
+    """Shuffled and augmented batches. Their content depends only on the seed and the epoch.
 
-    Of the processes of a fit each takes its turn: together they step on the images that one alone would.
-    The remainder that does not fill an effective batch is left out; it is another remainder each epoch.
+    The processes of a distributed fit take the batches in turn, so that together they train on the same images as a
+    single process. Images that do not fill an effective batch are left out, other ones in each epoch.
     """
 
     def __init__(
@@ -112,11 +115,12 @@ class TrainLoader:
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        """Batches are on `device` from the start where the split fits there; else Lightning moves each."""
+        """`epoch` returns the number of the current epoch. If the split fits on `device`, batches are made there;
+        otherwise Lightning moves each batch."""
         assert effective_batch % (batch_size * world_size) == 0, (effective_batch, batch_size, world_size)
         self.device = device
         self.images, self.labels = _tensors(split, device)
-        self.is_mapped = isinstance(split.images, np.memmap)  # to gather is then to read a disk
+        self.is_mapped = isinstance(split.images, np.memmap)  # a gather then reads from disk
         self.batch_size = batch_size
         self.used = len(self.labels) // effective_batch * effective_batch
         self.augmentation = augmentation
@@ -125,73 +129,73 @@ class TrainLoader:
         self.rank = rank
         self.world_size = world_size
         self.position = 0
-        """Batches of the epoch that were handed out."""
+        """Number of batches of this epoch that were returned."""
         self._start = 0
 
     def state_dict(self) -> dict[str, int]:
         return {"position": self.position}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """The next epoch to be iterated over begins at this position."""
+        """Start the next iteration at this position."""
         self._start = state_dict["position"]
 
     def __len__(self) -> int:
         return self.used // (self.batch_size * self.world_size)
 
     def rows(self, batch_idx: int) -> list[int]:
-        """Which rows of the split are in this batch of the epoch at hand; of several processes in those of all."""
-        together = self.batch_size * self.world_size
-        rows: list[int] = self.order[batch_idx * together :][:together].tolist()
+        """Rows of the split in this batch of the current epoch, over all processes."""
+        size = self.batch_size * self.world_size
+        rows: list[int] = self.order[batch_idx * size :][:size].tolist()
         return rows
 
     def __iter__(self) -> Iterator[AnyBatch]:
         random = np.random.default_rng([self.seed, self.epoch()])
         self.position, self._start = self._start, 0
         self.order = random.permutation(len(self.labels))
-        # The last image's partner is the next in the order, of those left out, or the first.
+        # Each image is mixed with the next one in the order; the last one of all with the first.
         order = torch.from_numpy(np.append(self.order, self.order[:1]))
         height, width = self.images.shape[2:]
         draws = draw(self.augmentation, len(self.labels), (height, width), random)
-        home = self.images.device
-        gathered = self._gather(order.to(home), draws.to(home) if draws else None, self.position)
+        source = self.images.device
+        gathered = self._gather(order.to(source), draws.to(source) if draws else None, self.position)
         batches: Iterator[AnyBatch] = gathered
-        if self.images.device.type == "cpu" and self.device.type == "cuda":
-            batches = _ahead(_pinned(batch) for batch in gathered)
-        elif self.images.device.type == "cpu" and (draws or self.is_mapped):
-            batches = _ahead(augmented(batch, self.augmentation) for batch in gathered)
+        if source.type == "cpu" and self.device.type == "cuda":
+            batches = _prefetch(_pinned(batch) for batch in gathered)
+        elif source.type == "cpu" and (draws or self.is_mapped):
+            batches = _prefetch(augmented(batch, self.augmentation) for batch in gathered)
         for batch in batches:
             self.position += 1
             yield batch
 
     def _gather(self, order: Tensor, draws: Draws | None, first: int) -> Iterator[Batch | DrawnBatch]:
-        """The batches of this process, from its `first` on. Of each image the next in the order is the partner, so a
-        batch that is to be mixed holds one more."""
-        partners = 1 if self.augmentation.mixup or self.augmentation.cutmix else 0
-        together = self.batch_size * self.world_size
-        for start in range(first * together + self.rank * self.batch_size, self.used, together):
-            indices = order[start : start + self.batch_size + partners]
+        """The batches of this process, from number `first` on. A batch to be mixed has one extra image."""
+        extra = 1 if self.augmentation.mixup or self.augmentation.cutmix else 0
+        stride = self.batch_size * self.world_size
+        for start in range(first * stride + self.rank * self.batch_size, self.used, stride):
+            indices = order[start : start + self.batch_size + extra]
             batch = Batch(self.images[indices], self.labels[indices])
             yield DrawnBatch(*batch, draws.take(indices)) if draws else batch
 
 
 class EvaluationLoader:
-    """A split's batches in order, on `device` from the start where the split fits there.
+    """Batches of a split in order. If the split fits on `device`, they are made there.
 
-    Of several processes each has as many, as they wait for one another at every batch: some are then smaller.
+    All processes of a distributed run get the same number of batches, some of them smaller, because the processes
+    synchronise at each batch.
     """
 
     def __init__(
         self, split: Split, batch_size: int, device: torch.device = CPU, rank: int = 0, world_size: int = 1
     ) -> None:
-        """Raises UserError where there are fewer images than processes."""
+        """Raises UserError if there are fewer images than processes."""
         images, labels = _tensors(split, device)
         if world_size == 1:
             self.images, self.labels = torch.split(images, batch_size), torch.split(labels, batch_size)
             return
         if len(labels) < world_size:
-            raise UserError(f"{len(labels)} images cannot be shared by {world_size} devices; lower trainer.devices, "
+            raise UserError(f"{len(labels)} images are too few for {world_size} devices; lower trainer.devices, "
                              "or raise data.val")  # fmt: skip
-        assert batch_size > 1  # else one left over would be a batch too many
+        assert batch_size > 1  # with 1, a single image that is left over would be an extra batch
         parts = world_size * math.ceil(len(labels) / (batch_size * world_size))
         self.images = torch.tensor_split(images, parts)[rank::world_size]
         self.labels = torch.tensor_split(labels, parts)[rank::world_size]
@@ -217,7 +221,7 @@ class ImageLoader:
 
 
 class PreparedData(pl.LightningDataModule):
-    """The prepared data set for training."""
+    """The train and val splits of the prepared data set."""
 
     def __init__(
         self,
@@ -227,9 +231,9 @@ class PreparedData(pl.LightningDataModule):
         seed: int,
         folder: Path = PREPARED,
     ) -> None:
-        """`batch_size` is the micro-batch, which the batch scaler may change; it divides `effective_batch`.
+        """`batch_size` is the micro-batch. It divides `effective_batch`, and the batch scaler may change it.
 
-        Raises UserError where the images are too small for the augmentation.
+        Raises UserError if the images are too small for the augmentation.
         """
         super().__init__()
         self.train = read_split("train", folder)
@@ -242,7 +246,7 @@ class PreparedData(pl.LightningDataModule):
         self.seed = seed
 
     def only(self, rows: npt.NDArray[np.int64]) -> None:
-        """Train and validate on these rows of the train split alone, as they are, in batches of no more than them."""
+        """Train and validate only on these rows of the train split, without augmentation."""
         self.train = self.val = Split(self.train.images[rows], self.train.labels[rows])
         self.augmentation = AugmentParams()
         if len(rows) < self.effective_batch:
@@ -268,12 +272,6 @@ class PreparedData(pl.LightningDataModule):
         assert trainer is not None
         device, batch_size = trainer.strategy.root_device, EVALUATION_FACTOR * self.batch_size
         return EvaluationLoader(self.val, batch_size, device, trainer.global_rank, trainer.world_size)
-
-    def transfer_batch_to_device(self, batch: AnyBatch, device: torch.device, dataloader_idx: int) -> AnyBatch:
-        if batch.images.device == device:  # Lightning would look at each tensor of it
-            return batch
-        moved: AnyBatch = super().transfer_batch_to_device(batch, device, dataloader_idx)
-        return moved
 
     def on_after_batch_transfer(self, batch: AnyBatch, dataloader_idx: int) -> Batch | MixedBatch:
         return augmented(batch, self.augmentation)

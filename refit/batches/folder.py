@@ -1,4 +1,4 @@
-"""New images from a folder, decoded batch by batch as the model was trained to see them."""
+"""Batches of new images from files, decoded like the training images."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -14,22 +14,22 @@ from refit.data.images import BadImageError, decode, open_image
 
 
 class FolderLoader:
-    """Batches of the images that can be decoded; `files` and `unreadable` grow as it is walked."""
+    """Batches of the images that can be decoded. Iteration fills `files` and `unreadable`."""
 
     def __init__(self, files: Sequence[Path], color: Color, size: tuple[int, int], batch_size: int) -> None:
         self.batches = [files[start : start + batch_size] for start in range(0, len(files), batch_size)]
         self.color: Color = color
         self.size = size
         self.files: list[Path] = []
-        """Those decoded, in order: a row of the predictions each."""
+        """The decoded files, in the order of the predictions."""
         self.unreadable: dict[Path, str] = {}
-        """Those that could not be decoded, and why."""
+        """The files that could not be decoded, with the reason."""
 
     def __len__(self) -> int:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[Tensor]:
-        with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow decodes without the interpreter's lock
+        with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow releases the GIL while decoding
             for files in self.batches:
                 decoded = [image for image in pool.map(self._decode, files) if image is not None]
                 self.files += [file for file in files if file not in self.unreadable]

@@ -1,21 +1,20 @@
-"""Two images in one: mixup and cutmix, of a whole batch at once, with random choices of their own for each image."""
+"""Mixup and cutmix of a whole batch at once, with separate random choices for each image."""
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from refit.batches.operations import a_few_at_once
+from refit.batches.operations import in_chunks
 from refit.params import AugmentParams
 
 
 def draw_mixes(
     params: AugmentParams, images: int, size: tuple[int, int], random: np.random.Generator
 ) -> tuple[Tensor, Tensor]:
-    """For `images` images of `size` (height, width): how much of each is left, float32 (N,), and the rectangle that
-    another covers, int64 (N, 4), top, left, bottom and right; all 0 where the two are blended.
+    """Draw lam and box (see augment.Draws) for `images` images of `size` (height, width).
 
-    With mixup and cutmix each image draws which of the two. The rectangle's centre may lie anywhere, so that it may
-    reach over the border; the lam is that of the pixels that are left.
+    If both mixup and cutmix are on, each image draws one of the two. The rectangle's centre may be anywhere in the
+    image. It is clipped at the border, and lam is the fraction of pixels that it leaves uncovered.
     """
     cuts = random.random(images) < (0.5 if params.mixup else 1) if params.cutmix else np.zeros(images, dtype=bool)
     blended = random.beta(params.mixup, params.mixup, images) if params.mixup else np.ones(images)
@@ -30,13 +29,13 @@ def draw_mixes(
 
 
 def mix(images: Tensor, lam: Tensor, box: Tensor, params: AugmentParams) -> Tensor:
-    """Each image with the next: uint8 (B + 1, C, H, W) to (B, C, H, W). `lam` and `box` are B draws."""
+    """Mix each image with the next: uint8 (B + 1, C, H, W) to (B, C, H, W). `lam` and `box` hold B draws."""
     mixed = images[:-1]
     if params.mixup:
         cuts = (box[:, 2] > box[:, 0]) & (box[:, 3] > box[:, 1])
-        mixed = a_few_at_once(_blend, mixed, images[1:], torch.where(cuts, 1, lam))
+        mixed = in_chunks(_blend, mixed, images[1:], torch.where(cuts, 1, lam))
     if params.cutmix:
-        mixed = a_few_at_once(_cover, mixed, images[1:], box)
+        mixed = in_chunks(_cover, mixed, images[1:], box)
     return mixed
 
 

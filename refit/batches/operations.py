@@ -1,6 +1,6 @@
-"""Operations on a batch of images, each with an amount of its own for each image, as torchvision does them to one.
+"""torchvision's operations on a single image, for a batch of images with a separate amount for each image.
 
-Images are uint8 (N, C, H, W), C 1 or 3; amounts are float32 (N,). What comes from outside an image is zero.
+Images are uint8 (N, C, H, W), where C is 1 or 3; amounts are float32 (N,). Pixels from outside an image are zero.
 """
 
 from collections.abc import Callable
@@ -8,49 +8,51 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-CPU_CACHE = 4 * 2**20  # bytes of float pixels that a CPU works on at once: more takes twice as long an image
+CPU_CACHE = 4 * 2**20  # bytes of float pixels in a chunk; larger ones take twice as long per image on a CPU
 
 
-def a_few_at_once(change: Callable[..., Tensor], images: Tensor, *choices: Tensor) -> Tensor:
-    """What `change` makes of images, (N, ...), and of their choices, (N, ...) each; on a CPU part by part."""
-    at_once = max(1, CPU_CACHE // (4 * images[0].numel())) if images.device.type == "cpu" else len(images)
-    parts = zip(*(whole.split(at_once) for whole in (images, *choices)), strict=True)  # type: ignore[no-untyped-call]
-    return torch.cat([change(*part) for part in parts])
+def in_chunks(change: Callable[..., Tensor], images: Tensor, *choices: Tensor) -> Tensor:
+    """`change(images, *choices)` for images (N, ...) and choices (N, ...); on a CPU in chunks that fit its cache."""
+    size = max(1, CPU_CACHE // (4 * images[0].numel())) if images.device.type == "cpu" else len(images)
+    chunks = zip(*(whole.split(size) for whole in (images, *choices)), strict=True)  # type: ignore[no-untyped-call]
+    return torch.cat([change(*chunk) for chunk in chunks])
 
 
 def shear_x(images: Tensor, amounts: Tensor) -> Tensor:
-    """Each row to the left by the amount times its distance from the top."""
+    """Shift each row left by the amount times its distance from the top."""
     zero, one = torch.zeros_like(amounts), torch.ones_like(amounts)
     return _affine(images, (one, amounts, amounts * images.shape[2] / 2), (zero, one, zero))
 
 
 def shear_y(images: Tensor, amounts: Tensor) -> Tensor:
-    """Each column up by the amount times its distance from the left."""
+    """Shift each column up by the amount times its distance from the left."""
     zero, one = torch.zeros_like(amounts), torch.ones_like(amounts)
     return _affine(images, (one, zero, zero), (amounts, one, amounts * images.shape[3] / 2))
 
 
 def translate_x(images: Tensor, amounts: Tensor) -> Tensor:
-    """To the right, by whole pixels."""
+    """Shift right by whole pixels."""
     zero, one = torch.zeros_like(amounts), torch.ones_like(amounts)
     return _affine(images, (one, zero, -amounts.trunc()), (zero, one, zero))
 
 
 def translate_y(images: Tensor, amounts: Tensor) -> Tensor:
-    """Down, by whole pixels."""
+    """Shift down by whole pixels."""
     zero, one = torch.zeros_like(amounts), torch.ones_like(amounts)
     return _affine(images, (one, zero, zero), (zero, one, -amounts.trunc()))
 
 
 def rotate(images: Tensor, amounts: Tensor) -> Tensor:
-    """About the centre, counter-clockwise, degrees."""
+    """Rotate counter-clockwise about the centre; amounts in degrees."""
     cos, sin, zero = amounts.deg2rad().cos(), amounts.deg2rad().sin(), torch.zeros_like(amounts)
     return _affine(images, (cos, -sin, zero), (sin, cos, zero))
 
 
 def _affine(images: Tensor, column: tuple[Tensor, Tensor, Tensor], row: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-    """Each pixel (x, y), counted from the centre, is the nearest to (a x + b y + c, d x + e y + f), where `column` is
-    (a, b, c) and `row` is (d, e, f), each (N,)."""
+    """Affine transform by nearest neighbour: pixel (x, y) is taken from (a x + b y + c, d x + e y + f).
+
+    `column` is (a, b, c) and `row` is (d, e, f), each of shape (N,). Coordinates are relative to the centre.
+    """
     count, channels, height, width = images.shape
     x = torch.arange(width, device=images.device) - (width - 1) / 2
     y = torch.arange(height, device=images.device)[:, None] - (height - 1) / 2
@@ -68,18 +70,19 @@ def brightness(images: Tensor, factors: Tensor) -> Tensor:
 
 
 def contrast(images: Tensor, factors: Tensor) -> Tensor:
-    """Differences from the mean grey of the image, times the factor."""
+    """Multiply each pixel's difference from the mean grey of the image by the factor."""
     grey = _grey(images)
-    return _blend(images, grey.sum(dim=(1, 2, 3), keepdim=True) / grey[0].numel(), factors)  # of integers: exact
+    mean = grey.sum(dim=(1, 2, 3), keepdim=True) / grey[0].numel()  # a sum of integers: exact
+    return _blend(images, mean, factors)
 
 
 def saturation(images: Tensor, factors: Tensor) -> Tensor:
-    """Differences from the grey of each pixel, times the factor."""
+    """Multiply each pixel's difference from its own grey by the factor."""
     return images if images.shape[1] == 1 else _blend(images, _grey(images), factors)
 
 
 def sharpness(images: Tensor, factors: Tensor) -> Tensor:
-    """Differences from the smoothed image, times the factor; the border stays as it is."""
+    """Multiply each pixel's difference from the smoothed image by the factor. The border is unchanged."""
     wide = images.to(torch.int16)
     rows = wide[:, :, :-2] + wide[:, :, 1:-1] + wide[:, :, 2:]
     squares = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]
@@ -89,7 +92,7 @@ def sharpness(images: Tensor, factors: Tensor) -> Tensor:
 
 
 def _grey(images: Tensor) -> Tensor:
-    """The luma of each pixel: uint8 (N, 1, H, W)."""
+    """Luma of each pixel: uint8 (N, 1, H, W)."""
     from torchvision.transforms.v2.functional import rgb_to_grayscale
 
     grey: Tensor = rgb_to_grayscale(images)
@@ -97,24 +100,24 @@ def _grey(images: Tensor) -> Tensor:
 
 
 def _blend(images: Tensor, others: Tensor | float, factors: Tensor) -> Tensor:
-    """The factor of the image and the rest of the other; a factor above 1 leads away from the other."""
+    """images * factor + others * (1 - factor). A factor above 1 extrapolates away from the other image."""
     factors = factors[:, None, None, None]
     return (images * factors).add_(others * (1 - factors)).clamp_(0, 255).to(torch.uint8)
 
 
 def posterize(images: Tensor, bits: Tensor) -> Tensor:
-    """The highest bits of each value alone, this many."""
+    """Keep only the highest `bits` bits of each value."""
     kept = (255 << (8 - bits.round().to(torch.int16))) & 255
     return images & kept.to(torch.uint8)[:, None, None, None]
 
 
 def solarize(images: Tensor, thresholds: Tensor) -> Tensor:
-    """Values from the threshold on, 0 to 255, are inverted."""
+    """Invert all values at or above the threshold, which is from 0 to 255."""
     return torch.where(images >= thresholds[:, None, None, None], 255 - images, images)
 
 
 def auto_contrast(images: Tensor) -> Tensor:
-    """Each channel stretched over all values."""
+    """Stretch each channel to the full range of values."""
     from torchvision.transforms.v2.functional import autocontrast
 
     stretched: Tensor = autocontrast(images)
@@ -122,7 +125,7 @@ def auto_contrast(images: Tensor) -> Tensor:
 
 
 def equalize(images: Tensor) -> Tensor:
-    """Each channel's values spread evenly, as Pillow does."""
+    """Equalise each channel's histogram, as Pillow does."""
     from torchvision.transforms.v2.functional import equalize
 
     spread: Tensor = equalize(images)

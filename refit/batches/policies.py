@@ -1,4 +1,4 @@
-"""Random operations on images, with choices of their own for each: colour jitter, RandAugment, TrivialAugment."""
+"""Colour jitter, RandAugment and TrivialAugment, with separate random choices for each image."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -10,24 +10,24 @@ from torch import Tensor
 from refit.batches import operations as of_batch
 from refit.params import AugmentParams
 
-LOOKED_AT = "cpu"  # where to see which images an operation is for costs nothing; another device would be waited for
+SELECTS_ON = "cpu"  # only there can images be selected for an operation without waiting for the device
 LEVELS = 30
 RANDAUGMENT_LEVEL = 9
 RANDAUGMENT_ROUNDS = 2
 
 
 class Space(NamedTuple):
-    """How far each operation may go."""
+    """The maximum strength of each operation."""
 
     shear: float
     translate: float
-    """Pixels, or a share of the image's side where it is below 1."""
+    """Pixels; a value below 1 is a fraction of the image's side."""
     rotate: float
     """Degrees."""
     factor: float
-    """Of brightness, colour, contrast and sharpness, away from 1."""
+    """Distance from 1 of the factors of brightness, colour, contrast and sharpness."""
     lost_bits: int
-    """Of posterize."""
+    """Bits that posterize removes."""
 
 
 SPACES = {
@@ -37,7 +37,7 @@ SPACES = {
 
 Operation = Callable[[Tensor, Tensor, Space], Tensor]
 
-# Of images, how strongly on each, from -1 to 1, and the space. What has no direction looks at the strength alone.
+# Arguments: images, strength for each image from -1 to 1, space. Operations without a direction ignore the sign.
 OPERATIONS: dict[str, Operation] = {
     "identity": lambda images, strength, space: images,
     "shear_x": lambda images, strength, space: of_batch.shear_x(images, strength * space.shear),
@@ -65,7 +65,7 @@ def _pixels(reach: float, side: int) -> float:
 
 
 def draw_policy(policy: str, images: int, random: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """For each image and round which operation, int64 (N, rounds), and how strongly, float32 (N, rounds), -1 to 1."""
+    """Operation, int64 (N, rounds), and strength from -1 to 1, float32 (N, rounds), for each image and round."""
     shape = (images, RANDAUGMENT_ROUNDS if policy == "randaugment" else 1)
     operations = random.integers(0, len(OPERATIONS), shape)
     signs = random.choice((-1.0, 1.0), shape)
@@ -74,13 +74,16 @@ def draw_policy(policy: str, images: int, random: np.random.Generator) -> tuple[
 
 
 def apply_policy(images: Tensor, operations: Tensor, strengths: Tensor, policy: str) -> Tensor:
-    """Round by round each image's operation: uint8 (N, C, H, W) to the same shape. The draws are (N, rounds)."""
+    """Apply each image's operations, round by round: uint8 (N, C, H, W) to the same shape.
+
+    `operations` and `strengths` are (N, rounds).
+    """
     images = images.clone()
     for drawn, strength in zip(operations.T, strengths.T, strict=True):
         before = images
         for number, operation in enumerate(OPERATIONS.values()):
             chosen = drawn == number
-            if images.device.type == LOOKED_AT:
+            if images.device.type == SELECTS_ON:
                 indices = chosen.nonzero()[:, 0]
                 if len(indices):
                     images[indices] = operation(images[indices], strength[indices], SPACES[policy])
@@ -91,13 +94,16 @@ def apply_policy(images: Tensor, operations: Tensor, strengths: Tensor, policy: 
 
 
 def draw_jitter(params: AugmentParams, images: int, random: np.random.Generator) -> Tensor:
-    """Each image's factors of brightness, contrast and saturation, float32 (N, 3)."""
+    """Factors for brightness, contrast and saturation of each image, float32 (N, 3)."""
     reach = params.color_jitter
     return torch.from_numpy(random.uniform(1 - reach, 1 + reach, (images, 3)).astype(np.float32))
 
 
 def jitter(images: Tensor, factors: Tensor) -> Tensor:
-    """Brightness, then contrast, then saturation of each image: uint8 (N, C, H, W) to the same shape."""
+    """Change brightness, then contrast, then saturation: uint8 (N, C, H, W) to the same shape.
+
+    `factors` is (N, 3).
+    """
     images = of_batch.brightness(images, factors[:, 0])
     images = of_batch.contrast(images, factors[:, 1])
     return of_batch.saturation(images, factors[:, 2])

@@ -196,10 +196,13 @@ class _WandB(FitLogger, WandbLogger):
 
     def __init__(self, folder: Path, params: Mapping[str, Any], step: int):
         run_id = folder.name.removeprefix("fit-")
-        super().__init__(save_dir=folder, project=EXPERIMENT, version=run_id, settings=_wandb_settings())
-        del self._wandb_init["anonymous"]  # Lightning sets it to None, and W&B warns of that
         folder.mkdir(parents=True, exist_ok=True)
-        self.experiment.config.update(dict(params), allow_val_change=True)
+        run = _wandb_run(run_id, folder)
+        super().__init__(save_dir=folder, project=EXPERIMENT, version=run_id, experiment=run)
+        # As Lightning does for a run that it opens itself: a metric's x-axis is the optimizer step.
+        run.define_metric("trainer/global_step")
+        run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
+        run.config.update(dict(params), allow_val_change=True)
         self._notes = folder / "wandb"
         write_bytes(self._notes / _WANDB_RUN, run_id.encode())
         steps = self._notes / _WANDB_STEPS
@@ -248,10 +251,12 @@ def _open_wandb(folder: Path, params: Mapping[str, Any], step: int) -> FitLogger
         return None
 
 
-def _wandb_settings() -> Any:
+def _wandb_run(run_id: str, folder: Path) -> Any:
+    """A new run with files in `folder`, or the existing run with this id. Raises wandb.Error."""
     import wandb
 
-    return wandb.Settings(console="off", silent=True)
+    settings = wandb.Settings(console="off", silent=True)
+    return wandb.init(project=EXPERIMENT, id=run_id, dir=folder, resume="allow", settings=settings)
 
 
 def _warn_of_wandb(error: Exception) -> None:
@@ -280,9 +285,7 @@ def _add_test_to_wandb(folder: Path, metrics: Mapping[str, float], pictures: Map
 
     run_id = (folder / _WANDB_RUN).read_text(encoding="utf-8")
     try:
-        run = wandb.init(
-            project=EXPERIMENT, id=run_id, dir=folder.parent, resume="allow", settings=_wandb_settings()
-        )  # fmt: skip
+        run = _wandb_run(run_id, folder.parent)
     except wandb.Error as error:
         _warn_of_wandb(error)
         return

@@ -1,1 +1,1 @@
-"""The Trainer, its Tuner and its callbacks."""
+"""Training: the Trainer, its Tuner and its callbacks."""

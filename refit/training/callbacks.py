@@ -1,4 +1,4 @@
-"""Callbacks of a Trainer: progress, history, and the best epoch."""
+"""Callbacks of the fit stage: progress, history, best epoch, measurements."""
 
 import math
 import operator
@@ -19,20 +19,22 @@ from refit.training.averaging import Average
 
 BAR_PERIOD = 0.1  # seconds
 BAR_WIDTH = 10  # characters
-_OTHER_COLUMNS = len("Epoch 100/100 ") + BAR_WIDTH + len(" / 00:00:00 left ")  # and twice the number of batches
+_OTHER_COLUMNS = len("Epoch 100/100 ") + BAR_WIDTH + len(" / 00:00:00 left ")  # without the two batch counts
 
 
 class TerminalBar(RichProgressBar):
-    """Follows the clock, not the steps: the metrics beside a bar cannot be read without waiting for the device. The
-    time left is that of the whole fit, if no early stopping ends it."""
+    """Refreshes every BAR_PERIOD, not at every step: reading the metrics beside the bar waits for the device.
+
+    Shows the time left for the whole fit, assuming that early stopping does not end it.
+    """
 
     seconds_left: float | None = None
-    _shown = -math.inf  # the clock may begin at 0, as the machine does
+    _shown = -math.inf  # on a freshly booted machine the clock starts at 0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
         self._began = time.monotonic()
-        self._done_before = trainer.fit_loop.epoch_loop.total_batch_idx + 1  # of a fit that goes on
+        self._done_before = trainer.global_step * trainer.accumulate_grad_batches  # of a resumed fit
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any,
                            batch_idx: int) -> None:  # fmt: skip
@@ -50,18 +52,18 @@ class TerminalBar(RichProgressBar):
         return [name, bar, batches, _TimeLeft(self)]
 
     def _get_train_description(self, current_epoch: int) -> str:
-        name = f"Epoch {current_epoch + 1}/{self.trainer.max_epochs}"  # from one on, as everywhere else
+        name = f"Epoch {current_epoch + 1}/{self.trainer.max_epochs}"  # counted from 1, as everywhere else
         return f"{name:{len(self.validation_description)}}"
 
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
         metrics = super().get_metrics(trainer, pl_module)
-        metrics.pop("v_num", None)  # the logger's version says nothing about the fit
+        metrics.pop("v_num", None)  # the logger's version: irrelevant to the fit
         assert self.progress
-        return _that_fit(metrics, self.progress.console.width - _OTHER_COLUMNS - len(str(self.total_train_batches)) * 2)
+        return _fit_into(metrics, self.progress.console.width - _OTHER_COLUMNS - len(str(self.total_train_batches)) * 2)
 
 
-def _that_fit(metrics: dict[str, Any], width: int) -> dict[str, Any]:
-    """Those that a line of the terminal has room for: losses before other metrics, and validation before training."""
+def _fit_into(metrics: dict[str, Any], width: int) -> dict[str, Any]:
+    """Metrics that fit into `width` characters. Losses have priority over other metrics, validation over training."""
     kept = list(metrics)
     for name in sorted(metrics, key=lambda name: (name.endswith("loss"), name.startswith("val_"))):
         if sum(len(f"{name}: 0.000 ") for name in kept) > width:
@@ -82,7 +84,7 @@ class _TimeLeft(ProgressColumn):
 
 
 class EpochLines(Callback):
-    """One line an epoch, where the output is a log."""
+    """Prints one line per epoch, for output that is not a terminal."""
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not trainer.is_global_zero:
@@ -92,7 +94,7 @@ class EpochLines(Callback):
 
 
 class History(Callback):
-    """Each epoch's metrics and learning rate, and a stop where the loss is no longer a number."""
+    """Metrics and learning rate of each epoch. Raises UserError if a metric is not finite."""
 
     def __init__(self) -> None:
         self.rows: list[dict[str, float]] = []
@@ -110,10 +112,11 @@ class History(Callback):
         if trainer.enable_validation and steps % between:
             fitting = [number for number in range(2, steps) if steps % number == 0] or [steps]
             raise UserError(
-                f"debug.val_check_interval validates after every {between} of an epoch's {steps} batches, and not the "
-                f"weights at its end, which are what is kept; expected 1.0, or a number of batches of {fitting}"
+                f"debug.val_check_interval validates after every {between} of the {steps} batches of an epoch, but not "
+                f"at its end, where the weights are kept; expected 1.0, or one of these numbers of batches: {fitting}"
             )
-        trainer.callback_metrics.update(self.validated)  # which Lightning forgets, where no validation is to come
+        # Lightning does not restore these. A resumed epoch without another validation would have none.
+        trainer.callback_metrics.update(self.validated)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.validated = dict(trainer.callback_metrics)
@@ -137,10 +140,10 @@ class History(Callback):
 
 
 class Best(Callback):
-    """The best epoch so far: its row of the history, and the weights that were validated. Of equals the first.
+    """The best epoch so far: its row of the history and its validated weights. The first of equal epochs wins.
 
-    Where weights are averaged from some epoch on, the epochs before it do not count. The fit ends with the system in
-    its best epoch's state.
+    If weights are averaged from some epoch on, earlier epochs do not count. At the end of the fit, the weights of the
+    best epoch are loaded into the system.
     """
 
     def __init__(self, history: History, fit: FitParams, average: Average | None) -> None:
@@ -163,18 +166,19 @@ class Best(Callback):
             logged = ", ".join(name for name in row if name.startswith("val_"))
             others = ", ".join(name for name in trainer.callback_metrics if not name.startswith("train_"))
             raise UserError(
-                f"fit.monitor = {self.monitor!r} is not what {type(pl_module).__name__} logs; "
+                f"fit.monitor = {self.monitor!r} is not logged by {type(pl_module).__name__}; "
                 + (f"expected one of {logged}" if logged else "it needs a validation_step that logs it as val_NAME")
                 + (f", and it logs {others}" if others and not logged else "")
             )
-        if self.average and not self.average.begun():
+        if self.average and not self.average.has_begun:
             return
         if not self.row or self.is_better(row[self.monitor], self.row[self.monitor]):
-            # By way of the strategy, which may have to put the weights together.
-            strategy = trainer.strategy
-            validated = self.average.averaged().state_dict() if self.average else strategy.lightning_module_state_dict()
+            if self.average:
+                validated = self.average.system.state_dict()
+            else:
+                validated = trainer.strategy.lightning_module_state_dict()  # it gathers sharded weights
             self.row, self.weights = row, {name: value.clone() for name, value in validated.items()}
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if not isinstance(trainer.strategy, FSDPStrategy):  # else each device has a shard, which no weights fit into
+        if not isinstance(trainer.strategy, FSDPStrategy):  # where each device holds only a shard
             pl_module.load_state_dict(self.weights)

@@ -1,4 +1,4 @@
-"""What the processes of a fit on several devices tell one another beside gradients; one alone talks to nobody."""
+"""Communication between the processes of a distributed fit, apart from gradients. No-op on one device."""
 
 from typing import Any, TypeVar
 
@@ -10,9 +10,9 @@ T = TypeVar("T")
 
 
 class Collectives:
-    """Every process of a fit calls these, in the same order.
+    """Collective operations on the CPU. All processes of a fit must call them in the same order.
 
-    They use the processors and the network, so that no step waits for an accelerator.
+    They use the gloo backend, so that no step waits for an accelerator.
     """
 
     def __init__(self, trainer: pl.Trainer) -> None:
@@ -30,7 +30,7 @@ class Collectives:
         return maxima.tolist()
 
     def gather(self, value: T) -> list[T]:
-        """What each process gives, in the order of their ranks."""
+        """The value of each process, ordered by rank."""
         if self.world_size == 1:
             return [value]
         values: list[T] = [value] * self.world_size

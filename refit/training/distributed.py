@@ -1,4 +1,4 @@
-"""A fit on several devices: a process for each, of which the leader alone writes files and talks."""
+"""Distributed fits: one process per device. Only the leader, the first process, writes files and messages."""
 
 import logging
 import os
@@ -15,22 +15,22 @@ from refit.params import TrainerParams
 from refit.runtime.errors import UserError
 from refit.training.trainer import hardware_class, make_trainer
 
-_LEADER = "REFIT_LEADER"  # in the environment: the leader's process id
+_LEADER = "REFIT_LEADER"  # environment variable with the leader's process id
 
 
 def devices_of_fit(params: TrainerParams) -> dict[str, Any]:
-    """The Trainer's arguments that spread a fit over all its devices.
+    """The Trainer's arguments for the devices of a fit.
 
-    Raises UserError where one of them cannot be had on these.
+    Raises UserError if sync_batchnorm is not available on them.
     """
     if params.world_size == 1:
         return {}
     if params.sync_batchnorm and (hardware := hardware_class(params)) in ("cpu", "mps", "tpu"):
-        raise UserError(f"trainer.sync_batchnorm: true is for CUDA devices, and this is {hardware}; set it to false")
-    os.environ["OMP_NUM_THREADS"] = str(params.threads)  # else Lightning sets PyTorch's to its own idea
-    if params.num_nodes == 1:  # what the processes tell each other stays on this machine
+        raise UserError(f"trainer.sync_batchnorm: true needs CUDA devices, not {hardware}; set it to false")
+    os.environ["OMP_NUM_THREADS"] = str(params.threads)  # otherwise Lightning chooses the number of PyTorch's threads
+    if params.num_nodes == 1:  # keep the communication on this machine
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
-    # Where one process has ended and Lightning kills the others, it says so at this level.
+    # At this level Lightning reports that it kills the other processes because one has ended.
     logging.getLogger("lightning_fabric.strategies.launchers.subprocess_script").setLevel(logging.INFO)
     return {
         "devices": params.devices,
@@ -41,41 +41,39 @@ def devices_of_fit(params: TrainerParams) -> dict[str, Any]:
 
 
 def leads_fit(params: TrainerParams) -> bool:
-    """Whether this process is the fit's first, or its only one, by what Lightning, torchrun or SLURM says in its
-    environment.
+    """Whether this process is the first or the only one of the fit.
 
-    Raises UserError where the devices are not there.
+    Lightning, torchrun or SLURM tell in the environment. Raises UserError if the devices are not available.
     """
     if params.world_size == 1:
         return True
     leads = make_trainer(params, **devices_of_fit(params)).is_global_zero
     parent = str(os.getppid())
     if leads:
-        os.environ[_LEADER] = str(os.getpid())  # for the processes that Lightning starts
-    elif os.environ.get(_LEADER, parent) != parent:  # before this one could ask to die with it
-        sys.exit("error: the fit that this process is part of was killed")
+        os.environ[_LEADER] = str(os.getpid())  # read by the processes that Lightning starts
+    elif os.environ.get(_LEADER, parent) != parent:  # the leader ended while this one started
+        sys.exit("error: the leader of this distributed fit was killed")
     return leads
 
 
 def share_batch(batch: BatchChoice, devices: int) -> BatchChoice:
-    """The same effective batch for several devices: each takes the largest micro-batch that fits and shares it evenly.
+    """Split the effective batch over the devices, with the largest micro-batch that fits and divides it evenly.
 
-    Raises UserError where there is none.
+    Raises UserError if there is no such micro-batch.
     """
-    each, rest = divmod(batch.effective_batch, devices)
-    # Batch norm cannot train on one image.
-    shares = [size for size in range(2, min(batch.micro_batch, each) + 1) if each % size == 0]
-    if rest or not shares:
+    per_device, rest = divmod(batch.effective_batch, devices)
+    # At least 2: batch norm cannot train on one image.
+    sizes = [size for size in range(2, min(batch.micro_batch, per_device) + 1) if per_device % size == 0]
+    if rest or not sizes:
         raise UserError(
-            f"an effective batch of {batch.effective_batch} images, of which a device holds {batch.micro_batch} at "
-            f"once, cannot be shared evenly by {devices} devices, two images or more at a time; choose another "
-            "batch.size, or fewer trainer.devices"
+            f"an effective batch of {batch.effective_batch} images cannot be split evenly by {devices} devices into "
+            f"micro-batches of 2 to {batch.micro_batch} images; choose another batch.size, or fewer trainer.devices"
         )
-    return replace(batch, micro_batch=shares[-1], accumulate_grad_batches=each // shares[-1])
+    return replace(batch, micro_batch=sizes[-1], accumulate_grad_batches=per_device // sizes[-1])
 
 
 class OwnRandomness(Callback):
-    """Each process draws its own random numbers, as for dropout, once all of them have built the same system."""
+    """Seeds each process differently, for dropout for example, after all of them have built the same system."""
 
     def __init__(self, seed: int) -> None:
         self.seed = seed

@@ -1,9 +1,9 @@
-"""A loss that is no number stops the fit at its step, and what led to it is kept."""
+"""Stop on a non-finite loss and record the batch that caused it."""
 
 import math
 from collections import deque
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
 import torch
@@ -18,57 +18,64 @@ from refit.runtime.errors import UserError
 
 
 class Step(NamedTuple):
-    """A training step whose loss is on its way to the CPU."""
+    """A training step whose loss is being copied to the CPU."""
 
+    batch_idx: int
     loss: Tensor
-    arrived: torch.cuda.Event | None
-    """None where the loss is there already."""
+    copied: torch.cuda.Event | None
+    """None if the loss was on the CPU already."""
 
-    def has_arrived(self) -> bool:
-        return self.arrived is None or bool(self.arrived.query())  # type: ignore[no-untyped-call]
+    def is_readable(self) -> bool:
+        return self.copied is None or bool(self.copied.query())  # type: ignore[no-untyped-call]
 
 
 class FiniteLoss(Callback):
-    """Stops the fit where a training loss is infinite or not a number. Raises UserError, before any weight has changed
-    on a CPU, and some steps later on a CUDA device, for which no step waits.
+    """Raises UserError if a training loss is infinite or NaN.
+
+    On a CPU it does so before the step changes any weight. On a CUDA device it does so some steps later, because no
+    step waits for the loss.
     """
 
     def __init__(self, note: Path) -> None:
-        """To `note` goes what is needed to look into such a step: which images, learning rate, gradient norm."""
+        """`note` is the JSON file that records the step: rows of the batch, learning rate, gradient norm."""
         self.note = note
+        self.batch_idx = 0
         self.steps: deque[Step] = deque()
 
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any,
+                             batch_idx: int) -> None:  # fmt: skip
+        self.batch_idx = batch_idx
+
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
-        loss, arrived = loss.detach(), None
-        if trainer.world_size > 1:  # one that is no number is so in the sum: all processes stop at the same step
+        loss, copied = loss.detach(), None
+        if trainer.world_size > 1:  # the sum is non-finite if any loss is: all processes stop at the same step
             loss = loss.clone()
             dist.all_reduce(loss)
         if loss.device.type == "cuda":
             loss = torch.empty_like(loss, device="cpu", pin_memory=True).copy_(loss, non_blocking=True)
-            arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            arrived.record()
-        self.steps.append(Step(loss, arrived))
+            copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            copied.record()
+        self.steps.append(Step(self.batch_idx, loss, copied))
 
     def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        while self.steps and self.steps[0].has_arrived():
+        while self.steps and self.steps[0].is_readable():
             step = self.steps.popleft()
             if not math.isfinite(step.loss):
-                self._stop(trainer, pl_module, step.loss)
+                self._stop(trainer, pl_module, step)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.steps.clear()  # of its loss the validation's figures tell
+        self.steps.clear()  # validation would reveal a non-finite loss in these
 
-    def _stop(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
+    def _stop(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: Step) -> None:
         assert isinstance(trainer.train_dataloader, TrainLoader)
         gradients = [weight.grad for weight in pl_module.parameters() if weight.grad is not None]
         rate = trainer.optimizers[0].param_groups[0]["lr"]
-        batch_idx = trainer.fit_loop.batch_idx - len(self.steps)  # so many steps of this epoch came after it
         note = {
-            "loss": str(float(loss)),
+            "loss": str(float(step.loss)),
             "epoch": trainer.current_epoch + 1,
-            "batch": batch_idx + 1,
+            "batch": step.batch_idx + 1,
             "optimizer_step": trainer.global_step + 1,
-            "train_rows": trainer.train_dataloader.rows(batch_idx),
+            "train_rows": trainer.train_dataloader.rows(step.batch_idx),
             "learning_rate": rate,
             "gradient_norm": str(float(torch.nn.utils.get_total_norm(gradients))),
         }
@@ -77,5 +84,5 @@ class FiniteLoss(Callback):
         raise UserError(
             f"the training loss is {note['loss']} in epoch {note['epoch']}, batch {note['batch']}, at a learning rate "
             f"of {rate:.3g}; lower optimizer.learning_rate, or set fit.gradient_clip_val. "
-            f"Which images were in the batch: {self.note.relative_to(repository_root())}"
+            f"The images of the batch are listed in {self.note.relative_to(repository_root())}"
         )

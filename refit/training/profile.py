@@ -21,7 +21,7 @@ def make_profiler(name: Name | None) -> Profiler | None:
 
 
 def show_profile(name: Name) -> None:
-    """Print the first lines of what the profiler wrote, and where the rest is."""
+    """Print the first lines of the profiler's report and the path of the file."""
     for report in sorted((repository_root() / PROFILES / name).glob("*.txt")):
         lines = report.read_text(encoding="utf-8").splitlines()
         print("\n".join(lines[:LINES_SHOWN]))

@@ -1,7 +1,7 @@
-"""A fit that was killed goes on where it was, to the same bits.
+"""Saved states of a fit: a fit that was killed resumes, and ends with the same bits.
 
-Its state lies in `data/state/<fingerprint>/`: outside DVC's outputs, which DVC removes before it runs a stage, and
-under a name that follows from everything the weights follow from. A state of anything else is never taken up.
+A state is in `data/state/<fingerprint>/`, which is outside DVC's outputs, because DVC removes those before it runs a
+stage. The fingerprint covers everything that determines the weights, so a fit never resumes from the state of another.
 """
 
 import hashlib
@@ -23,13 +23,14 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from lightning_utilities.core.apply_func import apply_to_collection
+from lightning_utilities import apply_to_collection
 from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
 from refit.artifacts.files import write_bytes, write_json
 from refit.artifacts.paths import STATES, repository_root
+from refit.batches.datamodule import TrainLoader
 from refit.params.dotted import flatten
 from refit.runtime.errors import UserError
 from refit.runtime.locks import only_process
@@ -37,23 +38,24 @@ from refit.runtime.parent import PARENT_ENDED, survive_parent
 from refit.training.collectives import Collectives
 
 INPUTS = "inputs.json"
-KEPT = 2  # states; the older one is for the day that the newer cannot be read
-COST_SHARE = 0.02  # of the time of a fit, at most, for the states at the ends of its epochs
-FIRST_GUESS = 0.1  # seconds that a state takes, before one was saved
+KEPT = 2  # states; the older one is the fallback if the newer one is unreadable
+COST_SHARE = 0.02  # maximum share of a fit's time for the states at the beginning of its epochs
+FIRST_GUESS = 0.1  # assumed seconds for the first state
 SIGNALS = (signal.SIGTERM, signal.SIGINT, PARENT_ENDED)
 
 _PATIENCE = 10.0  # seconds that a killed process may take to be gone
-_LEADERS_END = 60.0  # seconds that the leader of a fit may take to end after a fault
+_LEADERS_END = 60.0  # seconds that the leader of a distributed fit may take to end after an error
 
 
 @contextmanager
 def fit_state(
     inputs: Mapping[str, Any], every: float, params: Mapping[str, Any], leads: bool = True
 ) -> Iterator["FitState"]:
-    """The state of the fit that follows from `inputs`, which are JSON; removed at the end of the block if that is well.
+    """The state of the fit with these `inputs`, which are JSON values. Removed when the block ends without an error.
 
-    `every` is in seconds; `params`, for people, go into each state. Of a fit's processes one `leads`, and holds the
-    state; the others go on from it with that one. Raises UserError where another process is at this very fit.
+    `every` is the number of seconds between two states. `params` are written into each state for people to read. Of the
+    processes of a distributed fit, the one that `leads` locks the state, and the others resume from it too. Raises
+    UserError if another process runs the same fit.
     """
     content = json.dumps(inputs, sort_keys=True).encode()
     states = repository_root() / STATES
@@ -62,21 +64,21 @@ def fit_state(
         try:
             yield FitState(folder, _newest_sound(folder, tell=False), every, params)
         except ValueError:
-            time.sleep(_LEADERS_END)  # the leader tells the same fault, and this process dies with it
+            time.sleep(_LEADERS_END)  # the leader reports the same error, and this process ends with it
             raise
         return
     work = f"trains this very fit (its state is in {folder})"
     with only_process(states / f"{folder.name}.lock", work, _PATIENCE):
         path = _newest_sound(folder)
         if path is None:
-            with suppress(OSError, ValueError):  # another process may end that fit meanwhile, or have left half a file
+            with suppress(OSError, ValueError):  # that fit may end at this moment, or have left half a file
                 _tell_of_others(states, folder, inputs)
             write_json(folder / INPUTS, inputs)
         state = FitState(folder, path, every, params)
         try:
             yield state
         finally:
-            state.files.close()  # before another may have the folder
+            state.files.close()  # before the lock is released
         shutil.rmtree(folder)
 
 
@@ -86,22 +88,22 @@ def _newest_sound(folder: Path, tell: bool = True) -> Path | None:
         if fault is None:
             return path
         if tell:
-            print(f"warning: {path.relative_to(repository_root())} is passed over: {fault}", file=sys.stderr)
+            print(f"warning: {path.relative_to(repository_root())} is skipped: {fault}", file=sys.stderr)
     return None
 
 
 def _fault_of(path: Path) -> str | None:
-    """What is wrong with a state; None where it is sound. Nothing in it is run."""
+    """Why a state is unusable; None if it is sound. Runs no code from the file."""
     digest = _read_text(_digest_file(path))
     if digest is None:
-        return "it has no sha256 beside it"
+        return "its .sha256 file is missing"
     content = path.read_bytes()
     if hashlib.sha256(content).hexdigest() != digest:
-        return "it does not match the sha256 beside it"
+        return "it does not match its .sha256 file"
     try:
         torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        return f"it holds no state: {str(error).splitlines()[0]}"
+        return f"it is not a state: {str(error).splitlines()[0]}"
     return None
 
 
@@ -123,62 +125,64 @@ def _tell_of_others(states: Path, own: Path, inputs: Mapping[str, Any]) -> None:
     newest = max(others, key=lambda file: file.stat().st_mtime)
     theirs, ours = flatten(json.loads(newest.read_bytes())), flatten(inputs)
     differs = [key for key in ours | theirs if ours.get(key) != theirs.get(key)]
-    differs.sort(key=lambda key: (not key.startswith("params."), key))  # what was chosen, before what follows from it
+    differs.sort(key=lambda key: (not key.startswith("params."), key))  # the user's choices first
     shown = ", ".join(differs[:4]) + (f" and {len(differs) - 4} more" if len(differs) > 4 else "")
-    print(f"the state in {newest.parent.relative_to(repository_root())} is of another fit, and left there: {shown}")
+    where = newest.parent.relative_to(repository_root())
+    print(f"the state in {where} is of another fit, which differs in {shown}; it stays there")
 
 
 class FitState(Checkpoint):
-    """Saves a fit, at the end of a step in which the weights changed, so that it can go on from there.
+    """Saves states of a fit at the ends of optimizer steps, and resumes from one.
 
-    A state is saved every so many seconds, and in the first step of each epoch unless that would cost too much. It is
-    copied between two steps, and written on a thread. SIGTERM and SIGINT save it, and then do what they did before;
-    a second one does that at once. The end of the `dvc` that runs the fit does as SIGTERM.
+    It saves a state every `every` seconds, and after the first step of each epoch unless that would cost too much. A
+    state is copied between two steps and written by a thread. SIGTERM and SIGINT save a state and then have their usual
+    effect; a second signal has it at once. The end of the `dvc` that runs the fit counts as SIGTERM.
 
-    A step after which there is a validation is passed over: Lightning would go on from there without it.
+    No state is saved at a step that is followed by a validation: Lightning would resume after the validation.
 
-    The processes of a fit on several devices save together, as Lightning's checkpoints are made, and end together: they
-    ask one another after each step.
+    The processes of a distributed fit save together and end together. They communicate after each step.
     """
 
     def __init__(self, folder: Path, path: Path | None, every: float, params: Mapping[str, Any]) -> None:
-        """`path` is the state to go on from, in `folder`; `every` is in seconds; `params` are plain values."""
+        """`path` is the state in `folder` to resume from; `every` is in seconds; `params` are plain values."""
         self.folder = folder
         self.path = path
         self.every = every
         self.params = dict(params)
         self.files = StateFiles()
         self._random: list[dict[str, Any]] | None = None
-        """Of each of the fit's processes, where there is a state to go on from."""
+        """Random states of each process of the fit; None if there is no state to resume from."""
+        self._loader: dict[str, int] = {}
         self._new_epoch = False
         self._asked: signal.Signals | None = None
 
     @property
     def step(self) -> int:
-        """Optimizer steps that were done in the state to go on from; 0 where there is none."""
+        """Number of optimizer steps in the state to resume from; 0 if there is none."""
         return int(self.path.stem.removeprefix("step-")) if self.path else 0
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # Before the Trainer puts its own in place, which would tell the other processes in its own way.
+        # Before the Trainer installs its own handlers, which would notify the other processes in another way.
         self._before = {number: signal.getsignal(number) for number in SIGNALS}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._collectives = Collectives(trainer)
         if len(set(self._collectives.gather(trainer.global_step))) > 1:
-            raise UserError(f"the processes of this fit found different states; {STATES} must be one folder for all")
+            raise UserError(f"the processes of this fit found different states; {STATES} must be a shared folder")
         if self._random is not None:
-            # Lightning's own call came before it read the state: to count its steps, a schedule had the loader set up.
-            trainer.fit_loop._load_combined_loader_states()
+            # Lightning does this too, but before it reads the state if a schedule has asked for the number of steps.
+            assert isinstance(trainer.train_dataloader, TrainLoader)
+            trainer.train_dataloader.load_state_dict(self._loader)
             _set_random(self._random[trainer.global_rank])
             if trainer.is_global_zero:
                 print(
-                    f"going on from step {trainer.global_step}, in epoch {trainer.current_epoch + 1} "
+                    f"resuming from step {trainer.global_step}, in epoch {trainer.current_epoch + 1} "
                     f"of {trainer.max_epochs}",
                     flush=True,
                 )
         self._saved = time.monotonic()
         self._saves = any(_may_save(trainer, done) for done in range(1, int(trainer.num_training_batches)))
-        for number in self._before:  # the Trainer puts back what it found
+        for number in self._before:  # the Trainer restores the handlers that it replaced
             signal.signal(number, self._ask)
         if self._collectives.rank == 0:
             survive_parent(True)
@@ -190,7 +194,7 @@ class FitState(Checkpoint):
                            batch_idx: int) -> None:  # fmt: skip
         if not _may_save(trainer, batch_idx + 1):
             return
-        # The time is the first one's, who writes.
+        # The leader's clock counts, because the leader writes.
         asked, due = self._collectives.maximum(self._asked or 0, self._collectives.rank == 0 and self._is_due())
         if asked or due:
             self._save(trainer)
@@ -199,22 +203,28 @@ class FitState(Checkpoint):
             self._obey(asked)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # Else Lightning would keep the metrics of the epoch that was taken up from a schedule that goes by them.
+        # Otherwise Lightning would not update a plateau schedule in the epoch that was resumed.
         trainer.fit_loop.restarting = False
         if not self._saves:
             self._obey_if_asked()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.files.finish()
-        survive_parent(False)  # before the last look at what was asked, so that no end goes unheard
+        survive_parent(False)  # before the last check, so that no signal is missed
         self._obey_if_asked(at_end=True)
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        # In place of what a system of the user's own may have saved there, which need not be plain values: such a state
-        # could not be loaded without unpickling.
+        # A user's own system may have saved objects here. Loading such a state would need unpickling.
         checkpoint[pl.LightningModule.CHECKPOINT_HYPER_PARAMS_KEY] = self.params
+        assert isinstance(trainer.train_dataloader, TrainLoader)
+        checkpoint["train_loader"] = trainer.train_dataloader.state_dict()
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self._loader = checkpoint["train_loader"]
 
     def state_dict(self) -> dict[str, Any]:
         return {"random": self._collectives.gather(_random_state())}
@@ -233,34 +243,34 @@ class FitState(Checkpoint):
         self._saved, self._new_epoch = time.monotonic(), False
 
     def _ask(self, number: int, _frame: object) -> None:
-        # Who ends `dvc` may well signal its stage too, before or after.
+        # Whoever ends `dvc` may also signal its stage, before or after.
         if number == PARENT_ENDED and self._asked is not None:
             return
         if self._asked not in (None, PARENT_ENDED):
             self._obey(number)
         self._asked = signal.Signals(number)
         if self._collectives.rank == 0:
-            why = "whoever ran this fit has ended" if number == PARENT_ENDED else self._asked.name
-            when = "step, whose state is kept" if self._saves else "epoch; with one step an epoch no state can be kept"
-            with suppress(OSError):  # the terminal is closed
+            why = "the process that ran this fit has ended" if number == PARENT_ENDED else self._asked.name
+            when = "step and saving its state" if self._saves else "epoch; it has one step, so no state can be saved"
+            with suppress(OSError):  # the terminal may be closed
                 print(f"{why}: ending after this {when}", file=sys.stderr, flush=True)
 
     def _obey_if_asked(self, at_end: bool = False) -> None:
         (asked,) = self._collectives.maximum(self._asked or 0)
         if asked and at_end and self._collectives.rank == 0:
             with suppress(OSError):
-                print(f"asked in the fit's last steps, of which no state can be kept: it will {self._from_where()}",
+                print(f"the last steps of a fit cannot be saved: the next run will {self._from_where()}",
                       file=sys.stderr, flush=True)  # fmt: skip
         if asked:
             self._obey(asked)
 
     def _from_where(self) -> str:
         newest = _newest_sound(self.folder, tell=False)
-        return f"go on from {newest.stem}" if newest else "begin anew"
+        return f"resume from {newest.stem}" if newest else "start over"
 
     def _obey(self, number: int) -> None:
         if self._collectives.rank > 0:
-            sys.exit(0)  # what became of the fit, its first process tells; an error here would have that one killed
+            sys.exit(0)  # the leader reports how the fit ended; an exit code other than 0 would have it killed
         if number == PARENT_ENDED:
             number = signal.SIGTERM
         signal.signal(number, self._before[signal.Signals(number)])
@@ -268,8 +278,10 @@ class FitState(Checkpoint):
 
 
 def _may_save(trainer: pl.Trainer, done: int) -> bool:
-    """Whether a fit can go on after so many batches of an epoch: between two optimizer steps, with no validation and no
-    epoch's end to come in between."""
+    """Whether a fit can resume after `done` batches of an epoch.
+
+    That is after an optimizer step which neither a validation nor the end of the epoch follows.
+    """
     return (
         done % trainer.accumulate_grad_batches == 0
         and done < trainer.num_training_batches
@@ -278,19 +290,19 @@ def _may_save(trainer: pl.Trainer, done: int) -> bool:
 
 
 class StateFiles(TorchCheckpointIO):
-    """Lightning's checkpoints as files that are whole or not there, the newest few, each with its sha256 beside it."""
+    """Writes checkpoints atomically, each with a .sha256 file, and keeps the newest KEPT."""
 
     def __init__(self) -> None:
         super().__init__()
         self.seconds = FIRST_GUESS
-        """What the last one took, copying and writing together."""
+        """Time to copy and write the last state."""
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="state")
         self._writing: Future[None] | None = None
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
     ) -> None:
-        """Copy a checkpoint, and write the copy on a thread. Raises UserError where the last one was not written."""
+        """Copy a checkpoint and write the copy on a thread. Raises UserError if the previous one was not written."""
         self.finish()
         began = time.perf_counter()
         copied = apply_to_collection(checkpoint, Tensor, lambda tensor: tensor.detach().to("cpu", copy=True))
@@ -300,7 +312,7 @@ class StateFiles(TorchCheckpointIO):
         return self._writing is not None and not self._writing.done()
 
     def finish(self) -> None:
-        """Wait for what is being written. Raises UserError where it could not be."""
+        """Wait until the state is written. Raises UserError if that failed."""
         writing, self._writing = self._writing, None
         if writing is None:
             return
@@ -308,12 +320,12 @@ class StateFiles(TorchCheckpointIO):
             writing.result()
         except OSError as error:
             raise UserError(
-                f"the state of the fit could not be written to {error.filename or STATES}: {error.strerror}; mend that "
-                "and run it again: it goes on from the last state that was"
+                f"the state of the fit could not be written to {error.filename or STATES}: {error.strerror}; solve "
+                "this and run it again: it resumes from the last state that was written"
             ) from None
 
     def close(self) -> None:
-        """Wait for what is being written, whatever comes of it."""
+        """Wait until the state is written, or failed to be."""
         self._thread.shutdown()
 
     def _write(self, checkpoint: dict[str, Any], path: Path, seconds: float) -> None:
@@ -323,9 +335,9 @@ class StateFiles(TorchCheckpointIO):
         content = buffer.getbuffer()
         digest = hashlib.sha256(content).hexdigest().encode()
         write_bytes(path, content)
-        write_bytes(_digest_file(path), digest)  # it counts from here on
+        write_bytes(_digest_file(path), digest)  # from here on the state is valid
         states = sorted(path.parent.glob("step-*.ckpt"))
-        kept = [state for state in states if state <= path][-KEPT:]  # later ones were passed over: they are not sound
+        kept = [state for state in states if state <= path][-KEPT:]  # later ones were found unsound and skipped
         for old in (state for state in states if state not in kept):
             old.unlink()
             _digest_file(old).unlink(missing_ok=True)
@@ -333,7 +345,7 @@ class StateFiles(TorchCheckpointIO):
 
 
 def _random_state() -> dict[str, Any]:
-    """Of every generator that a step may draw from, as tensors, numbers and text: nothing that must be unpickled."""
+    """State of every random generator that a step may use, as tensors, numbers and text, which need no unpickling."""
     numpy: Any = np.random.get_state(legacy=True)
     name, keys, *rest = numpy
     return {

@@ -1,4 +1,4 @@
-"""A fit: one call of a Trainer."""
+"""The fit: one Trainer with its callbacks."""
 
 from collections.abc import Sequence
 
@@ -30,10 +30,10 @@ def train(
     watchers: Sequence[Callback] = (),
     loggers: Sequence[Logger] = (),
 ) -> tuple[History, Best]:
-    """Fit `system`, from `state` if there is one. It ends with the weights of its best epoch.
+    """Fit `system`, resuming from `state` if there is one. It ends with the weights of its best epoch.
 
-    `watchers` and `loggers` change no result. On several devices each process calls this, and only the first has
-    loggers.
+    `watchers` and `loggers` change no result. On several devices each process calls this function, and only the first
+    has loggers.
     """
     if params.trainer.compile:
         getattr(system, "network", system).compile(mode=params.trainer.compile)

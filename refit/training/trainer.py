@@ -1,11 +1,11 @@
-"""The one place that makes a Lightning Trainer."""
+"""Creates every Lightning Trainer, and says on which hardware it runs."""
 
 import logging
 import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from importlib.metadata import version
 from typing import Any
 
@@ -13,13 +13,13 @@ import pytorch_lightning as pl
 import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import Callback
-from pytorch_lightning.profilers import PassThroughProfiler, Profiler
+from pytorch_lightning.profilers import Profiler
 
 from refit.params import DebugParams, TrainerParams
 from refit.runtime.errors import UserError
 from refit.training.callbacks import EpochLines, TerminalBar
 
-_LIBRARIES = ("torch", "torchvision", "pytorch-lightning", "torchmetrics", "numpy", "timm")  # timm: Muon
+_LIBRARIES = ("torch", "torchvision", "pytorch-lightning", "torchmetrics", "numpy", "timm")  # timm for Muon
 
 
 def make_trainer(
@@ -30,14 +30,14 @@ def make_trainer(
     quiet: bool = False,
     **options: Any,
 ) -> pl.Trainer:
-    """A Trainer on one device of `params.accelerator`, unless told otherwise, which writes nothing of its own accord.
+    """A Trainer that writes no files of its own, on one device unless `options` say otherwise.
 
-    It shows its progress, unless it is to be `quiet`. `options` are the Trainer's own arguments. Raises UserError
-    where the devices are not there.
+    It shows its progress unless `quiet`. `options` are arguments of the Trainer. Raises UserError if the devices are
+    not available.
     """
     torch.set_num_threads(params.threads)
     _silence_notices()
-    _skip_needless_work()
+    _drop_costly_defaults()
     in_terminal = sys.stdout.isatty() and not quiet
     progress: list[Callback] = [] if quiet else [TerminalBar(leave=True) if in_terminal else EpochLines()]
     try:
@@ -45,13 +45,13 @@ def make_trainer(
             accelerator=params.accelerator,
             precision=choose_precision(params),
             deterministic=params.deterministic,
-            benchmark=not params.deterministic,  # try which of cuDNN's algorithms is fastest
+            benchmark=not params.deterministic,  # cuDNN times its algorithms and takes the fastest
             callbacks=[*callbacks, *progress],
             enable_progress_bar=in_terminal,
             num_sanity_val_steps=0,
             enable_model_summary=False,
             use_distributed_sampler=False,
-            profiler=profiler or _NoProfiler(),
+            profiler=profiler,
             **{"devices": 1, "logger": False, "enable_checkpointing": False, **options},
         )
     except (MisconfigurationException, ModuleNotFoundError) as error:
@@ -61,32 +61,26 @@ def make_trainer(
 
 @contextmanager
 def translate_lightning_errors(debug: DebugParams) -> Iterator[None]:
-    """Raises UserError of one line for what Lightning itself refuses, such as a limit of the debug section that leaves
-    nothing, or a schedule that goes by a metric that the system does not log."""
+    """Raises UserError in place of Lightning's errors about a configuration.
+
+    Examples are a limit in the debug section that leaves no batch, and a schedule that monitors a metric which the
+    system does not log.
+    """
     try:
         yield
     except MisconfigurationException as error:
-        whose = "the debug section does not fit this data: " if debug.shortens or debug.val_check_interval != 1 else ""
-        raise UserError(f"{whose}{' '.join(str(error).split())}") from None
+        where = "the debug section does not fit this data: " if debug.shortens or debug.val_check_interval != 1 else ""
+        raise UserError(f"{where}{' '.join(str(error).split())}") from None
     except ValueError as error:
         if "`val_check_interval`" not in str(error):
             raise
         raise UserError(
-            f"debug.val_check_interval = {debug.val_check_interval} is more than the batches of an epoch; lower it"
+            f"debug.val_check_interval = {debug.val_check_interval} exceeds the number of batches in an epoch; lower it"
         ) from None
 
 
-class _NoProfiler(PassThroughProfiler):
-    """Lightning's own makes a new context manager for each of some 30 places in a step, to do nothing in it."""
-
-    _context = nullcontext("")
-
-    def profile(self, action_name: str) -> AbstractContextManager[str]:  # type: ignore[override]
-        return self._context
-
-
 def choose_precision(params: TrainerParams) -> Any:
-    """auto: bf16-mixed on a CUDA device that computes it natively; else 32-true."""
+    """For auto: bf16-mixed on a CUDA device with native bfloat16, otherwise 32-true."""
     if params.precision != "auto":
         return params.precision
     on_cuda = params.accelerator in ("auto", "gpu") and torch.cuda.is_available()
@@ -94,7 +88,7 @@ def choose_precision(params: TrainerParams) -> Any:
 
 
 def hardware_class(params: TrainerParams) -> str:
-    """What tuning results hold for: `cpu`, or the accelerator's name and rounded memory."""
+    """The hardware for which tuning results are valid: `cpu`, or the accelerator's name and rounded memory."""
     if params.accelerator in ("auto", "gpu") and torch.cuda.is_available():
         device = torch.cuda.get_device_properties(0)
         return f"{device.name}, {round(device.total_memory / 2**30)} GiB"
@@ -104,26 +98,25 @@ def hardware_class(params: TrainerParams) -> str:
 
 
 def environment(params: TrainerParams) -> dict[str, str]:
-    """What, beside the parameters, the code and the data, decides the bits that a training comes to."""
+    """What determines the bits of a training besides parameters, code and data."""
     packages = {name: version(name) for name in _LIBRARIES}
     return {"hardware": hardware_class(params), "cpu": torch.backends.cpu.get_cpu_capability(), **packages}
 
 
-def _skip_needless_work() -> None:
-    """What costs time at each step and gives nothing here; docs/performance.md has the figures."""
-    # `deterministic` also fills all fresh memory with NaN, for operations that read it before they write it.
+def _drop_costly_defaults() -> None:
+    """Turn off two defaults that cost time at each step; docs/performance.md says how much."""
+    # `deterministic` also fills new memory with NaN, to reveal operations that read it before they write it.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    # Lightning's way of looking for a GPU, which each optimizer step does: it opens NVIDIA's library every time.
+    # Lightning sets it when imported. Each optimizer step asks for a GPU, and would load NVIDIA's library to do so.
     os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)
 
 
 def _silence_notices() -> None:
-    """Leave Lightning its warnings, but not its advertisements and its list of absent accelerators."""
-    for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric", "lightning.fabric"):
+    """Silence Lightning's notices about products and hardware, and warnings that do not apply here."""
+    for name in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    # Batches are gathered from one tensor: a worker process would only copy them once more.
-    warnings.filterwarnings("ignore", ".*does not have many workers.*")
-    # Metrics are logged once an epoch, whatever its number of steps.
+    # Metrics are logged once per epoch, so the number of steps between two logs does not matter.
     warnings.filterwarnings("ignore", ".*smaller than the logging interval.*")
+    # PyTorch's, for calls that Lightning makes.
     warnings.filterwarnings("ignore", ".*LeafSpec.*is deprecated")
     warnings.filterwarnings("ignore", ".*all_gather is deprecated")

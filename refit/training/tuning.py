@@ -1,4 +1,4 @@
-"""Lightning's Tuner, made to give the same answer each time and to leave nothing behind."""
+"""Batch scaling and the learning-rate range test: Lightning's Tuner, made deterministic and free of side effects."""
 
 import io
 import sys
@@ -25,22 +25,21 @@ from refit.training.trainer import hardware_class, make_trainer
 MIN_STEPS_AN_EPOCH = 16
 LEARNING_RATES = (1e-6, 1.0)
 LEARNING_RATE_STEPS = 100
-_SMOOTHING = 0.98  # Lightning's, of the losses it gives
-_WARM_UP = 10  # steps whose smoothed loss rests on too few values
-
-_FLAT = 1e-3  # nats a decade: a fall of rounding errors
+_SMOOTHING = 0.98  # of Lightning's running mean of the loss
+_WARM_UP = 10  # steps whose smoothed loss averages too few values
+_FLAT = 1e-3  # nats per decade of learning rate: a smaller slope is rounding error
 
 FloatArray = npt.NDArray[np.float64]
 
 
 def choose_effective_batch(batch: BatchParams, train_images: int) -> int:
-    """The batch that the optimizer sees: it follows from the parameters and the data, never from the hardware.
+    """The batch size that the optimizer sees. It depends on the parameters and the data, never on the hardware.
 
-    Raises UserError where batch.size is larger than the train split.
+    Raises UserError if batch.size is larger than the train split.
     """
     if batch.size != "auto":
         if batch.size > train_images:
-            raise UserError(f"batch.size = {batch.size} is more than the {train_images} training images; lower it")
+            raise UserError(f"batch.size = {batch.size} exceeds the {train_images} training images; lower it")
         return batch.size
     size = 2
     while size * 2 <= min(batch.max_size, train_images // MIN_STEPS_AN_EPOCH):
@@ -53,9 +52,9 @@ def scale_batch(
 ) -> BatchChoice:
     """Find the largest micro-batch that fits, among the effective batch and its repeated halves.
 
-    Each size runs one optimizer step, and only one that ran is returned. On a CPU a size fits if what the step keeps
-    in memory (weights, gradients, optimizer state, inputs and what backward needs) is within `batch.memory_budget`;
-    on an accelerator, if it does not run out of memory. Raises UserError where none fits.
+    Runs one optimizer step at each size, and returns only a size that ran. On a CPU a size fits if the memory of a step
+    (weights, gradients, optimizer state, inputs and saved activations) is within `batch.memory_budget`; on an
+    accelerator, if it does not run out of memory. Raises UserError if no size fits.
     """
     hardware = hardware_class(trainer_params)
     budget = int(batch.memory_budget * 2**30) if hardware == "cpu" else None
@@ -71,7 +70,7 @@ def scale_batch(
             steps_per_trial=1,
             init_val=candidates[0],
             max_trials=len(candidates),
-            max_val=2 * candidates[-1],  # out of reach: the Tuner does not run the one it is told here
+            max_val=2 * candidates[-1],  # out of reach: the Tuner returns max_val without running it
         )
     micro_batch = max(trials.fitting)
     return BatchChoice(
@@ -94,16 +93,16 @@ def find_learning_rate(
     optimizer: OptimizerParams,
     trainer_params: TrainerParams,
 ) -> tuple[LearningRateChoice, list[dict[str, float]]]:
-    """The learning-rate range test of Smith (2017): the choice, and the curve of losses it rests on."""
+    """The learning-rate range test of Smith (2017): the chosen rate and the loss curve."""
     with TemporaryDirectory() as folder, isolate_rng():
         range_test = make_trainer(
             trainer_params,
             default_root_dir=folder,
-            max_epochs=-1,  # as many as the steps need
+            max_epochs=-1,  # unlimited: num_training ends the test
             accumulate_grad_batches=batch.accumulate_grad_batches,
             check_val_every_n_epoch=10**6,
         )
-        with nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO()):  # its bar, in a log
+        with nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO()):  # no progress bar in a log
             finder = Tuner(range_test).lr_find(
                 system,
                 datamodule=data,
@@ -126,14 +125,14 @@ def find_learning_rate(
 
 
 def suggest_learning_rate(rates: FloatArray, losses: FloatArray) -> float | None:
-    """Where the smoothed loss falls fastest per decade of learning rate, on its way to its lowest; None where it falls
-    nowhere. What comes after the lowest is divergence, and a fall in it noise.
+    """The rate at which the smoothed loss falls fastest per decade of learning rate; None if it never falls.
 
-    At most a tenth of the rate at which the loss is back where it began: a curve that falls only just before that
-    names a rate that ruins a fit.
+    Rates above that of the lowest loss are ignored, because the loss diverges there. The suggestion is at most a tenth
+    of the rate at which the loss returns to its initial value: if the loss falls only shortly before it diverges, the
+    steepest rate would ruin a fit.
 
-    Lightning's own suggestion takes the slope over the learning rate itself, which is steepest where the rates lie
-    closest: on an exponential range it names one some fifty times too low.
+    Lightning's own suggestion is the steepest slope over the learning rate itself. In an exponential range, whose low
+    rates are closest together, it is about fifty times too low.
     """
     rates, losses = rates[_WARM_UP:-1], losses[_WARM_UP:-1]
     lowest = int(np.argmin(losses)) if len(losses) else 0
@@ -149,14 +148,14 @@ def suggest_learning_rate(rates: FloatArray, losses: FloatArray) -> float | None
 
 
 def _unbiased(smoothed: FloatArray) -> FloatArray:
-    """Lightning's running mean of the loss, whose bias correction counts one step too many: its first is half."""
+    """Correct Lightning's running mean of the loss: its bias correction counts one step too many."""
     steps = np.arange(1, len(smoothed) + 1)
     corrected: FloatArray = smoothed * (1 - _SMOOTHING ** (steps + 1)) / (1 - _SMOOTHING**steps)
     return corrected
 
 
 def _halves(effective_batch: int) -> list[int]:
-    """The effective batch and its repeated halves, ascending; none below 2, as batch norm cannot train on one image."""
+    """The effective batch and its repeated halves, ascending. At least 2: batch norm cannot train on one image."""
     sizes = [effective_batch]
     while sizes[0] % 2 == 0 and sizes[0] > 2:
         sizes.insert(0, sizes[0] // 2)
@@ -165,7 +164,7 @@ def _halves(effective_batch: int) -> list[int]:
 
 @dataclass
 class _Trials:
-    """What ran. The Tuner takes a Trainer's callbacks away, so the system's own hooks are watched."""
+    """Records which sizes ran and fitted. It patches the system, because the Tuner removes the Trainer's callbacks."""
 
     smallest: int
     budget: int | None
@@ -184,11 +183,11 @@ class _Trials:
             return self._step_within_budget(step, batch, batch_idx, system)
 
         def loader() -> TrainLoader:
-            if data.batch_size < self.smallest:  # the Tuner halves what failed, down to nothing
+            if data.batch_size < self.smallest:  # after a failure the Tuner halves the size, even to 0
                 raise UserError(
-                    f"no batch fits: a training step of {self.smallest} images needs more memory than there is, or "
-                    "than batch.memory_budget allows; raise it, lower data.image_size, or choose a smaller "
-                    "model.network or an even batch.size"
+                    f"no batch fits: a training step of {self.smallest} images needs more memory than is available or "
+                    "batch.memory_budget allows; raise it, lower data.image_size, or choose a smaller model.network or "
+                    "an even batch.size"
                 ) from None
             return make_loader()
 
@@ -210,21 +209,21 @@ class _Trials:
         kept = _KeptTensors()
         with torch.autograd.graph.saved_tensors_hooks(kept.keep, lambda tensor: tensor):
             loss = step(batch, batch_idx)
-        # Weights, their gradients, and the two moments of AdamW: the largest optimizer state on offer.
+        # Weights, gradients, and AdamW's two moments, the largest optimizer state.
         weights = 4 * sum(weight.nbytes for weight in system.parameters())
         needed = weights + batch.images.nbytes + kept.bytes()
         self.bytes[len(batch.labels)] = needed
         if needed > self.budget:
-            # The words by which Lightning's Tuner knows that a CPU has no more memory.
+            # The message by which Lightning's Tuner recognises that a CPU is out of memory.
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: over batch.memory_budget")
         return loss
 
 
 class _KeptTensors:
-    """The memory that autograd keeps for the backward pass, each storage counted once."""
+    """The memory that autograd saves for the backward pass. Each storage counts once."""
 
     def __init__(self) -> None:
-        self.storages: dict[int, torch.UntypedStorage] = {}  # held, so that no address is used twice
+        self.storages: dict[int, torch.UntypedStorage] = {}  # referenced, so that no address is reused
 
     def keep(self, tensor: Tensor) -> Tensor:
         if not isinstance(tensor, torch.nn.Parameter):

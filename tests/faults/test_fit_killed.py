@@ -92,7 +92,7 @@ def fit_process(project: Project) -> int:
 
 def goes_on_and_ends_the_same(project: Project, lock: Any) -> str:
     text = project.run("dvc", "repro", "fit").stdout
-    assert re.search(r"going on from step \d+, in epoch \d+ of 40", text), text
+    assert re.search(r"resuming from step \d+, in epoch \d+ of 40", text), text
     assert locked(project) == lock
     assert not list((project.root / "data/state").iterdir())
     return text
@@ -147,7 +147,7 @@ def goes_on_from_the_state_after(first: Path, project: Project, lock: Any) -> No
     assert not (project.root / "data/model").exists()
     assert "fit" not in locked(project)["stages"]
     project.set_param("fit.save_state_every", 0.05)
-    assert f"going on from step {int(newest.name[5:14])}," in goes_on_and_ends_the_same(project, lock)
+    assert f"resuming from step {int(newest.name[5:14])}," in goes_on_and_ends_the_same(project, lock)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
@@ -161,7 +161,7 @@ def test_a_signal_ends_the_fit_after_its_step_with_its_state_saved(
         os.kill(trainer, number)
         text = dvc.communicate(timeout=PATIENCE)[0]
     assert dvc.returncode != 0
-    assert f"{number.name}: ending after this step, whose state is kept" in text
+    assert f"{number.name}: ending after this step and saving its state" in text
     assert f"exited with {code}" in text
     assert not alive(trainer)
     goes_on_from_the_state_after(first, project, lock)
@@ -188,7 +188,7 @@ def test_the_end_of_dvc_ends_the_fit_after_its_step_with_its_state_saved(
         text = dvc.communicate(timeout=PATIENCE)[0]
         eventually(lambda: not alive(trainer), "the trainer is gone")
     assert dvc.returncode == -number
-    assert ": ending after this step, whose state is kept" in text
+    assert ": ending after this step and saving its state" in text
     goes_on_from_the_state_after(first, project, lock)
 
 

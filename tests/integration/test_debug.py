@@ -157,9 +157,12 @@ def test_a_debug_run_says_so_wherever_one_looks_and_is_never_registered(
         ),
         (
             {"debug__val_check_interval": 0.3},
-            "debug.val_check_interval validates after every 5 of an epoch's 18 batches, and not the weights at its end",
+            "debug.val_check_interval validates after every 5 of the 18 batches of an epoch, but not at its end",
         ),
-        ({"debug__val_check_interval": 1000}, "debug.val_check_interval = 1000 is more than the batches of an epoch"),
+        (
+            {"debug__val_check_interval": 1000},
+            "debug.val_check_interval = 1000 exceeds the number of batches in an epoch",
+        ),
     ],
 )
 def test_a_limit_that_leaves_nothing_is_refused_in_a_line(
@@ -189,7 +192,7 @@ def test_a_real_run_takes_the_place_of_a_debug_run_that_came_to_the_same_weights
     register.main("refit")
 
 
-def test_a_loss_that_is_no_number_stops_the_fit_at_its_step_and_tells_what_led_to_it(
+def test_a_nan_loss_stops_the_fit_at_its_step_and_its_batch_is_recorded(
     watched: Callable[..., Steps], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     step, epoch, bad = Classifier.training_step, 1, 4
@@ -215,7 +218,7 @@ def test_a_loss_that_is_no_number_stops_the_fit_at_its_step_and_tells_what_led_t
     assert torch.equal(torch.from_numpy(read_split("train").images[kept["train_rows"]]), images[0])
 
 
-def test_a_loss_that_arrives_some_steps_later_is_told_of_with_its_own_batch(
+def test_a_nan_loss_that_is_read_some_steps_later_is_reported_with_its_own_batch(
     watched: Callable[..., Steps], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on a CUDA device, for which no step waits."""
@@ -227,14 +230,14 @@ def test_a_loss_that_arrives_some_steps_later_is_told_of_with_its_own_batch(
         images.append(batch.images)
         return step(self, batch, batch_idx) * (math.nan if batch_idx == bad else 1)
 
-    def has_arrived(first: divergence.Step) -> bool:
+    def is_readable(first: divergence.Step) -> bool:
         if len(images) > len(arrived) + late:
             arrived.append(first)
             return True
         return False
 
     monkeypatch.setattr(Classifier, "training_step", spoilt)
-    monkeypatch.setattr(divergence.Step, "has_arrived", has_arrived)
+    monkeypatch.setattr(divergence.Step, "is_readable", is_readable)
     with pytest.raises(UserError, match=r"the training loss is nan in epoch 1, batch 5,"):
         watched()
     assert len(images) == bad + 1 + late

@@ -151,12 +151,12 @@ def test_whichever_process_is_killed_the_fit_ends_and_goes_on_to_the_same_bits(f
         gone_on = any(states.glob("*/step-*.ckpt"))
         fault = fit(2, 16, kill=killed, **keys)
         assert fault.process.returncode != 0
-        assert ("going on from step" in fault.process.stdout) == gone_on == (killed == "0:51")
+        assert ("resuming from step" in fault.process.stdout) == gone_on == (killed == "0:51")
         assert fault.seconds_after_kill < 60
         assert not processes_in(folder)
         assert not (folder / "data/model").exists()
     resumed = fit(2, 16, **keys)
-    assert "going on from step" in resumed.process.stdout
+    assert "resuming from step" in resumed.process.stdout
     assert resumed.process.stdout.count("best epoch") == 1
     for process, undisturbed in zip(resumed.seen, whole.seen, strict=True):
         first = min(process["batches"])
@@ -177,7 +177,7 @@ def test_sync_batchnorm_without_a_cuda_device_is_refused_in_a_line(changed: Chan
         devices_of_fit(params)
 
 
-def test_a_loss_that_is_no_number_on_one_device_stops_all_at_that_step_and_is_told_once(fit: Fit, folder: Path) -> None:
+def test_a_nan_loss_on_one_device_stops_all_devices_at_that_step_and_is_reported_once(fit: Fit, folder: Path) -> None:
     process = fit(2, 16, poison="1:13").process
     assert process.returncode == 2
     (line,) = [line for line in process.stderr.splitlines() if line.startswith("error: ")]

@@ -273,7 +273,7 @@ def test_a_killed_fit_that_goes_on_has_each_epoch_once_in_its_logs(fitted: Fit) 
     process.kill()
     process.wait()
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    first, of_all = map(int, re.findall(r"going on from step .* in epoch (\d+) of (\d+)", done.stdout)[0])
+    first, of_all = map(int, re.findall(r"resuming from step .* in epoch (\d+) of (\d+)", done.stdout)[0])
     assert 2 <= first < of_all
 
     rows = history()

@@ -161,7 +161,7 @@ def test_a_signal_ends_a_fit_of_one_step_an_epoch_though_its_state_cannot_be_sav
     with watched_by(Interrupts()), pytest.raises(SystemExit):
         fitted(fit__max_epochs=6, **keys)
     assert begun == [0, 1, 2]
-    assert "SIGINT: ending after this epoch; with one step an epoch no state can be kept" in capsys.readouterr().err
+    assert "SIGINT: ending after this epoch; it has one step, so no state can be saved" in capsys.readouterr().err
     assert not Path("data/model").exists()
 
 
@@ -302,10 +302,10 @@ class Bomb:
 @pytest.mark.parametrize(
     ("harm", "fault"),
     [
-        (spoil, "it does not match the sha256 beside it"),
-        (lambda path: path.write_bytes(path.read_bytes()[:1000]), "it does not match the sha256 beside it"),
-        (lambda path: path.with_name(f"{path.name}.sha256").unlink(), "it has no sha256 beside it"),
-        (swap_for_a_pickle, "it holds no state: "),
+        (spoil, "it does not match its .sha256 file"),
+        (lambda path: path.write_bytes(path.read_bytes()[:1000]), "it does not match its .sha256 file"),
+        (lambda path: path.with_name(f"{path.name}.sha256").unlink(), "its .sha256 file is missing"),
+        (swap_for_a_pickle, "it is not a state: "),
     ],
     ids=["a bit flipped", "cut short", "no sha256", "a pickle"],
 )
@@ -315,7 +315,7 @@ def test_a_state_that_is_not_sound_is_passed_over_for_the_one_before(
     older, newest = state_files()
     harm(newest)
     resumed, weights = two_states()
-    assert f"warning: data/state/{newest.parent.name}/{newest.name} is passed over: {fault}" in capsys.readouterr().err
+    assert f"warning: data/state/{newest.parent.name}/{newest.name} is skipped: {fault}" in capsys.readouterr().err
     assert min(resumed.drawn) == step_of(older)
     assert not Path("exploded").exists()
     whole, whole_weights = two_states()
@@ -329,7 +329,7 @@ def test_the_state_of_another_fit_is_left_and_the_difference_told(
     left = state_files()
     other, _ = two_states(optimizer__weight_decay=0.1)
     assert min(other.drawn) == 0
-    assert f"the state in {left[0].parent} is of another fit, and left there: params.optimizer.weight_decay" in (
+    assert f"the state in {left[0].parent} is of another fit, which differs in params.optimizer.weight_decay" in (
         capsys.readouterr().out
     )
     assert state_files() == left
@@ -349,7 +349,7 @@ def test_the_state_of_a_fit_that_began_with_other_weights_is_left(
         shutil.copy("data/model/model.safetensors", weights)
         with pytest.raises(PowerCutError):
             two_states(cut_off_in=12, **keys)
-    assert "is of another fit, and left there: weights" in capsys.readouterr().out
+    assert "is of another fit, which differs in weights" in capsys.readouterr().out
     resumed, _ = two_states(**keys)
     assert min(resumed.drawn) > 0
 
@@ -418,11 +418,11 @@ def test_a_fit_goes_on_with_a_network_of_the_users_if_only_a_comment_was_edited_
     cut_off = fit_with("os._exit(9)", 1.0)
     assert cut_off.returncode == 9, cut_off.stderr
     mended = fit_with("os._exit(9)  # a comment", 1.0)
-    assert "going on from step" in mended.stdout
+    assert "resuming from step" in mended.stdout
     edited = fit_with("pass", 2.0)
     assert edited.returncode == 0, edited.stderr
-    assert "is of another fit, and left there: code.refit/systems/mine.py" in edited.stdout
-    assert "going on from step" not in edited.stdout
+    assert "is of another fit, which differs in code.refit/systems/mine.py" in edited.stdout
+    assert "resuming from step" not in edited.stdout
 
 
 def test_a_signal_in_the_last_validation_says_that_no_state_of_it_is_kept(
@@ -434,7 +434,7 @@ def test_a_signal_in_the_last_validation_says_that_no_state_of_it_is_kept(
 
     with watched_by(Interrupts()), pytest.raises(SystemExit):
         fitted(fit__max_epochs=1, fit__save_state_every=1000.0)
-    assert "asked in the fit's last steps, of which no state can be kept: it will begin anew" in capsys.readouterr().err
+    assert "the last steps of a fit cannot be saved: the next run will start over" in capsys.readouterr().err
     assert not state_files()
     assert not Path("data/model").exists()
 

@@ -236,7 +236,7 @@ def test_runs_of_several_models_that_mlflow_never_heard_of_are_made_from_what_wa
     assert len(models_in_outbox()) == 2
     facts = mlflow_facts(models_in_outbox()[0])
     assert facts[-1] == ("MLflow missed", "2 models; to send: make sync", None)
-    assert "going on from step" in capsys.readouterr().out
+    assert "resuming from step" in capsys.readouterr().out
 
     client = MlflowClient(away_and_back(True))
     sync.main()

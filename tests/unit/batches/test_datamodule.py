@@ -63,7 +63,7 @@ def test_an_epoch_depends_on_the_seed_and_its_number_alone(split: Split) -> None
 
 
 def test_images_too_small_for_their_augmentation_are_refused(digits: Path) -> None:
-    with pytest.raises(UserError, match=r"^augment\.shift = 8 can leave nothing of images of 8x8 pixels"):
+    with pytest.raises(UserError, match=r"^augment\.shift = 8 can remove all of an image of 8x8 pixels"):
         PreparedData(ALL.model_copy(update={"shift": 8}), 64, 128, seed=7, folder=digits)
 
 
@@ -173,7 +173,7 @@ def test_processes_share_evaluation_in_as_many_batches_each(batch_size: int, wor
 
 
 def test_fewer_images_than_processes_are_refused_in_a_line(split: Split) -> None:
-    with pytest.raises(UserError, match=r"103 images cannot be shared by 104 devices; lower trainer\.devices"):
+    with pytest.raises(UserError, match=r"103 images are too few for 104 devices; lower trainer\.devices"):
         EvaluationLoader(split, 8, rank=0, world_size=104)
 
 
@@ -187,10 +187,10 @@ def test_evaluation_shows_every_image_once_in_order(split: Split) -> None:
     assert (len(images), len(labels)) == (7, 7)
 
 
-def test_what_does_not_fit_a_cuda_device_is_pinned_ahead_and_augmented_there(
+def test_a_split_too_large_for_a_cuda_device_is_pinned_ahead_and_augmented_there(
     split: Split, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """There is no such device here: only what is asked of it is seen."""
+    """Without such a device: the test only observes the calls."""
     pinned: list[Tensor] = []
 
     def pin(tensor: Tensor) -> Tensor:
@@ -206,13 +206,12 @@ def test_what_does_not_fit_a_cuda_device_is_pinned_ahead_and_augmented_there(
     assert same(joined([augmented(batch, ALL) for batch in waiting]), joined(list(loader(split, seed=3, epoch=5))))
 
 
-def test_a_batch_that_is_not_on_the_device_is_brought_there(digits: Path) -> None:
+def test_lightning_moves_every_tensor_of_a_batch_to_the_device(digits: Path) -> None:
     data = PreparedData(ALL, 64, 128, seed=7, folder=digits)
     images, labels = torch.zeros(2, 1, 8, 8, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64)
     draws = draw(ALL, 2, (8, 8), np.random.default_rng(0))
     assert draws is not None
     here = DrawnBatch(images, labels, draws)
-    assert data.transfer_batch_to_device(here, torch.device("cpu"), 0) is here
     there = data.transfer_batch_to_device(here, torch.device("meta"), 0)
     assert isinstance(there, DrawnBatch)
     moved = [tensor for tensor in (there.images, there.labels, *there.draws) if tensor is not None]

@@ -80,7 +80,7 @@ def test_each_image_goes_through_its_own_operations_one_after_the_other(
     policy: Any, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if device != "cpu":  # there it is done in another way, which can be tried here too
-        monkeypatch.setattr("refit.batches.policies.LOOKED_AT", "nowhere")
+        monkeypatch.setattr("refit.batches.policies.SELECTS_ON", "nowhere")
     params = AugmentParams(policy=policy)
     draws = draws_for(params)
     assert draws.operations is not None

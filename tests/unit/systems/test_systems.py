@@ -181,7 +181,7 @@ def test_a_system_that_validates_nothing_is_told_what_it_lacks(params: Params) -
     history.rows.append({"epoch": 1, "train_loss": 1.0, "learning_rate": 0.1})
     best = Best(history, params.fit, None)
     trainer = pl.Trainer(logger=False, enable_checkpointing=False)
-    lacks = "is not what BoringModel logs; it needs a validation_step that logs it as val_NAME"
+    lacks = "is not logged by BoringModel; it needs a validation_step that logs it as val_NAME"
     with pytest.raises(UserError, match=f"{lacks}$"):
         best.on_train_epoch_end(trainer, BoringModel())
     trainer.callback_metrics.update({"train_loss": torch.tensor(1.0), "validation_loss": torch.tensor(1.0)})

@@ -9,7 +9,6 @@ import torch
 import torchvision
 from pytorch_lightning.callbacks import Callback
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from refit.params import OUR_NETWORKS, check_params
 from refit.runtime.errors import UserError
@@ -38,7 +37,7 @@ class Notes(Callback):
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: object) -> None:
         self.states.append(_copied(pl_module))
         self.rates.append([group["lr"] for group in trainer.optimizers[0].param_groups])
-        self.training.append([layer.training for layer in pl_module.modules() if isinstance(layer, _BatchNorm)])
+        self.training.append([layer.training for layer in pl_module.modules() if isinstance(layer, nn.BatchNorm2d)])
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.states.append(_copied(pl_module))
@@ -106,21 +105,19 @@ def test_an_autoencoder_s_decoder_is_not_frozen(noted: Any) -> None:
     assert {name for name in notes.states[0] if name.startswith("decoder") and name.endswith("weight")} <= changed
 
 
-def test_what_a_network_of_the_user_s_keeps_from_learning_is_not_made_to_learn() -> None:
+def test_weights_that_a_users_network_froze_itself_stay_frozen() -> None:
     network = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Linear(2, 2), nn.Linear(2, 1))
     network[0].weight.requires_grad_(False)
-    system = pl.LightningModule()
-    system.network = network
     frozen = FrozenBackbone(1)
-    frozen.freeze_before_training(system)
+    frozen.freeze(network)
     assert [weight.requires_grad for weight in network.parameters()] == [False] * 6 + [True] * 2
-    frozen.finetune_function(system, 1, None)  # type: ignore[arg-type]
+    frozen.set_frozen(False)
     assert [weight.requires_grad for weight in network.parameters()] == [False] + [True] * 7
 
 
 def test_a_network_of_one_layer_has_nothing_to_freeze() -> None:
     with pytest.raises(UserError, match=r"fit\.freeze_epochs = 2, but Linear has no layer before its head"):
-        FrozenBackbone(2).freeze_before_training(nn.Linear(2, 2))  # type: ignore[arg-type]
+        FrozenBackbone(2).freeze(nn.Linear(2, 2))
 
 
 @pytest.mark.parametrize("schedule", ["one_cycle", "triangular", "cosine", "constant"])

@@ -57,7 +57,7 @@ class TestEffectiveBatch:
         assert choose_effective_batch(batch_params(size, max_size=8), 100) == size
 
     def test_a_size_above_the_number_of_training_images_is_an_error_that_names_both(self) -> None:
-        with pytest.raises(UserError, match=r"batch\.size = 101 is more than the 100 training images"):
+        with pytest.raises(UserError, match=r"batch\.size = 101 exceeds the 100 training images"):
             choose_effective_batch(batch_params(101), 100)
 
 
