@@ -12,7 +12,7 @@ repro: .venv/ready  ## install the environment, then run the stale stages of the
 	python -m refit.commands.summary
 
 .PHONY: summary
-summary: .venv/ready  ## what the last run gave: data, model, test metrics, report
+summary: .venv/ready  ## show the result of the last run: data, model, test metrics, report
 	@python -m refit.commands.summary
 
 .PHONY: help
@@ -98,20 +98,12 @@ deploy: .venv/ready  ## register the flows and schedules of prefect.yaml with th
 mlflow: .venv/ready  ## start MLflow's UI for the local store at http://127.0.0.1:5000
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow server --host 127.0.0.1 --port 5000 --workers 1 --backend-store-uri sqlite:///$(CURDIR)/mlflow.db --artifacts-destination $(CURDIR)/mlruns
 
-.PHONY: summary
-summary: .venv/ready  ## show the result of the last run
-	@python -m refit.commands.summary
-
-.PHONY: sync
-sync: .venv/ready  ## send MLflow what it missed while it could not be reached
-	@python -m refit.commands.sync
-
 .PHONY: register
 register: .venv/ready  ## add the current model to MLflow's registry as a new version: make register [NAME=refit]
 	python -m refit.commands.register $(NAME)
 
 .PHONY: sync
-sync: .venv/ready  ## sends MLflow what it missed while it could not be reached
+sync: .venv/ready  ## send MLflow what it missed while it could not be reached
 	@python -m refit.commands.sync
 
 .PHONY: promote
