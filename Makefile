@@ -1,4 +1,4 @@
-# The two commands of the README stand first: `make repro` and `make test`.
+# The README's two commands are `make repro` and `make test`; `make help` lists all of them.
 SHELL := /bin/bash
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export DO_NOT_TRACK := 1
@@ -7,27 +7,27 @@ export PREFECT_SERVER_ANALYTICS_ENABLED := false
 UV_VERSION := 0.13.9
 
 .PHONY: repro
-repro: .venv/ready  ## the environment, then the pipeline: whatever params.yaml or the code made stale
+repro: .venv/ready  ## install the environment, then run the stale stages of the pipeline
 	dvc repro
 	python -m refit.commands.summary
 
 .PHONY: summary
-summary: .venv/ready  ## what the last run gave: data, model, test metrics, report
+summary: .venv/ready  ## show the result of the last run: data, model, test metrics, report
 	@python -m refit.commands.summary
 
 .PHONY: help
-help:  ## this list
+help:  ## show this list
 	@sed -nE 's/^([a-z-]+):.*  ## (.*)/  make \1\t\2/p' Makefile | expand -t 21
 
 .PHONY: test
-test: .venv/ready  ## everything CI runs: lint, format, types, then the tests, fast ones first
+test: .venv/ready  ## run what CI runs: lint, format, types, then all tests, fast ones first
 	ruff check
 	ruff format --check
 	mypy
 	pytest -n auto --dist loadfile
 
-# uv takes the builds that fit one another, checks each file's hash and compiles bytecode
-# (without it every process pays some 12 s of imports).
+# uv installs builds that fit together, checks the hash of each file and compiles bytecode. Without bytecode, every process
+# needs about 12 s for its imports.
 .venv/ready: requirements.lock
 	test -x .venv/bin/python || python3 -m venv .venv
 	python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
@@ -37,38 +37,38 @@ test: .venv/ready  ## everything CI runs: lint, format, types, then the tests, f
 	touch $@
 
 .PHONY: verify
-verify: .venv/ready  ## the last commit again from nothing, in a clean folder: is every file what dvc.lock says?
+verify: .venv/ready  ## run the last commit again in a clean folder, and compare every file with dvc.lock
 	python -m pipelines.tools.verify
 
 .PHONY: smoke
-smoke: .venv/ready  ## every stage of every system on a few batches, in a folder of its own (under a minute)
+smoke: .venv/ready  ## run every stage of every system on a few batches, in a temporary folder (under a minute)
 	@python -m pipelines.tools.smoke
 
 .PHONY: sanity
-sanity: .venv/ready  ## can what params.yaml describes learn a few images by heart? If not, why (under a minute)
+sanity: .venv/ready  ## check that the system in params.yaml can memorise a few images (under a minute)
 	@dvc repro --quiet prepare
 	@python -m refit.commands.sanity
 
 .PHONY: doctor
-doctor: .venv/ready  ## what runs that were cut off left behind, and its removal where nothing is at work
+doctor: .venv/ready  ## find what killed runs left behind, and repair it if nothing is running
 	@python -m pipelines.tools.doctor
 
 .PHONY: bench
-bench: .venv/ready  ## the speed of data path, training and pipeline (under ten minutes): benchmarks/results.json, and a table of each
+bench: .venv/ready  ## measure data path, training and pipeline (under ten minutes); adds to benchmarks/results.json
 	python -m benchmarks.data_path
 	python -m benchmarks.training
 	python -m benchmarks.pipeline
 
 .PHONY: lock
-lock: .venv/ready  ## requirements.lock anew from pyproject.toml
+lock: .venv/ready  ## write requirements.lock anew from pyproject.toml, with the newest versions allowed
 	uv pip compile pyproject.toml --group dev --universal --generate-hashes --no-emit-index-url --no-annotate --no-header --upgrade -q -o requirements.lock
 
 .PHONY: check-params
-check-params: .venv/ready  ## is params.yaml right? Runs nothing else
+check-params: .venv/ready  ## check params.yaml, and run nothing else
 	python -m stages.check
 
-# Prefect (docs/prefect.md): a server with its UI, a worker and the schedule, each in the folder .prefect/ of this one.
-# Another server: set PREFECT_API_URL (and PREFECT_API_AUTH_STRING, where it asks for a password).
+# Prefect (docs/prefect.md): a server with its UI, a worker and the schedule, with their data in .prefect/.
+# To use another server, set PREFECT_API_URL, and PREFECT_API_AUTH_STRING if it asks for a password.
 PREFECT_SERVER_API_PORT ?= 4200
 server worker deploy: export PREFECT_HOME ?= $(CURDIR)/.prefect
 ifndef PREFECT_API_URL
@@ -77,48 +77,48 @@ worker deploy: export PREFECT_API_AUTH_STRING = $(shell cat .prefect/auth)
 endif
 
 .PHONY: server
-server: .venv/ready .prefect/auth  ## Prefect's server and UI on 127.0.0.1
+server: .venv/ready .prefect/auth  ## start Prefect's server and UI on 127.0.0.1
 	@echo "http://127.0.0.1:$(PREFECT_SERVER_API_PORT) asks for this password: $$(cat .prefect/auth)"
 	@PREFECT_SERVER_API_AUTH_STRING=$$(cat .prefect/auth) prefect server start --port $(PREFECT_SERVER_API_PORT)
 
 .PHONY: worker
-worker: .venv/ready  ## runs in this folder what the server schedules
+worker: .venv/ready  ## start a worker that runs the scheduled runs in this folder
 	prefect worker start --pool refit --type process
 
 .PHONY: deploy
-deploy: .venv/ready  ## tells the server of the flows in prefect.yaml and their schedules
+deploy: .venv/ready  ## register the flows and schedules of prefect.yaml with the server
 	prefect work-pool create refit --type process >/dev/null 2>&1 || prefect work-pool inspect refit >/dev/null
 	prefect --no-prompt deploy --all
 
-# Who may use the API may run commands as you: not every user of this machine, and no web page.
+# Whoever can use the API can run commands as you. The password keeps out other users of this machine and web pages.
 .prefect/auth: | .venv/ready
 	@umask 077 && mkdir -p $(@D) && python -c "import secrets; print('refit:' + secrets.token_urlsafe())" > $@
 
 .PHONY: mlflow
-mlflow: .venv/ready  ## the runs of the local store, at http://127.0.0.1:5000
+mlflow: .venv/ready  ## start MLflow's UI for the local store at http://127.0.0.1:5000
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow server --host 127.0.0.1 --port 5000 --workers 1 --backend-store-uri sqlite:///$(CURDIR)/mlflow.db --artifacts-destination $(CURDIR)/mlruns
 
 .PHONY: register
-register: .venv/ready  ## the current model as a new version in MLflow's registry: make register [NAME=refit]
+register: .venv/ready  ## add the current model to MLflow's registry as a new version: make register [NAME=refit]
 	python -m refit.commands.register $(NAME)
 
 .PHONY: sync
-sync: .venv/ready  ## sends MLflow what it missed while it could not be reached
+sync: .venv/ready  ## send MLflow what it missed while it could not be reached
 	@python -m refit.commands.sync
 
 .PHONY: promote
-promote: .venv/ready  ## the current model as MLflow's champion, if it is good enough beside the one in use
+promote: .venv/ready  ## make the current model MLflow's champion, if it is good enough compared with the one in use
 	@python -m refit.commands.promote
 
 .PHONY: versus
-versus: .venv/ready  ## is experiment A better than B (or what is here), and what is different? make versus A=NAME [B=NAME]
+versus: .venv/ready  ## compare experiment A with B, or with the current model: make versus A=NAME [B=NAME]
 	@python -m pipelines.tools.versus $(A) $(B)
 
-# dvc exp show has a column for every parameter, metric and hash; here only what differs, and the accuracies. It leaves
-# out what a terminal is too narrow for, and that is what was varied: a wide line wraps instead. Where `tested` is not
-# `fitted`, as after an experiment of fit alone, the test's accuracy is another model's.
+# dvc exp show has a column for every parameter, metric and hash. This table keeps what differs, and the accuracies. In a
+# narrow terminal DVC would drop columns, and with them the changed parameters; COLUMNS makes long lines wrap instead. If
+# `tested` differs from `fitted`, as after an experiment of fit alone, the test accuracy is that of another model.
 NOT_COMPARED := ^(data|docs|refit|stages)(/|$$)|^params\.yaml$$|^(Created|Executor|train|val|test|skipped|duplicates|left_out_copies|imbalance|epochs?|train_.*|val_loss|learning_rate|accuracy_.*|macro_f1|loss|ece|brier)$$
 
 .PHONY: compare
-compare: .venv/ready  ## what differs between the experiments of the last three commits, best test accuracy first
+compare: .venv/ready  ## show what differs between the experiments of the last three commits, best test accuracy first
 	@COLUMNS=400 dvc exp show --num 3 --no-pager --only-changed --drop '$(NOT_COMPARED)' --keep '^(val_)?accuracy$$' --sort-by data/evaluation/test.json:accuracy --sort-order desc

@@ -1,6 +1,7 @@
-"""Draw docs/pipeline.png, the README's picture of the pipeline, from what its stages wrote.
+"""Draw docs/pipeline.png, the README's picture of the pipeline, from the outputs of the stages.
 
-After `dvc repro` of the embedded data on a CPU: `python -m docs.draw_pipeline`. The same results give the same bytes.
+Run `dvc repro` with the built-in data on a CPU, then `python -m docs.draw_pipeline`. The same results give the same
+bytes.
 """
 
 import csv
@@ -23,7 +24,7 @@ from refit.runtime.errors import UserError
 
 PICTURE = pathlib.Path("docs/pipeline.png")
 DATA = pathlib.Path("data")
-# Inches. The README shows the picture at 900 pixels, where 8 points are 10 pixels: no letter is smaller.
+# Inches. The README shows the picture 900 pixels wide, where 8 points are 10 pixels: the smallest letters.
 WIDTH, HEIGHT, DPI = 10.0, 2.75, 200
 EDGE, CARD, STEP, BOTTOM, TOP, MARGIN = 0.02, 1.46, 1.7, 0.32, 2.73, 0.1
 PLOT, PLOT_TOP = CARD - 2 * MARGIN, TOP - 0.83
@@ -46,7 +47,7 @@ def main() -> None:
             canvas.text(left, TOP - 0.1, stage.__name__, va="top", size=11, weight="bold")
             canvas.text(left, TOP - 0.36, finding, va="top", size=8.5)
             canvas.text(left, TOP - 0.61, caption, va="top", color=QUIET)
-        # `test` and `predict` both follow `fit`: the last arrow passes below `test`.
+        # `test` and `predict` both follow `fit`, so the last arrow passes below `test`.
         start, end = EDGE + 3 * STEP + CARD / 2, EDGE + 5 * STEP + CARD / 2
         ways = [[(x + CARD, 1.2), (x + STEP - 0.02, 1.2)] for x in EDGE + STEP * np.arange(4)]
         ways.append([(start, BOTTOM), (start, 0.12), (end, 0.12), (end, BOTTOM - 0.02)])
@@ -55,7 +56,7 @@ def main() -> None:
         figure.savefig(PICTURE, metadata={"Software": None})
 
 
-# A stage's panel is drawn with its left edge at `left` inches; it returns its finding and what the plot shows.
+# Each function draws a stage's panel with its left edge at `left` inches. It returns the result and the plot's caption.
 
 
 def prepare(figure: Figure, left: float) -> tuple[str, str]:
@@ -78,7 +79,7 @@ def scale_batch(figure: Figure, left: float) -> tuple[str, str]:
     axes.margins(y=0.12)
     axes.spines["left"].set_visible(False)
     axes.tick_params(axis="x", length=0)
-    return f"{choice.effective_batch} images a step", "memory, MB"
+    return f"{choice.effective_batch} images per step", "memory, MB"
 
 
 def find_lr(figure: Figure, left: float) -> tuple[str, str]:
@@ -125,7 +126,7 @@ def test(figure: Figure, left: float) -> tuple[str, str]:
 def predict(figure: Figure, left: float) -> tuple[str, str]:
     images, rows = read_split("test").images, _rows(DATA / "predictions/predictions.csv")
     if (of := json.loads((DATA / "predictions/summary.json").read_text(encoding="utf-8"))["of"]) != "the test split":
-        raise UserError(f"the predictions are of {of}, expected of the test split: empty data/new, then dvc repro")
+        raise UserError(f"the predictions are of {of}, expected the test split; empty data/new and run: dvc repro")
     surest_first = sorted(range(len(rows)), key=lambda index: -float(rows[index]["probability"]))
     for place, index in enumerate(surest_first[:2] + surest_first[-3:]):
         row, top = rows[index], PLOT_TOP - place * 0.305
@@ -136,11 +137,11 @@ def predict(figure: Figure, left: float) -> tuple[str, str]:
         axes.barh(0.12, [1, probability], 0.24, color=[FAINT, ORANGE if abstained else BLUE])
         axes.text(0, 0.98, row["label"], va="top", weight="bold")
         axes.text(1, 0.98, percent(probability), va="top", ha="right")
-    return f"{sum(row['abstained'] == 'yes' for row in rows)} of {len(rows)} abstained", "surest and least sure"
+    return f"{sum(row['abstained'] == 'yes' for row in rows)} of {len(rows)} abstained", "most and least certain"
 
 
 def _draw_image(figure: Figure, image: Pixels, left: float, top: float, side: float) -> None:
-    """A grey image, uint8 (1, H, W), as ink on paper."""
+    """Draw a grey image, uint8 (1, H, W), dark on white."""
     axes = _axes(figure, left, top, side, side, xticks=[], yticks=[])
     axes.imshow(image[0], cmap="gray_r", vmin=0, vmax=255, interpolation="nearest")
     axes.spines[:].set(visible=True, color=FAINT)
@@ -152,7 +153,7 @@ def _axes(figure: Figure, left: float, top: float, width: float, height: float =
 
 
 def _mark(axes: Axes, x: float, y: float) -> None:
-    """What a stage chose: a green dot on the curve and a dashed line through it."""
+    """Mark a stage's choice by a green dot on the curve and a dashed line through it."""
     axes.axvline(x, color=GREEN, linewidth=1, linestyle=(0, (4, 2)))
     axes.plot(x, y, "o", color=GREEN, markersize=5)
 
