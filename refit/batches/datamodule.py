@@ -252,6 +252,11 @@ class PreparedData(pl.LightningDataModule):
         if len(rows) < self.effective_batch:
             self.batch_size = self.effective_batch = len(rows)
 
+    def overfit(self, batches: int) -> None:
+        """Train and validate on the images of this many random batches, without augmentation."""
+        shuffled = np.random.default_rng(self.seed).permutation(len(self.train.labels))
+        self.only(shuffled[: batches * self.effective_batch])
+
     def train_dataloader(self) -> TrainLoader:
         trainer = self.trainer
         assert trainer is not None

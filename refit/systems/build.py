@@ -48,8 +48,7 @@ def build_system(
     With an optimizer, so for training, its network starts with model.weights.
     Raises UserError if model.system, or what it is built from, is not as params.yaml says.
     """
-    weights = model if optimizer is not None and model.weights is not None else None
-    return assemble(blueprint_of(model, info), optimizer, loss, learning_rate, weights)
+    return assemble(blueprint_of(model, info), optimizer, loss, learning_rate, model if optimizer else None)
 
 
 def assemble(
@@ -57,17 +56,18 @@ def assemble(
     optimizer: OptimizerParams | None = None,
     loss: LossParams | None = None,
     learning_rate: float = 0.0,
-    weights: ModelParams | None = None,
+    start: ModelParams | None = None,
 ) -> pl.LightningModule:
-    """The system that `blueprint` describes, freshly initialised; its network starts with the `weights` of that
-    section. Raises UserError as build_system."""
+    """The system that `blueprint` describes, freshly initialised; its network starts with the weights that `start`
+    names, if any. Raises UserError as build_system."""
+    system_class = _system_class(blueprint.system)
 
     def network(outputs: int) -> nn.Module:
         built = build_network(
             blueprint.network, blueprint.network_arguments, blueprint.shape, outputs, blueprint.mean, blueprint.std
         )
-        if weights is not None:
-            load_weights(built, weights)
+        if start is not None and start.weights is not None:
+            load_weights(built, start)
         return built
 
     offers: Offers = {
@@ -84,8 +84,7 @@ def assemble(
         "task": lambda: blueprint.task,
     }
     assert offers.keys() == OFFERS
-    arguments = blueprint.system_arguments
-    built: pl.LightningModule = construct(_system_class(blueprint.system), offers, arguments, "model.system_arguments")
+    built: pl.LightningModule = construct(system_class, offers, blueprint.system_arguments, "model.system_arguments")
     return built
 
 

@@ -60,8 +60,9 @@ def _build(name: str, arguments: Mapping[str, Any], shape: tuple[int, int, int],
         return network
     if name in OUR_NETWORKS:
         return _OURS[name](math.prod(shape) if name == "mlp" else in_channels, outputs, **arguments)
+    network_class = _users_network(name)
     offers: Offers = {"shape": lambda: shape, "in_channels": lambda: in_channels, "outputs": lambda: outputs}
-    built: nn.Module = construct(_users_network(name), offers, arguments, "model.network_arguments")
+    built: nn.Module = construct(network_class, offers, arguments, "model.network_arguments")
     _check_outputs(built, shape, outputs, name)
     return built
 

@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -13,19 +14,19 @@ from pytorch_lightning.callbacks import Callback
 from refit.artifacts.choices import BatchChoice
 from refit.params import TrainerParams
 from refit.runtime.errors import UserError
-from refit.training.trainer import hardware_class, make_trainer
+from refit.training.trainer import make_trainer
 
 _LEADER = "REFIT_LEADER"  # environment variable with the leader's process id
 
 
-def devices_of_fit(params: TrainerParams) -> dict[str, Any]:
-    """The Trainer's arguments for the devices of a fit.
+def devices_of_fit(params: TrainerParams, hardware: str) -> dict[str, Any]:
+    """The Trainer's arguments for the devices of a fit, of a class of `hardware`.
 
     Raises UserError if sync_batchnorm is not available on them.
     """
     if params.world_size == 1:
         return {}
-    if params.sync_batchnorm and (hardware := hardware_class(params)) in ("cpu", "mps", "tpu"):
+    if params.sync_batchnorm and hardware in ("cpu", "mps", "tpu"):
         raise UserError(f"trainer.sync_batchnorm: true needs CUDA devices, not {hardware}; set it to false")
     os.environ["OMP_NUM_THREADS"] = str(params.threads)  # otherwise Lightning chooses the number of PyTorch's threads
     if params.num_nodes == 1:  # keep the communication on this machine
@@ -40,14 +41,14 @@ def devices_of_fit(params: TrainerParams) -> dict[str, Any]:
     }
 
 
-def leads_fit(params: TrainerParams) -> bool:
-    """Whether this process is the first or the only one of the fit.
+def leads_fit(params: TrainerParams, devices: Mapping[str, Any]) -> bool:
+    """Whether this process is the first or the only one of the fit on these `devices`.
 
     Lightning, torchrun or SLURM tell in the environment. Raises UserError if the devices are not available.
     """
     if params.world_size == 1:
         return True
-    leads = make_trainer(params, **devices_of_fit(params)).is_global_zero
+    leads = make_trainer(params, **devices).is_global_zero
     parent = str(os.getppid())
     if leads:
         os.environ[_LEADER] = str(os.getpid())  # read by the processes that Lightning starts
@@ -61,6 +62,8 @@ def share_batch(batch: BatchChoice, devices: int) -> BatchChoice:
 
     Raises UserError if there is no such micro-batch.
     """
+    if devices == 1:
+        return batch
     per_device, rest = divmod(batch.effective_batch, devices)
     # At least 2: batch norm cannot train on one image.
     sizes = [size for size in range(2, min(batch.micro_batch, per_device) + 1) if per_device % size == 0]

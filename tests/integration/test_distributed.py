@@ -173,8 +173,8 @@ def test_whichever_process_is_killed_the_fit_ends_and_goes_on_to_the_same_bits(f
 
 def test_sync_batchnorm_without_a_cuda_device_is_refused_in_a_line(changed: Changed) -> None:
     params = changed({"trainer.accelerator": "auto", "trainer.devices": 2, "trainer.sync_batchnorm": True}).trainer
-    with pytest.raises(UserError, match=r"trainer\.sync_batchnorm: true is for CUDA devices, and this is cpu"):
-        devices_of_fit(params)
+    with pytest.raises(UserError, match=r"trainer\.sync_batchnorm: true needs CUDA devices, not cpu"):
+        devices_of_fit(params, "cpu")
 
 
 def test_a_nan_loss_on_one_device_stops_all_devices_at_that_step_and_is_reported_once(fit: Fit, folder: Path) -> None:
@@ -243,7 +243,7 @@ def test_lightning_gets_devices_machines_and_strategy(
         "trainer.sync_batchnorm": True, "fit.gradient_clip_val": None, "optimizer.weight_decay": 0,
     }  # fmt: skip
     params = changed(keys).trainer
-    trainer = make_trainer(params, **devices_of_fit(params))
+    trainer = make_trainer(params, **devices_of_fit(params, "cuda"))
     assert (trainer.num_devices, trainer.num_nodes, trainer.world_size) == (4, 2, 8)
     assert isinstance(trainer.strategy, of_lightning)
     assert trainer.strategy._layer_sync is not None
