@@ -169,7 +169,7 @@ def test_the_training_loss_weighs_both_labels_by_their_shares_and_so_counts_its_
     labels, others = torch.randint(0, 10, (2, 32), generator=random)
     lam = torch.rand(32, generator=random)
     loss = system.training_step(MixedBatch(images, labels, others, lam), 0)
-    logits = system(images)
+    logits = system.network(images)
     targets = lam[:, None] * nn.functional.one_hot(labels, 10) + (1 - lam[:, None]) * nn.functional.one_hot(others, 10)
     expected = nn.functional.cross_entropy(logits, targets, label_smoothing=smoothing)
     torch.testing.assert_close(loss, expected)

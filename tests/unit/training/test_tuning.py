@@ -254,7 +254,7 @@ class TestLearningRate:
                 optimizer.zero_grad()
                 torch.autograd.backward(torch.nn.functional.cross_entropy(system.network(images[part]), labels[part]))
                 optimizer.step()
-        loss = torch.nn.functional.cross_entropy(system.eval()(images), labels)
+        loss = torch.nn.functional.cross_entropy(system.eval().network(images), labels)
         assert loss < 0.5 * np.log(10)
 
     def test_the_answer_is_the_same_each_time(self, find: Find) -> None:
