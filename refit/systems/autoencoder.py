@@ -100,6 +100,7 @@ class Neighbours(nn.Module):
         self.labels: Tensor
         self.register_buffer("embeddings", torch.zeros(0, size))
         self.register_buffer("labels", torch.zeros(0, dtype=torch.int64))
+        self.register_load_state_dict_pre_hook(_resize)
 
     def remember(self, embeddings: Tensor, labels: Tensor) -> None:
         """Embeddings, float (N, D), and their labels, int64 (N,)."""
@@ -115,12 +116,12 @@ class Neighbours(nn.Module):
         votes: Tensor = (weights[:, :, None] * voted).sum(dim=1)
         return votes
 
-    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: object) -> None:
-        """The number of remembered images is what the file says."""
-        for name in ("embeddings", "labels"):
-            if (saved := state_dict.get(prefix + name)) is not None:
-                setattr(self, name, torch.empty_like(saved, device=getattr(self, name).device))
-        super()._load_from_state_dict(state_dict, prefix, *args)
+
+def _resize(neighbours: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: object) -> None:
+    """The number of stored images is that of the state that is loaded."""
+    for name in ("embeddings", "labels"):
+        if (saved := state_dict.get(prefix + name)) is not None:
+            setattr(neighbours, name, torch.empty_like(saved, device=getattr(neighbours, name).device))
 
 
 def decoder(size: int, shape: tuple[int, int, int], width: int = 32) -> nn.Module:

@@ -254,15 +254,6 @@ def _() -> None:
     assert set(ignored) == {"bias"}
 
 
-@need("torch", "Module._load_from_state_dict(state_dict, prefix, ...)", "an autoencoder's remembered images")
-def _() -> None:
-    assert [*inspect.signature(torch.nn.Module._load_from_state_dict).parameters][:3] == [
-        "self",
-        "state_dict",
-        "prefix",
-    ]
-
-
 # ---------------------------------------------------------------------------------------------------------------- DVC
 
 
