@@ -100,7 +100,7 @@ class Neighbours(nn.Module):
         self.labels: Tensor
         self.register_buffer("embeddings", torch.zeros(0, size))
         self.register_buffer("labels", torch.zeros(0, dtype=torch.int64))
-        self.register_load_state_dict_pre_hook(_resize)
+        self.register_load_state_dict_pre_hook(_resize)  # type: ignore[no-untyped-call]
 
     def remember(self, embeddings: Tensor, labels: Tensor) -> None:
         """Embeddings, float (N, D), and their labels, int64 (N,)."""
