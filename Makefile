@@ -19,12 +19,21 @@ summary: .venv/ready  ## show the result of the last run: data, model, test metr
 help:  ## show this list
 	@sed -nE 's/^([a-z-]+):.*  ## (.*)/  make \1\t\2/p' Makefile | expand -t 21
 
-.PHONY: test
-test: .venv/ready  ## run what CI runs: lint, format, types, then all tests, fast ones first
+.PHONY: lint
+lint: .venv/ready  ## check lint, format and types
 	ruff check
 	ruff format --check
 	mypy
-	pytest -n auto --dist loadfile
+
+.PHONY: test-fast
+test-fast: lint  ## run lint, types and the pure tests, while you work (at most 90 seconds)
+	pytest -n auto --dist worksteal tests/unit
+
+# The tests of a file share slow fixtures, so they run on one core. The longest files run first (see pyproject.toml), so
+# that all cores are busy until the end.
+.PHONY: test
+test: lint  ## run what CI runs: lint, types and all tests
+	pytest -n auto --dist loadfile --no-loadscope-reorder
 
 # uv installs builds that fit together, checks the hash of each file and compiles bytecode. Without bytecode, every process
 # needs about 12 s for its imports.

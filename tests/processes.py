@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 PATIENCE = 240.0
@@ -19,6 +20,14 @@ def eventually(condition: Callable[[], Any], what: str, seconds: float = PATIENC
             pytest.fail(f"not within {seconds:g} s: {what}")
         time.sleep(every)
     return value
+
+
+def answers(url: str) -> bool:
+    """Whether something answers there."""
+    try:
+        return httpx.get(url).is_success
+    except httpx.TransportError:
+        return False
 
 
 def alive(pid: int | str) -> bool:

@@ -38,7 +38,7 @@ def test_the_pipeline_on_two_devices_has_one_run_and_a_second_repro_runs_no_stag
     assert not list((project.root / "data/state").iterdir())
 
 
-def test_signals_and_a_killed_process_end_the_fit_and_it_goes_on_to_the_same_bits(
+def test_signals_and_a_killed_process_end_the_fit_and_it_resumes_to_the_same_bits(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     forget_fit(project)

@@ -46,7 +46,7 @@ def test_there_is_nothing_to_mend(doctor: Doctor) -> None:
 
 
 @pytest.mark.parametrize("content", ["", '{"read": {', '{"read": {}, "write": {"a": 1}}'])
-def test_a_record_of_locks_that_was_cut_short_is_removed(content: str, project: Project, doctor: Doctor) -> None:
+def test_a_truncated_record_of_locks_is_removed(content: str, project: Project, doctor: Doctor) -> None:
     rwlock = project.root / ".dvc/tmp/rwlock"
     rwlock.parent.mkdir(exist_ok=True)
     rwlock.write_text(content)
@@ -80,7 +80,7 @@ def test_while_dvc_runs_nothing_is_removed_and_after_its_death_its_locks_are(pro
     assert doctor() == (0, "all else is well\n")
 
 
-def test_half_written_files_go_and_states_stay(project: Project, doctor: Doctor) -> None:
+def test_half_written_files_are_removed_and_states_stay(project: Project, doctor: Doctor) -> None:
     state, store = project.root / "data/state/0123", project.root / "mlruns/tmp_1/mlflow.db"
     kept = project.root / "data/state/mlflow/4567/.fit.partial/opening.json"
     for file in (
@@ -113,7 +113,7 @@ stages:
 
 
 @pytest.mark.parametrize("length", [0, 5, 30])
-def test_a_dvc_lock_that_was_cut_short_is_the_last_commit_s_again_and_nothing_runs_twice(
+def test_a_truncated_dvc_lock_is_restored_from_the_last_commit_and_nothing_runs_twice(
     length: int, project: Project, doctor: Doctor
 ) -> None:
     root = project.root
@@ -137,7 +137,7 @@ def test_a_dvc_lock_that_was_cut_short_is_the_last_commit_s_again_and_nothing_ru
     assert (root / "output").read_text() == "second"
 
 
-def test_a_dvc_lock_of_no_commit_that_was_cut_short_is_removed(project: Project, doctor: Doctor) -> None:
+def test_a_truncated_dvc_lock_without_a_commit_is_removed(project: Project, doctor: Doctor) -> None:
     (project.root / "dvc.lock").write_text("schema: '2.0'\nsta")
     assert doctor() == (
         0,
@@ -147,7 +147,7 @@ def test_a_dvc_lock_of_no_commit_that_was_cut_short_is_removed(project: Project,
     assert not (project.root / "dvc.lock").exists()
 
 
-def test_a_dvc_lock_with_both_sides_of_a_merge_is_told_and_left_to_a_person(project: Project, doctor: Doctor) -> None:
+def test_a_dvc_lock_with_merge_conflicts_is_reported_and_left_alone(project: Project, doctor: Doctor) -> None:
     (project.root / "dvc.lock").write_text("<<<<<<< HEAD\nstages:\n=======\n")
     code, text = doctor()
     assert code == 1

@@ -172,7 +172,7 @@ def test_a_signal_ends_the_fit_after_its_step_with_its_state_saved(
     [("1", signal.SIGTERM, None), ("1", signal.SIGKILL, None), ("0", signal.SIGTERM, signal.SIGTERM)],
     ids=["SIGTERM", "SIGKILL", "SIGTERM to its stage too"],
 )
-def test_the_end_of_dvc_ends_the_fit_after_its_step_with_its_state_saved(
+def test_when_dvc_ends_the_fit_ends_after_its_step_with_its_state_saved(
     warm: str, number: signal.Signals, also: signal.Signals | None, project: Project, lock: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.flows.toy import Server, Toy, answers
-from tests.processes import eventually
+from tests.flows.toy import Server, Toy
+from tests.processes import answers, eventually
 
 
 @pytest.fixture

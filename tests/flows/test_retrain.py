@@ -132,7 +132,7 @@ def test_what_is_promoted_is_committed_and_pushed_and_what_is_kept_is_not(
     assert len(commits(toy)) == 3, "nothing to commit"
 
 
-def test_a_push_that_failed_is_made_up_for_by_the_next_run_whatever_it_ends_in(published: Toy) -> None:
+def test_the_next_run_completes_a_failed_push_whatever_its_outcome(published: Toy) -> None:
     toy = published
     (toy.root / "outcome").write_text("promoted")
     code = Path(toy.run("git", "remote", "get-url", "origin").stdout.strip())
@@ -150,7 +150,7 @@ def test_a_push_that_failed_is_made_up_for_by_the_next_run_whatever_it_ends_in(p
     assert commits(toy, "origin/main") == ["Model 0123456789ab", "it goes away", "remote", "toy"]
 
 
-def test_what_could_not_be_published_is_told_before_any_work(published: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_published_is_refused_before_any_work(published: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
     toy = published
     with (toy.root / "only.py").open("a") as script:
         script.write("# edited\n")

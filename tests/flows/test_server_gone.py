@@ -4,8 +4,8 @@ import os
 import signal
 
 from tests.flows.conftest import free_port
-from tests.flows.toy import Toy, answers
-from tests.processes import PATIENCE, alive, eventually
+from tests.flows.toy import Toy
+from tests.processes import PATIENCE, alive, answers, eventually
 
 
 def test_the_stages_go_on_without_a_server_that_died_and_the_flow_says_so_in_a_line(toy: Toy) -> None:

@@ -10,7 +10,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -160,7 +159,7 @@ def test_libraries_that_cannot_be_imported_fail_the_stage_that_imports_them(toy:
 
 
 @pytest.mark.parametrize("whose", ["dvc", "the stage's", "the server"])
-def test_whoever_is_killed_the_stage_does_not_go_on(toy: WarmToy, whose: str) -> None:
+def test_the_stage_ends_whichever_process_is_killed(toy: WarmToy, whose: str) -> None:
     toy.stage("one", does=f"subprocess.Popen(['sleep', '600']); {_HOLD}")
     with toy.starting("dvc", "repro") as dvc:
         stage = eventually(lambda: toy.note("held"), "the stage runs")
@@ -264,16 +263,14 @@ def test_a_client_that_says_nothing_does_not_keep_the_others_waiting(monkeypatch
     listener.listen()
     with listener, socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as silent:
         silent.connect(listener.getsockname())
-        began = time.monotonic()
-        warm._Server(listener, owner_fd=-1)._accept()
-        assert time.monotonic() - began < 5
+        warm._Server(listener, owner_fd=-1)._accept()  # which would wait here for ever
         assert silent.recv(1) == b""  # it was hung up on
 
 
 @pytest.mark.parametrize(
     ("name", "is_orphan"), [("/usr/lib/systemd/systemd", True), ("sleep", False), ("dvc", False), (None, True)]
 )
-def test_who_is_handed_the_children_of_the_dead_is_no_dvc(name: str | None, is_orphan: bool) -> None:
+def test_a_process_that_adopts_orphans_is_not_taken_for_dvc(name: str | None, is_orphan: bool) -> None:
     """None: the parent is gone."""
     parent = subprocess.Popen(["bash", "-c", 'exec -a "$0" sleep 60', name or "gone"])
     try:

@@ -206,14 +206,6 @@ def gone(pids: str, seconds: float = 30) -> bool:
     return True
 
 
-def answers(url: str) -> bool:
-    """Whether something answers there."""
-    try:
-        return httpx.get(url).is_success
-    except httpx.TransportError:
-        return False
-
-
 def _make(target: str) -> tuple[str, ...]:
     # The toy has this very environment, and nothing to make it from.
     return ("make", "--old-file=.venv/ready", target)

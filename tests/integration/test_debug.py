@@ -25,11 +25,6 @@ from refit.training import divergence
 from stages import predict
 from tests.fixtures import Fit, run_test, watched_by
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*LeafSpec"),
-    pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType"),  # MLflow's, of a function of its own
-]
-
 STEPS_AN_EPOCH = 1169 // 64
 
 
@@ -132,11 +127,11 @@ def test_a_profile_is_shown_and_kept_beside_the_run(
     assert "debug" not in told("evaluation/fit.json")  # it ran in full
 
 
-@pytest.mark.parametrize("key", ["fast_dev_run", "overfit_batches", "limit_train_batches", "limit_val_batches"])
-def test_a_debug_run_says_so_wherever_one_looks_and_is_never_registered(
-    key: str, watched: Callable[..., Steps]
-) -> None:
-    watched(**{f"debug__{key}": 1})
+@pytest.mark.filterwarnings("ignore:.*LeafSpec")
+@pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType")  # MLflow's, of a function of its own
+@pytest.mark.usefixtures("fitted_in_mlflow")
+def test_a_debug_run_is_marked_everywhere_and_never_registered(watched: Callable[..., Steps]) -> None:
+    watched(debug__limit_train_batches=1, tracking__loggers=["mlflow"])
     run_test_and_predict()
     for output in ("model/model.json", "evaluation/fit.json", "evaluation/test.json", "predictions/summary.json"):
         assert told(output)["debug"] is True, output
@@ -174,7 +169,7 @@ def test_a_limit_that_leaves_nothing_is_refused_in_a_line(
     assert "\n" not in str(raised.value)
 
 
-def test_a_real_run_says_nothing_of_debugging(watched: Callable[..., Steps]) -> None:
+def test_a_real_run_is_not_marked_as_a_debug_run(watched: Callable[..., Steps]) -> None:
     watched(fit__max_epochs=1)
     run_test_and_predict()
     assert told("model/model.json")["debug"] is False
@@ -182,10 +177,14 @@ def test_a_real_run_says_nothing_of_debugging(watched: Callable[..., Steps]) -> 
     assert "DEBUG" not in summary.as_text(summary.read_facts())
 
 
+@pytest.mark.filterwarnings("ignore:.*LeafSpec")
+@pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType")  # MLflow's, of a function of its own
+@pytest.mark.usefixtures("fitted_in_mlflow")
 def test_a_real_run_takes_the_place_of_a_debug_run_that_came_to_the_same_weights(watched: Callable[..., Steps]) -> None:
-    watched(fit__max_epochs=1, debug__limit_val_batches=1)
+    keys = {"fit__max_epochs": 1, "tracking__loggers": ["mlflow"]}
+    watched(debug__limit_val_batches=1, **keys)
     trial = model_sha256(Path("data/model"))
-    watched(fit__max_epochs=1)
+    watched(**keys)
     assert model_sha256(Path("data/model")) == trial, "this would show nothing"
     (run,) = MlflowClient().search_runs(["1"])
     assert "debug" not in run.data.tags

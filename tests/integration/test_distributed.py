@@ -6,7 +6,6 @@ import shutil
 import sqlite3
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import asdict
@@ -16,7 +15,6 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 import yaml
-from pytorch_lightning.strategies import DDPStrategy, FSDPStrategy, ParallelStrategy
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -24,12 +22,8 @@ from refit.artifacts.choices import BatchChoice, LearningRateChoice
 from refit.artifacts.files import write_json
 from refit.artifacts.paths import BATCH, LEARNING_RATE
 from refit.artifacts.prepared import read_split
-from refit.runtime.errors import UserError
-from refit.training.distributed import devices_of_fit, share_batch
-from refit.training.trainer import make_trainer
-from tests.fixtures import Changed
 from tests.integration.test_resume import same
-from tests.processes import processes_in
+from tests.processes import PATIENCE, processes_in
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS_AN_EPOCH = 18
@@ -38,7 +32,6 @@ EFFECTIVE_BATCH = 64
 
 class Fitted(NamedTuple):
     process: "subprocess.CompletedProcess[str]"
-    seconds_after_kill: float
     seen: list[dict[str, Any]]
     """By each process, that came to the end."""
     model: dict[str, Tensor]
@@ -77,16 +70,13 @@ def fit(folder: Path, base_values: dict[str, Any]) -> Fit:
         process = subprocess.run(
             [sys.executable, "-m", "tests.integration.fit_on_two_devices"], cwd=folder, text=True, capture_output=True,
             env=environment | ({"KILL": kill} if kill else {}) | ({"POISON": poison} if poison else {}), check=False,
-            timeout=200,
+            timeout=PATIENCE,  # the processes would wait half an hour for one that is gone
         )  # fmt: skip
-        if kill:
-            return Fitted(process, time.time() - (folder / "killed").stat().st_mtime, [], {}, b"")
-        if poison:
-            return Fitted(process, 0, [], {}, b"")
+        if kill or poison:
+            return Fitted(process, [], {}, b"")
         assert process.returncode == 0, process.stderr
         return Fitted(
             process,
-            0,
             [torch.load(folder / f"seen_{rank}.pt", weights_only=True) for rank in range(devices)],
             load_file(folder / "data/model/model.safetensors"),
             (folder / "data/evaluation/history.csv").read_bytes(),
@@ -103,9 +93,10 @@ def on_one_device(fit: Fit) -> Fitted:
     return fit(1, EFFECTIVE_BATCH, **EVEN)
 
 
-@pytest.fixture(scope="module", params=[1, 2], ids="accumulation={}".format)
-def on_two_devices(request: pytest.FixtureRequest, fit: Fit) -> Fitted:
-    return fit(2, EFFECTIVE_BATCH // 2 // request.param, **EVEN)
+@pytest.fixture(scope="module")
+def on_two_devices(fit: Fit) -> Fitted:
+    """Each of which accumulates two batches a step."""
+    return fit(2, EFFECTIVE_BATCH // 4, **EVEN)
 
 
 def test_two_devices_train_and_validate_as_one_does(on_one_device: Fitted, on_two_devices: Fitted) -> None:
@@ -137,7 +128,7 @@ def test_every_validation_image_is_seen_by_one_device_once(on_two_devices: Fitte
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process of its parent's death")
-def test_whichever_process_is_killed_the_fit_ends_and_goes_on_to_the_same_bits(fit: Fit, folder: Path) -> None:
+def test_whichever_process_is_killed_the_fit_ends_and_resumes_to_the_same_bits(fit: Fit, folder: Path) -> None:
     """With dropout, batch norm and accumulation: each process has random numbers and running statistics of its own."""
     keys: dict[str, Any] = {
         "model__network": "cnn", "model__width": 4, "model__dropout": 0.2, "fit__save_state_every": 1e-9,
@@ -152,7 +143,6 @@ def test_whichever_process_is_killed_the_fit_ends_and_goes_on_to_the_same_bits(f
         fault = fit(2, 16, kill=killed, **keys)
         assert fault.process.returncode != 0
         assert ("resuming from step" in fault.process.stdout) == gone_on == (killed == "0:51")
-        assert fault.seconds_after_kill < 60
         assert not processes_in(folder)
         assert not (folder / "data/model").exists()
     resumed = fit(2, 16, **keys)
@@ -171,12 +161,6 @@ def test_whichever_process_is_killed_the_fit_ends_and_goes_on_to_the_same_bits(f
     assert mlflow_runs(folder) == before, "one run, broken off twice, which ends as the model that is there already"
 
 
-def test_sync_batchnorm_without_a_cuda_device_is_refused_in_a_line(changed: Changed) -> None:
-    params = changed({"trainer.accelerator": "auto", "trainer.devices": 2, "trainer.sync_batchnorm": True}).trainer
-    with pytest.raises(UserError, match=r"trainer\.sync_batchnorm: true needs CUDA devices, not cpu"):
-        devices_of_fit(params, "cpu")
-
-
 def test_a_nan_loss_on_one_device_stops_all_devices_at_that_step_and_is_reported_once(fit: Fit, folder: Path) -> None:
     process = fit(2, 16, poison="1:13").process
     assert process.returncode == 2
@@ -192,61 +176,3 @@ def mlflow_runs(folder: Path) -> int:
     with sqlite3.connect(folder / "mlflow.db") as store:
         ((count,),) = store.execute("select count(*) from runs where lifecycle_stage = 'active'")
     return int(count)
-
-
-@pytest.mark.parametrize(
-    ("effective", "fits", "devices", "micro", "accumulated"),
-    [
-        (64, 64, 2, 32, 1),
-        (64, 32, 2, 32, 1),
-        (64, 16, 2, 16, 2),
-        (64, 16, 4, 16, 1),
-        (96, 32, 3, 32, 1),
-        (60, 8, 2, 6, 5),
-    ],
-)
-def test_devices_share_the_effective_batch(
-    effective: int, fits: int, devices: int, micro: int, accumulated: int
-) -> None:
-    choice = BatchChoice(effective, fits, effective // fits, "params", "cpu", None, [])
-    shared = share_batch(choice, devices)
-    assert (shared.effective_batch, shared.micro_batch, shared.accumulate_grad_batches) == (
-        effective,
-        micro,
-        accumulated,
-    )
-    assert micro * accumulated * devices == effective
-    assert micro <= fits
-
-
-@pytest.mark.parametrize(("effective", "fits", "devices"), [(64, 16, 3), (2, 2, 2), (22, 8, 2)])
-def test_a_batch_that_cannot_be_shared_is_one_line(effective: int, fits: int, devices: int) -> None:
-    choice = BatchChoice(effective, fits, effective // fits, "params", "cpu", None, [])
-    with pytest.raises(UserError, match=rf"batch of {effective} images.* by {devices} devices.*trainer.devices"):
-        share_batch(choice, devices)
-
-
-@pytest.mark.parametrize(
-    ("strategy", "of_lightning"),
-    [("auto", DDPStrategy), ("ddp_find_unused_parameters_true", DDPStrategy), ("fsdp", FSDPStrategy)],
-)
-def test_lightning_gets_devices_machines_and_strategy(
-    strategy: str, of_lightning: type[ParallelStrategy], changed: Changed, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """There are no such devices here: a Trainer is made for them, and not run."""
-    monkeypatch.setattr("refit.training.distributed.hardware_class", lambda _: "a GPU, 80 GiB")
-    for package in ("lightning_fabric", "pytorch_lightning"):
-        monkeypatch.setattr(f"{package}.accelerators.cuda.num_cuda_devices", lambda: 4)
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    keys: dict[str, object] = {
-        "trainer.accelerator": "gpu", "trainer.devices": 4, "trainer.num_nodes": 2, "trainer.strategy": strategy,
-        "trainer.sync_batchnorm": True, "fit.gradient_clip_val": None, "optimizer.weight_decay": 0,
-    }  # fmt: skip
-    params = changed(keys).trainer
-    trainer = make_trainer(params, **devices_of_fit(params, "cuda"))
-    assert (trainer.num_devices, trainer.num_nodes, trainer.world_size) == (4, 2, 8)
-    assert isinstance(trainer.strategy, of_lightning)
-    assert trainer.strategy._layer_sync is not None
-    if isinstance(trainer.strategy, DDPStrategy):
-        finds = trainer.strategy._ddp_kwargs.get("find_unused_parameters", False)
-        assert finds == (strategy == "ddp_find_unused_parameters_true")

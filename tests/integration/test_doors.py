@@ -58,9 +58,9 @@ def readme_snippet(photo: Path) -> dict[str, Any]:
     ids=["classifier with flips", "autoencoder"],
 )
 def test_every_door_gives_the_same_answers(
-    keys: dict[str, Any], fitted: Fit, capsys: pytest.CaptureFixture[str]
+    keys: dict[str, Any], fitted_in_mlflow: Fit, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    fitted(fit__max_epochs=2, predict__top_k=10, **keys)
+    fitted_in_mlflow(fit__max_epochs=2, predict__top_k=10, **keys)
     run_test()
     system, model = read_model()
     images = read_split("test").images[:20]

@@ -1,5 +1,6 @@
 """What `fit` keeps of a training: the best epoch, averaged or compiled where it was asked to."""
 
+import csv
 import json
 import shutil
 import time
@@ -11,22 +12,15 @@ import torch
 from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
-from refit.tracking.runs import TrackedRun
 from tests.fixtures import Fit, run_test, watched_by
-
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*LeafSpec"),
-    pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType"),  # MLflow's, of a function of its own
-]
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
-def test_a_compiled_network_is_compiled_and_learns_what_the_plain_one_does(
-    fitted: Fit, capfd: pytest.CaptureFixture[str]
-) -> None:
-    plain = fitted(model__dropout=0.0)
+def test_a_compiled_network_is_compiled_and_learns_what_the_plain_one_does(fitted: Fit) -> None:
+    keys = {"model__network": "mlp", "model__dropout": 0.0, "fit__max_epochs": 1}
+    plain = fitted(**keys)
     torch._dynamo.utils.counters.clear()
-    compiled = fitted(model__dropout=0.0, trainer__compile="default")
+    compiled = fitted(**keys, trainer__compile="default")
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 1
     assert plain.keys() == compiled.keys()
     for name in plain:
@@ -49,7 +43,7 @@ def test_other_arithmetic_comes_to_an_accuracy_within_the_interval(fitted: Fit) 
     assert one["accuracy"] > 0.9
 
 
-def test_the_run_is_told_of_each_epoch_s_time_memory_and_gradient(fitted: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_loggers_get_each_epoch_s_time_memory_and_gradient(fitted: Fit) -> None:
     """The norm is that of the last step's gradients, by hand, before they are clipped."""
     norms: list[float] = []
 
@@ -58,18 +52,17 @@ def test_the_run_is_told_of_each_epoch_s_time_memory_and_gradient(fitted: Fit, m
             gradients = [weight.grad.flatten() for weight in pl_module.parameters() if weight.grad is not None]
             norms.append(torch.cat(gradients).norm().item())
 
-    told: list[dict[str, float]] = []
-    monkeypatch.setattr(TrackedRun, "log_metrics", lambda _, metrics, step=None: told.append(dict(metrics)))
     started = time.perf_counter()
     with watched_by(Notes()):
-        fitted(fit__max_epochs=2, fit__gradient_clip_val=0.01)
+        fitted(tracking__loggers=["csv"], fit__max_epochs=2, fit__gradient_clip_val=0.01)
     passed = time.perf_counter() - started
-    facts = [metrics for metrics in told if "epoch_seconds" in metrics]
+    (table,) = Path("data/logs").glob("*/csv/metrics.csv")
+    facts = list(csv.DictReader(table.read_text().splitlines()))
     steps = len(norms) // 2
-    assert [metrics["gradient_norm"] for metrics in facts] == pytest.approx([norms[steps - 1], norms[-1]])
+    assert [float(row["gradient_norm"]) for row in facts] == pytest.approx([norms[steps - 1], norms[-1]])
     assert norms[-1] > 0.01
-    assert 0 < sum(metrics["epoch_seconds"] for metrics in facts) < passed
-    assert all(0.1 < metrics["memory_gib"] < 24 for metrics in facts)
+    assert 0 < sum(float(row["epoch_seconds"]) for row in facts) < passed
+    assert all(0.1 < float(row["memory_gib"]) < 24 for row in facts)
 
 
 @pytest.mark.parametrize("patience", [1, 3])

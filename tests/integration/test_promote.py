@@ -15,10 +15,9 @@ from refit.artifacts.model import model_sha256
 from refit.artifacts.paths import MODEL, PROMOTION
 from refit.artifacts.prepared import read_hashes, read_split
 from refit.commands import promote
-from refit.commands.promote import Challenger, ChampionComparison, decide, predictions_of
+from refit.commands.promote import predictions_of
 from refit.data.pack import pack
 from refit.data.sources import Source, open_source
-from refit.evaluation.comparison import Comparison
 from refit.params import load_params
 from refit.runtime.errors import UserError
 from refit.tracking import registry
@@ -29,7 +28,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*LeafSpec"),
     pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType"),  # MLflow's, of a function of its own
 ]
-
 RIVAL = Version("refit", "7", "c" * 64, "run", was_champion=True)
 
 
@@ -38,11 +36,11 @@ def verdict() -> Any:
 
 
 @pytest.fixture
-def trained(fitted: Fit) -> Any:
+def trained(fitted_in_mlflow: Fit) -> Any:
     """Fit and test a model with these keys changed; its accuracy."""
 
     def run(**keys: object) -> float:
-        fitted(**{"fit__max_epochs": 3} | keys)
+        fitted_in_mlflow(**{"fit__max_epochs": 3} | keys)
         run_test()
         return float(json.loads(Path("data/evaluation/test.json").read_text())["accuracy"])
 
@@ -126,7 +124,7 @@ def predictions_of_version(sha256: str) -> tuple[list[str], list[str], list[str]
     [(registry, "_save"), (promote, "register"), (promote, "make_champion"), (promote, "write_verdict")],
     ids=lambda at: at if isinstance(at, str) else "",
 )
-def test_a_promotion_that_is_cut_off_is_completed_by_the_next(
+def test_the_next_promotion_completes_an_interrupted_one(
     where: ModuleType, at: str, trained: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     class PowerCutError(BaseException):
@@ -166,7 +164,7 @@ def test_a_champion_is_judged_by_the_names_of_its_classes(trained: Any) -> None:
     assert predictions_of(MODEL, RIVAL, load_params())[1] == [f"class {name}" for name in before]
 
 
-def test_a_champion_of_larger_images_sees_them_as_it_was_trained_to(
+def test_a_champion_of_larger_images_gets_images_of_its_own_size(
     trained: Any, prepared_workspace: Path, changed: Changed
 ) -> None:
     """And what it was trained on is known by its own pixels."""
@@ -211,7 +209,7 @@ def test_a_champion_that_was_withdrawn_does_not_come_back_by_itself(trained: Any
     assert "this model, models:/refit/2, was it before and was withdrawn" in verdict()["why"]
 
 
-def test_a_champion_that_today_s_code_makes_another_model_of_is_not_judged_by_that(
+def test_a_champion_to_which_today_s_code_gives_other_answers_is_not_judged(
     trained: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trained()
@@ -228,7 +226,7 @@ def test_a_champion_that_today_s_code_makes_another_model_of_is_not_judged_by_th
     assert verdict()["outcome"] == "promoted", "the last one's"
 
 
-def test_a_champion_of_another_task_is_a_line_and_classes_that_it_does_not_know_are_told(trained: Any) -> None:
+def test_a_champion_of_another_task_is_refused_and_images_of_classes_that_it_lacks_are_counted(trained: Any) -> None:
     trained(fit__max_epochs=1)
     promote.main()
     (run,) = MlflowClient().search_runs(["1"])
@@ -246,7 +244,7 @@ def test_a_champion_of_another_task_is_a_line_and_classes_that_it_does_not_know_
     assert verdict()["unknown"] == nines
 
 
-def test_a_test_of_other_images_than_those_prepared_is_a_line(
+def test_a_test_of_other_images_than_those_prepared_is_refused_in_one_line(
     trained: Any, prepared_workspace: Path, changed: Changed
 ) -> None:
     trained(fit__max_epochs=1)
@@ -258,7 +256,7 @@ def test_a_test_of_other_images_than_those_prepared_is_a_line(
         promote.main()
 
 
-def test_a_model_registered_before_its_images_were_at_hand_gets_what_is_missing(trained: Any, tmp_path: Path) -> None:
+def test_a_model_registered_without_its_images_is_completed_later(trained: Any, tmp_path: Path) -> None:
     trained(fit__max_epochs=1)
     info = Path("data/prepared/dataset.json")
     told = info.read_text()
@@ -270,7 +268,7 @@ def test_a_model_registered_before_its_images_were_at_hand_gets_what_is_missing(
     assert fetch(version, tmp_path).seen is not None
 
 
-def test_a_champion_that_cannot_be_compared_is_a_line(trained: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_champion_that_cannot_be_compared_fails_with_one_line(trained: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     trained(fit__max_epochs=1)
     description = json.loads((MODEL / "model.json").read_text())
     (MODEL / "model.json").write_text(json.dumps({**description, "shape": [1, 16, 16]}))
@@ -282,17 +280,17 @@ def test_a_champion_that_cannot_be_compared_is_a_line(trained: Any, monkeypatch:
         predictions_of(MODEL, RIVAL, load_params())
 
 
-def test_what_was_not_tested_or_is_a_debug_run_is_a_line(trained: Any, fitted: Fit) -> None:
+def test_an_untested_model_and_a_debug_run_are_refused_in_one_line(trained: Any, fitted_in_mlflow: Fit) -> None:
     trained(fit__max_epochs=1, debug__limit_test_batches=1)
     with pytest.raises(UserError, match="is a debug run; undo the changes to the debug section"):
         promote.main()
-    fitted(fit__max_epochs=1, seed=1)
+    fitted_in_mlflow(fit__max_epochs=1, seed=1)
     with pytest.raises(UserError, match="has not been tested; run: dvc repro"):
         promote.main()
     assert not PROMOTION.exists()
 
 
-def test_without_mlflow_or_with_an_alias_that_refit_did_not_give_it_is_a_line(
+def test_no_mlflow_and_a_foreign_alias_fail_with_one_line(
     trained: Any, monkeypatch: pytest.MonkeyPatch, prepared_workspace: Path
 ) -> None:
     trained(fit__max_epochs=1)
@@ -321,26 +319,3 @@ def test_a_model_registered_when_the_images_had_changed_is_compared_on_all_and_s
     promote.main()
     assert "which images models:/refit/1 was trained on is not known: all test images count" in capsys.readouterr().err
     assert (verdict()["comparison"]["images"], verdict()["seen"]) == (359, 0)
-
-
-@pytest.mark.parametrize(
-    ("accuracy", "low", "keys", "outcome", "why"),
-    [
-        (0.5, None, {}, "promoted", "the first"),
-        (0.5, None, {"min_accuracy": 0.6}, "kept", "there is no champion yet: the new model's accuracy of 0.5000 is"),
-        (0.9, -0.01, {"margin": 0.01}, "promoted", "after models:/refit/7: the new model's accuracy beside its own is"),
-        (0.9, -0.0101, {"margin": 0.01}, "kept", "at worst -0.0101, and promote.margin allows -0.01"),
-        (0.9, 0.001, {"margin": 0.0}, "promoted", "at worst +0.0010"),
-        (0.9, 0.05, {"min_accuracy": 0.95}, "kept", "models:/refit/7 stays the champion: the new model's accuracy of"),
-    ],
-)
-def test_the_rule(
-    accuracy: float, low: float | None, keys: dict[str, float], outcome: str, why: str, changed: Changed
-) -> None:
-    rules = changed({f"promote.{name}": value for name, value in keys.items()}).promote
-    versus_champion = (
-        None if low is None else ChampionComparison(RIVAL, Comparison(100, 0.9, 0.88, 5, 3, low, 0.1), 0, 0, [])
-    )
-    found = decide(Challenger("a" * 64, accuracy, []), versus_champion, rules)
-    assert found.outcome == outcome
-    assert why in found.why

@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -28,14 +27,8 @@ from refit.params import load_params
 from refit.runtime.errors import UserError
 from refit.runtime.fingerprint import PROJECT
 from refit.training import resume
-from refit.training.resume import fit_state
 from stages import fit
 from tests.fixtures import Fit, watched_by
-
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*LeafSpec"),
-    pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType"),  # MLflow's, of a function of its own
-]
 
 STEPS_AN_EPOCH = 18
 
@@ -123,25 +116,23 @@ KINDS: dict[str, dict[str, object]] = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("cuts", [[5], [STEPS_AN_EPOCH], [STEPS_AN_EPOCH + 1, 30]], ids=str)
-def test_a_fit_that_was_cut_off_ends_with_the_same_bits(kind: str, cuts: list[int], witnessed: Any) -> None:
+def test_an_interrupted_fit_ends_with_the_same_bits(kind: str, witnessed: Any) -> None:
     keys = {key.replace(".", "__"): value for key, value in ({"model.dropout": 0.2} | KINDS[kind]).items()}
     whole, weights = witnessed(**keys)
-    history = Path("data/evaluation/history.csv").read_bytes()
-    told = json.loads(Path("data/evaluation/fit.json").read_text())
-    for cut in cuts:
-        with pytest.raises(PowerCutError):
-            witnessed(cut_off_in=cut, **keys)
-        assert state_files(), "the cut came before the first state"
-    resumed, resumed_weights = witnessed(**keys)
-    first = min(resumed.drawn)
-    assert 0 < first <= cuts[-1]
-    assert resumed.drawn == {number: drawn for number, drawn in whole.drawn.items() if number >= first}
-    assert same(resumed.end, whole.end)
-    assert same(resumed_weights, weights)
-    assert Path("data/evaluation/history.csv").read_bytes() == history
-    assert json.loads(Path("data/evaluation/fit.json").read_text()) == told
-    assert not list(Path("data/state").iterdir())
+    outputs = [Path("data/evaluation", name).read_bytes() for name in ("history.csv", "fit.json")]
+    for cuts in ([5], [STEPS_AN_EPOCH], [STEPS_AN_EPOCH + 1, 30]):
+        for cut in cuts:
+            with pytest.raises(PowerCutError):
+                witnessed(cut_off_in=cut, **keys)
+            assert state_files(), "the cut came before the first state"
+        resumed, resumed_weights = witnessed(**keys)
+        first = min(resumed.drawn)
+        assert 0 < first <= cuts[-1]
+        assert resumed.drawn == {number: drawn for number, drawn in whole.drawn.items() if number >= first}
+        assert same(resumed.end, whole.end)
+        assert same(resumed_weights, weights)
+        assert [Path("data/evaluation", name).read_bytes() for name in ("history.csv", "fit.json")] == outputs
+        assert not list(Path("data/state").iterdir())
 
 
 @pytest.mark.parametrize(
@@ -178,11 +169,15 @@ def test_a_best_epoch_before_the_cut_is_kept(witnessed: Any) -> None:
     assert json.loads(Path("data/evaluation/fit.json").read_text()) == told
 
 
-def test_the_mlflow_run_of_a_fit_that_was_cut_off_goes_on_without_a_gap_or_a_repeat(witnessed: Any) -> None:
+@pytest.mark.filterwarnings("ignore:.*LeafSpec")
+@pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType")  # MLflow's, of a function of its own
+@pytest.mark.usefixtures("fitted_in_mlflow")
+def test_the_mlflow_run_of_an_interrupted_fit_continues_without_a_gap_or_a_repeat(witnessed: Any) -> None:
+    keys = {"fit__max_epochs": 4, "tracking__loggers": ["mlflow"]}
     for cut in (STEPS_AN_EPOCH + 3, 3 * STEPS_AN_EPOCH + 1):
         with pytest.raises(PowerCutError):
-            witnessed(cut_off_in=cut, fit__max_epochs=4, fit__save_state_every=1000.0)
-    witnessed(fit__max_epochs=4)
+            witnessed(cut_off_in=cut, fit__save_state_every=1000.0, **keys)
+    witnessed(**keys)
     client = MlflowClient(os.environ["MLFLOW_TRACKING_URI"])
     (run,) = client.search_runs(["1"])
     assert run.info.status == "FINISHED"
@@ -196,7 +191,7 @@ def test_the_mlflow_run_of_a_fit_that_was_cut_off_goes_on_without_a_gap_or_a_rep
 
 
 @pytest.mark.parametrize("cuts", [[5], [STEPS_AN_EPOCH + 3, 3 * STEPS_AN_EPOCH + 1]], ids=str)
-def test_the_logs_of_a_fit_that_was_cut_off_go_on_without_a_gap_or_a_repeat(
+def test_the_logs_of_an_interrupted_fit_continue_without_a_gap_or_a_repeat(
     cuts: list[int], witnessed: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The last cut comes after an epoch that is in the logs, and not in the last state."""
@@ -225,7 +220,7 @@ def test_the_logs_of_a_fit_that_was_cut_off_go_on_without_a_gap_or_a_repeat(
     assert len(events.Images("first_batch")) == 1
 
 
-def test_a_fit_goes_on_whatever_loggers_are_chosen_meanwhile(witnessed: Any) -> None:
+def test_a_fit_resumes_whatever_loggers_are_chosen_meanwhile(witnessed: Any) -> None:
     whole, weights = witnessed()
     with pytest.raises(PowerCutError):
         witnessed(cut_off_in=12, tracking__loggers=["csv"])
@@ -234,7 +229,7 @@ def test_a_fit_goes_on_whatever_loggers_are_chosen_meanwhile(witnessed: Any) -> 
     assert same((resumed.end, resumed_weights), (whole.end, weights))
 
 
-def test_a_fit_that_was_cut_off_in_an_accumulation_goes_on_from_the_last_step(witnessed: Any) -> None:
+def test_a_fit_interrupted_in_an_accumulation_resumes_from_the_last_step(witnessed: Any) -> None:
     whole, weights = witnessed(micro_batch=16)
     with pytest.raises(PowerCutError):
         witnessed(micro_batch=16, cut_off_in=4 * 3 + 2)
@@ -309,7 +304,7 @@ class Bomb:
     ],
     ids=["a bit flipped", "cut short", "no sha256", "a pickle"],
 )
-def test_a_state_that_is_not_sound_is_passed_over_for_the_one_before(
+def test_a_damaged_state_is_skipped_for_the_one_before(
     harm: Callable[[Path], None], fault: str, two_states: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     older, newest = state_files()
@@ -323,7 +318,7 @@ def test_a_state_that_is_not_sound_is_passed_over_for_the_one_before(
     assert same((resumed.end, weights), (whole.end, whole_weights))
 
 
-def test_the_state_of_another_fit_is_left_and_the_difference_told(
+def test_the_state_of_another_fit_is_left_and_the_difference_is_reported(
     two_states: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     left = state_files()
@@ -337,7 +332,7 @@ def test_the_state_of_another_fit_is_left_and_the_difference_told(
     assert min(resumed.drawn) > 0
 
 
-def test_the_state_of_a_fit_that_began_with_other_weights_is_left(
+def test_the_state_of_a_fit_with_other_initial_weights_is_left(
     two_states: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Though they are in a file of the same name."""
@@ -354,29 +349,12 @@ def test_the_state_of_a_fit_that_began_with_other_weights_is_left(
     assert min(resumed.drawn) > 0
 
 
-def test_what_another_fit_left_that_cannot_be_read_stops_no_fit(two_states: Any) -> None:
+def test_an_unreadable_state_of_another_fit_stops_no_fit(two_states: Any) -> None:
     other = state_files()[0].parent.with_name("0" * 16)
     shutil.copytree(state_files()[0].parent, other)
     (other / "inputs.json").write_bytes(b"")
     changed, _ = two_states(optimizer__weight_decay=0.1)
     assert min(changed.drawn) == 0
-
-
-def test_new_states_are_kept_though_later_ones_that_are_not_sound_lie_there(tmp_path: Path) -> None:
-    files = resume.StateFiles()
-    for step in (600, 800, 900):
-        files.save_checkpoint({"step": step}, tmp_path / f"step-{step:09}.ckpt")
-        files.finish()
-        if step > 600:
-            (tmp_path / f"step-{step:09}.ckpt.sha256").unlink()
-    for step in (650, 700):
-        files.save_checkpoint({"step": step}, tmp_path / f"step-{step:09}.ckpt")
-        files.finish()
-    files.close()
-    assert sorted(step_of(path) for path in tmp_path.glob("*.ckpt")) == [650, 700]
-    assert sorted(path.name for path in tmp_path.glob("*.sha256")) == [
-        f"step-{step:09}.ckpt.sha256" for step in (650, 700)
-    ]
 
 
 _OWN_NETWORK = """
@@ -455,18 +433,3 @@ def test_a_full_disk_fails_the_fit_in_a_line_and_leaves_the_state_before(witness
         file.unlink()
     resumed, _ = witnessed()
     assert min(resumed.drawn) == max(map(step_of, before))
-
-
-@pytest.mark.skipif(os.getuid() != 0, reason="only root can become somebody else")
-def test_a_folder_that_may_not_be_written_fails_the_fit_in_a_line(workspace: Path) -> None:
-    Path("data/state").mkdir()
-    for folder in Path.cwd().parents:
-        if folder.is_relative_to(Path(tempfile.gettempdir())):
-            folder.chmod(folder.stat().st_mode | 0o755)
-    os.seteuid(65534)
-    try:
-        with pytest.raises(UserError, match=r"data/state/\w+\.lock cannot be opened: Permission denied"):  # noqa: SIM117
-            with fit_state({}, 1.0, {}):
-                pass
-    finally:
-        os.seteuid(0)

@@ -24,7 +24,6 @@ from refit.runtime.locks import only_process
 from refit.tracking.outbox import models_in_outbox
 from refit.tracking.runs import TrackedRun
 from tests.fixtures import Fit, run_test, watched_by
-from tests.integration.test_tracking import empty_store  # noqa: F401, a fixture
 from tests.processes import eventually
 
 pytestmark = [
@@ -71,8 +70,8 @@ class Server:
 @pytest.fixture
 def server(
     tmp_path_factory: pytest.TempPathFactory,
-    empty_store: Path,  # noqa: F811
-    fitted: Fit,
+    empty_store: Path,
+    fitted_in_mlflow: Fit,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Server]:
     """MLflow of the fits, not started yet."""
@@ -153,23 +152,23 @@ def only_run(uri: str) -> dict[str, Any]:
 KEYS = {"fit__max_epochs": 4}
 
 
-def undisturbed(server: Server, fitted: Fit) -> dict[str, Any]:
+def undisturbed(server: Server, fitted_in_mlflow: Fit) -> dict[str, Any]:
     """What a server holds of the same fit and its test, that lived through them."""
     whole = Server(server.folder.parent / "whole")
     whole.folder.mkdir()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{whole.folder}/mlflow.db")
-        fitted(**KEYS)
+        fitted_in_mlflow(**KEYS)
         run_test()
         return only_run(f"sqlite:///{whole.folder}/mlflow.db")
 
 
-def test_a_run_that_mlflow_missed_the_end_of_is_completed_as_if_it_had_never_been_cut_off(
-    server: Server, fitted: Fit, capsys: pytest.CaptureFixture[str]
+def test_a_run_whose_end_mlflow_missed_is_completed_as_if_never_interrupted(
+    server: Server, fitted_in_mlflow: Fit, capsys: pytest.CaptureFixture[str]
 ) -> None:
     server.start()
     with watched_by(KillsIn(server, epoch=2)):
-        fitted(**KEYS)
+        fitted_in_mlflow(**KEYS)
     assert server.process is None
     run_test()
     said = [line for line in capsys.readouterr().err.splitlines() if "MLflow" in line]
@@ -196,7 +195,7 @@ def test_a_run_that_mlflow_missed_the_end_of_is_completed_as_if_it_had_never_bee
     assert sync_command().stdout == "MLflow misses nothing\n"
     assert only_run(server.url) == synced
 
-    whole = undisturbed(server, fitted)
+    whole = undisturbed(server, fitted_in_mlflow)
     for part in whole:
         assert synced[part] == whole[part], part
     assert synced["status"] == "FINISHED"
@@ -206,8 +205,8 @@ def test_a_run_that_mlflow_missed_the_end_of_is_completed_as_if_it_had_never_bee
 @pytest.fixture
 def away_and_back(
     tmp_path_factory: pytest.TempPathFactory,
-    empty_store: Path,  # noqa: F811
-    fitted: Fit,
+    empty_store: Path,
+    fitted_in_mlflow: Fit,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Callable[[bool], str]:
     """Whether MLflow can be reached: not at first."""
@@ -223,16 +222,16 @@ def away_and_back(
     return reachable
 
 
-def test_runs_of_several_models_that_mlflow_never_heard_of_are_made_from_what_was_kept(
-    away_and_back: Callable[[bool], str], fitted: Fit, capsys: pytest.CaptureFixture[str]
+def test_runs_that_mlflow_never_received_are_created_from_what_was_kept(
+    away_and_back: Callable[[bool], str], fitted_in_mlflow: Fit, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The first model is no longer in data/ by then; the second was cut off and went on without MLflow too."""
-    fitted(**KEYS)
+    fitted_in_mlflow(**KEYS)
     run_test()
     second: dict[str, Any] = {**KEYS, "optimizer__weight_decay": 0.1, "fit__save_state_every": 0.01}
     with watched_by(CutsIn(epoch=2)), pytest.raises(PowerCutError):
-        fitted(**second)
-    fitted(**second)
+        fitted_in_mlflow(**second)
+    fitted_in_mlflow(**second)
     assert len(models_in_outbox()) == 2
     facts = mlflow_facts(models_in_outbox()[0])
     assert facts[-1] == ("MLflow missed", "2 models; to send: make sync", None)
@@ -262,10 +261,10 @@ def test_runs_of_several_models_that_mlflow_never_heard_of_are_made_from_what_wa
     assert run.data.metrics["test_accuracy"] == tested["accuracy"]
 
 
-def test_a_sync_that_is_cut_off_is_done_again_without_a_second_run(
-    away_and_back: Callable[[bool], str], fitted: Fit, monkeypatch: pytest.MonkeyPatch
+def test_an_interrupted_sync_is_repeated_without_a_second_run(
+    away_and_back: Callable[[bool], str], fitted_in_mlflow: Fit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fitted(**KEYS)
+    fitted_in_mlflow(**KEYS)
     uri = away_and_back(True)
 
     def cut_off(*_: object) -> None:
@@ -283,10 +282,10 @@ def test_a_sync_that_is_cut_off_is_done_again_without_a_second_run(
 
 
 def test_a_kept_model_that_cannot_be_read_lets_the_others_be_sent(
-    away_and_back: Callable[[bool], str], fitted: Fit, capsys: pytest.CaptureFixture[str]
+    away_and_back: Callable[[bool], str], fitted_in_mlflow: Fit, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for decay in (0.05, 0.1):
-        fitted(**KEYS, optimizer__weight_decay=decay)
+        fitted_in_mlflow(**KEYS, optimizer__weight_decay=decay)
     first, second = models_in_outbox()
     (OUTBOX / first / "fit/model/model.json").write_text("{}")
     client = MlflowClient(away_and_back(True))
@@ -299,7 +298,7 @@ def test_a_kept_model_that_cannot_be_read_lets_the_others_be_sent(
     assert run.data.tags["model_sha256"] == second
 
 
-def test_a_second_sync_beside_the_first_is_refused(away_and_back: object, fitted: Fit) -> None:
-    fitted(**KEYS)
+def test_a_second_sync_beside_the_first_is_refused(away_and_back: object, fitted_in_mlflow: Fit) -> None:
+    fitted_in_mlflow(**KEYS)
     with only_process(sync.LOCK, "runs"), pytest.raises(UserError, match=f"process {os.getpid()} sends MLflow"):
         sync.main()

@@ -139,15 +139,10 @@ OFFLINE = dict.fromkeys(("http_proxy", "https_proxy"), "http://127.0.0.1:9")
     ("override", "line"),
     [
         ("+fit.max_epoch=3", "fit.max_epoch is not a known key; did you mean fit.max_epochs?"),
-        ("optimizer.learning_rate=-1", "optimizer.learning_rate = -1 must be"),
-        ("model.network=cnnn", "network 'cnnn' is unknown; did you mean cnn?"),
-        ("model.network=torchvision:resnet17", "'torchvision:resnet17' is unknown; did you mean torchvision:resnet1"),
-        ("data.source=digit", "data.source = 'digit' is unknown; did you mean digits?"),
-        ("data.val=1.2", "data.val = 1.2 must be"),
         ("data.source=torchvision:KMNIST", "torchvision:KMNIST' is not in data.root"),
     ],
 )
-def test_a_wrong_parameter_is_one_line_before_any_work(project: Project, override: str, line: str) -> None:
+def test_a_wrong_parameter_fails_with_one_line_before_any_work(project: Project, override: str, line: str) -> None:
     before = project.outputs()
     failed = project.run("dvc", "exp", "run", "--set-param", override, ok=False, **OFFLINE)
     assert failed.returncode != 0
@@ -310,9 +305,7 @@ def test_verify_runs_all_of_the_last_commit_again_and_names_the_file_that_differ
     assert done.returncode == 1
 
 
-def test_a_remote_that_cannot_be_reached_stops_no_run_and_what_was_not_pushed_can_be_pushed_later(
-    project: Project, tmp_path: Path
-) -> None:
+def test_an_unreachable_remote_stops_no_run_and_a_push_works_later(project: Project, tmp_path: Path) -> None:
     before = project.outputs()
     project.run("dvc", "remote", "add", "--local", "--default", "shared", "http://127.0.0.1:9/nobody")
     try:

@@ -61,7 +61,7 @@ def test_an_image_that_only_one_was_tested_on_or_that_was_labelled_anew_does_not
     project.restore()
 
 
-def test_what_cannot_be_compared_is_a_line(project: Project, tmp_path: Path) -> None:
+def test_what_cannot_be_compared_fails_with_one_line(project: Project, tmp_path: Path) -> None:
     def line(*names: str) -> str:
         (said,) = versus(project, *names, ok=False).splitlines()
         return said

@@ -2,15 +2,12 @@
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import yaml
 from PIL import Image
 from pyarrow.parquet import read_table
 
@@ -20,10 +17,8 @@ from refit.data.sources import open_source
 from refit.params import Params
 from refit.runtime.errors import UserError
 from stages import prepare
-from tests.fixtures import Changed, Values
-from tests.processes import PATIENCE
+from tests.fixtures import Changed
 
-ROOT = Path(__file__).resolve().parents[3]
 SPLITS = ("train", "val", "test")
 
 
@@ -78,23 +73,6 @@ def half_jpeg(path: Path) -> None:
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def test_two_processes_pack_the_same_images_to_the_same_bytes_wherever_they_lie(values: Values, tmp_path: Path) -> None:
-    running = []
-    for number, root in enumerate(("here", "another/place")):
-        workspace = tmp_path / str(number)
-        photos(workspace / root, sizes=((12, 12), (20, 15)))
-        (workspace / "params.yaml").write_text(
-            yaml.safe_dump(values({"data.source": "folder", "data.root": root, "data.image_size": 16}))
-        )
-        environment = {**os.environ, "PYTHONHASHSEED": str(number), "PYTHONPATH": str(ROOT)}
-        command = [sys.executable, "-m", "stages.prepare"]
-        running.append(subprocess.Popen(command, cwd=workspace, env=environment, stdout=subprocess.DEVNULL))
-    assert [process.wait(PATIENCE) for process in running] == [0, 0]
-    first, second = (contents(tmp_path / str(number) / "data") for number in range(2))
-    assert len(first) == 9
-    assert first == second
 
 
 def assert_packed_as_the_files_are(info: DatasetInfo, root: Path, folder: Path) -> None:
@@ -176,7 +154,7 @@ def test_the_data_s_hash_changes_with_its_content_and_only_with_it(change: str, 
 
 
 @pytest.mark.parametrize("spoil", [truncate, empty, half_jpeg])
-def test_an_image_that_cannot_be_decoded_is_an_error_that_names_it(
+def test_an_undecodable_image_is_an_error_that_names_it(
     spoil: Callable[[Path], object], packed: Pack, tmp_path: Path
 ) -> None:
     spoil(photos(tmp_path / "raw") / "cat/07.png")

@@ -134,7 +134,7 @@ def test_a_root_that_is_not_there_is_an_error_that_names_it(source: str, changed
 
 
 @pytest.mark.parametrize("name", ["MNIST", "FashionMNIST", "KMNIST", "USPS", "CIFAR10", "CIFAR100", "SVHN", "STL10"])
-def test_a_set_that_cannot_be_had_is_one_line_and_leaves_nothing(
+def test_a_failed_download_is_one_line_and_leaves_nothing(
     name: str, changed: Changed, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with socket.socket() as nobody_listens:

@@ -1,9 +1,7 @@
 """The classifier: what it optimizes, how it counts, and how its learning rate moves."""
 
 import shutil
-import sys
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,21 +10,17 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback, RichProgressBar
+from pytorch_lightning.callbacks import Callback
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from refit.artifacts.prepared import read_info, read_split
-from refit.batches.datamodule import Batch, EvaluationLoader, PreparedData
-from refit.inference.predictor import TestAnswers
+from refit.batches.datamodule import Batch, PreparedData
 from refit.params import LossParams, OptimizerParams, Params
 from refit.runtime.errors import UserError
 from refit.systems.build import build_system
 from refit.systems.classifier import Classifier
 from refit.systems.networks import Whiten
-from refit.training.callbacks import History
-from refit.training.trainer import make_trainer
-from tests.fixtures import Changed, model_params
+from tests.fixtures import Build, model_params, train_on
 
 
 def batches(sizes: Sequence[int], seed: int = 0) -> list[Batch]:
@@ -41,32 +35,9 @@ def batches(sizes: Sequence[int], seed: int = 0) -> list[Batch]:
     return [Batch(*both) for both in zip(cut(images), cut(labels), strict=True)]
 
 
-@pytest.fixture
-def build(digits: Path, changed: Changed) -> Any:
-    """A classifier of digits, the same each time, by the given parameters."""
-
-    def made(learning_rate: float = 0.01, **keys: object) -> Classifier:
-        params = changed({key.replace("__", "."): value for key, value in keys.items()})
-        torch.manual_seed(0)
-        system = build_system(params.model, read_info(digits), params.optimizer, params.loss, learning_rate)
-        assert isinstance(system, Classifier)
-        return system
-
-    return made
-
-
-def train(system: Classifier, params: Params, data: Any, callbacks: Sequence[Callback] = (), **options: Any) -> None:
-    trainer = make_trainer(params.trainer, callbacks=callbacks, **{"max_epochs": 1, **options})
-    if isinstance(data, pl.LightningDataModule):
-        trainer.fit(system, datamodule=data)
-    else:
-        loader = DataLoader(data, batch_size=None)
-        trainer.fit(system, loader, loader)
-
-
 @pytest.mark.parametrize("network", ["mlp", "cnn", "resnet9", "airbench"])
 @pytest.mark.parametrize("name", ["adamw", "sgd"])
-def test_weights_decay_and_norms_and_biases_do_not(name: str, network: str, build: Any) -> None:
+def test_weights_decay_and_norms_and_biases_do_not(name: str, network: str, build: Build) -> None:
     system = build(
         model__network=network, model__width=4, optimizer__name=name, optimizer__weight_decay=0.3,
         optimizer__schedule="constant",
@@ -83,7 +54,7 @@ def test_weights_decay_and_norms_and_biases_do_not(name: str, network: str, buil
 
 
 @pytest.mark.parametrize(("name", "expected"), [("adamw", torch.optim.AdamW), ("sgd", torch.optim.SGD)])
-def test_the_named_optimizer_gets_its_settings(name: str, expected: Any, build: Any) -> None:
+def test_the_named_optimizer_gets_its_settings(name: str, expected: Any, build: Build) -> None:
     system = build(0.02, optimizer__name=name, optimizer__momentum=0.8, optimizer__schedule="constant")
     system.trainer = SimpleNamespace(precision="32-true", gradient_clip_val=1.0)
     optimizer: Any = system.configure_optimizers()
@@ -112,11 +83,11 @@ class Rates(Callback):
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize("schedule", ["one_cycle", "triangular", "cosine", "constant"])
 def test_the_schedule_spans_exactly_the_optimizer_steps(
-    schedule: str, accumulate: int, build: Any, params: Params, digits: Path
+    schedule: str, accumulate: int, build: Build, params: Params, digits: Path
 ) -> None:
     system, rates = build(0.01, optimizer__schedule=schedule), Rates()
     data = PreparedData(params.augment, 64 // accumulate, 64, 0, digits)
-    train(system, params, data, [rates], max_epochs=3, accumulate_grad_batches=accumulate)
+    train_on(system, params, data, [rates], max_epochs=3, accumulate_grad_batches=accumulate)
     assert len(rates.rates) == 3 * (len(read_split("train", digits).labels) // 64)
     peak = max(rates.rates)
     assert peak == pytest.approx(0.01, rel=0.02)
@@ -130,36 +101,36 @@ def test_the_schedule_spans_exactly_the_optimizer_steps(
 
 @pytest.mark.parametrize(("schedule", "straight"), [("one_cycle", False), ("triangular", True)])
 def test_the_rate_climbs_for_the_warm_up_s_share_and_triangular_moves_in_straight_lines(
-    schedule: str, straight: bool, build: Any, params: Params, digits: Path
+    schedule: str, straight: bool, build: Build, params: Params, digits: Path
 ) -> None:
     system, rates = build(0.01, optimizer__schedule=schedule, optimizer__warm_up=0.6), Rates()
-    train(system, params, PreparedData(params.augment, 64, 64, 0, digits), [rates], max_epochs=3)
+    train_on(system, params, PreparedData(params.augment, 64, 64, 0, digits), [rates], max_epochs=3)
     peak = rates.rates.index(max(rates.rates))
     assert peak / len(rates.rates) == pytest.approx(0.6, abs=0.05)
     climb = torch.tensor(rates.rates[:peak]).diff()
     assert bool(climb.max() < 1.01 * climb.min()) == straight
 
 
-def test_one_cycle_starts_low(build: Any, params: Params, digits: Path) -> None:
+def test_one_cycle_starts_low(build: Build, params: Params, digits: Path) -> None:
     system, rates = build(0.01, optimizer__schedule="one_cycle"), Rates()
-    train(system, params, PreparedData(params.augment, 64, 64, 0, digits), [rates])
+    train_on(system, params, PreparedData(params.augment, 64, 64, 0, digits), [rates])
     assert rates.rates[0] < 0.1 * max(rates.rates)
 
 
-def test_two_accumulated_micro_batches_step_as_one_batch_would(build: Any, params: Params) -> None:
+def test_two_accumulated_micro_batches_step_as_one_batch_would(build: Build, params: Params) -> None:
     """For a network in which an image does not look at its neighbours: no batch norm, no dropout."""
     keys = {"model__dropout": 0.0, "optimizer__name": "sgd", "optimizer__schedule": "constant"}
     whole, micro, without = build(0.1, **keys), build(0.1, **keys), build(0.1, **keys)
-    train(whole, params, batches([64, 64]))
-    train(micro, params, batches([32] * 4), accumulate_grad_batches=2)
-    train(without, params, batches([32] * 4))
+    train_on(whole, params, batches([64, 64]))
+    train_on(micro, params, batches([32] * 4), accumulate_grad_batches=2)
+    train_on(without, params, batches([32] * 4))
     for expected, weight in zip(whole.parameters(), micro.parameters(), strict=True):
         torch.testing.assert_close(weight, expected, rtol=1e-5, atol=1e-7)
     first = next(iter(whole.parameters()))
     assert (next(iter(without.parameters())) - first).abs().max() > 1e-3
 
 
-def test_forward_is_inference_and_nothing_else(build: Any) -> None:
+def test_forward_is_inference_and_nothing_else(build: Build) -> None:
     system = build().eval()
     (batch,) = batches([5])
     before = {name: value.clone() for name, value in system.state_dict().items()}
@@ -170,7 +141,7 @@ def test_forward_is_inference_and_nothing_else(build: Any) -> None:
     assert all(torch.equal(value, before[name]) for name, value in system.state_dict().items())
 
 
-def test_with_test_time_flip_an_image_and_its_mirror_image_get_one_prediction(build: Any) -> None:
+def test_with_test_time_flip_an_image_and_its_mirror_image_get_one_prediction(build: Build) -> None:
     (batch,) = batches([5])
     images, mirrored = batch.images, batch.images.flip(3)
     plain, flipping = build().eval(), build(model__test_time_flip=True).eval()
@@ -181,7 +152,7 @@ def test_with_test_time_flip_an_image_and_its_mirror_image_get_one_prediction(bu
     torch.testing.assert_close(flipping.network(images), plain.network(images))
 
 
-def test_label_smoothing_is_of_the_training_loss_alone(build: Any, params: Params) -> None:
+def test_label_smoothing_is_of_the_training_loss_alone(build: Build, params: Params) -> None:
     (batch,) = batches([64])
     for smoothing in (0.0, 0.2):
         system = build(model__dropout=0.0, loss__label_smoothing=smoothing)
@@ -194,23 +165,23 @@ def test_label_smoothing_is_of_the_training_loss_alone(build: Any, params: Param
         )
 
 
-def test_a_fit_whitens_by_its_training_images(build: Any, params: Params, digits: Path) -> None:
+def test_a_fit_whitens_by_its_training_images(build: Build, params: Params, digits: Path) -> None:
     system = build(model__network="airbench", model__width=8)
-    train(system, params, PreparedData(params.augment, 64, 64, 0, digits))
+    train_on(system, params, PreparedData(params.augment, 64, 64, 0, digits))
     expected = Whiten(1)
     expected.fit(read_split("train", digits).images, read_info(digits).std)
     torch.testing.assert_close(system.network[1][0].filters, expected.filters)
 
 
-def test_a_fit_keeps_the_whitening_that_loaded_weights_are_used_to(build: Any, params: Params, digits: Path) -> None:
+def test_a_fit_keeps_the_whitening_that_loaded_weights_are_used_to(build: Build, params: Params, digits: Path) -> None:
     system = build(model__network="airbench", model__width=8)
     loaded = 2 * system.network[1][0].filters
     system.network[1][0].filters.copy_(loaded)
-    train(system, params, PreparedData(params.augment, 64, 64, 0, digits))
+    train_on(system, params, PreparedData(params.augment, 64, 64, 0, digits))
     assert torch.equal(system.network[1][0].filters, loaded)
 
 
-def test_class_weights_are_of_the_training_loss_alone(build: Any) -> None:
+def test_class_weights_are_of_the_training_loss_alone(build: Build) -> None:
     (batch,) = batches([64])
     weights = [0.5 * (1 + number) for number in range(10)]
     system = build(model__dropout=0.0, loss__class_weights=weights, loss__label_smoothing=0.1)
@@ -226,7 +197,7 @@ def test_class_weights_are_of_the_training_loss_alone(build: Any) -> None:
 
 
 def test_balanced_classes_weigh_the_same_whatever_their_number(
-    build: Any, params: Params, digits: Path, tmp_path: Path
+    build: Build, params: Params, digits: Path, tmp_path: Path
 ) -> None:
     for file in digits.iterdir():
         shutil.copy(file, tmp_path)
@@ -235,14 +206,14 @@ def test_balanced_classes_weigh_the_same_whatever_their_number(
     np.save(tmp_path / "train_images.npy", split.images[kept])
     np.save(tmp_path / "train_labels.npy", split.labels[kept])
     system = build(loss__class_weights="balanced")
-    train(system, params, PreparedData(params.augment, 64, 64, 0, tmp_path))
+    train_on(system, params, PreparedData(params.augment, 64, 64, 0, tmp_path))
     images = torch.from_numpy(split.labels[kept]).bincount()
     assert images.max() > 4 * images.min()
     torch.testing.assert_close(system.class_weights * images, torch.full((10,), len(kept) / 10))
 
 
 def test_rare_classes_are_found_more_often_where_the_classes_are_balanced(
-    build: Any, params: Params, digits: Path, tmp_path: Path
+    build: Build, params: Params, digits: Path, tmp_path: Path
 ) -> None:
     for file in digits.iterdir():
         shutil.copy(file, tmp_path)
@@ -253,73 +224,30 @@ def test_rare_classes_are_found_more_often_where_the_classes_are_balanced(
     found = {}
     for weights in ("none", "balanced"):
         system = build(loss__class_weights=weights)
-        train(system, params, PreparedData(params.augment, 32, 32, 0, tmp_path), max_epochs=5)
+        train_on(system, params, PreparedData(params.augment, 32, 32, 0, tmp_path), max_epochs=5)
         with torch.inference_mode():
             predicted = system.eval()(torch.from_numpy(val.images)).argmax(1)
         found[weights] = (predicted < 5).sum().item()
     assert found["balanced"] > 1.2 * found["none"]
 
 
-def test_weighted_micro_batches_step_as_one_batch_would(build: Any, params: Params) -> None:
+def test_weighted_micro_batches_step_as_one_batch_would(build: Build, params: Params) -> None:
     weights = [0.1 + number for number in range(10)]
     keys = {"model__dropout": 0.0, "optimizer__name": "sgd", "optimizer__schedule": "constant",
             "loss__class_weights": weights}  # fmt: skip
     whole, micro = build(0.1, **keys), build(0.1, **keys)
-    train(whole, params, batches([64, 64]))
-    train(micro, params, batches([32] * 4), accumulate_grad_batches=2)
+    train_on(whole, params, batches([64, 64]))
+    train_on(micro, params, batches([32] * 4), accumulate_grad_batches=2)
     for expected, weight in zip(whole.parameters(), micro.parameters(), strict=True):
         torch.testing.assert_close(weight, expected, rtol=1e-5, atol=1e-7)
 
 
-def test_as_many_class_weights_as_classes_are_asked_for(build: Any) -> None:
+def test_as_many_class_weights_as_classes_are_asked_for(build: Build) -> None:
     with pytest.raises(UserError, match=r"loss\.class_weights has 2 weights for 10 classes; expected one per class"):
         build(loss__class_weights=[1.0, 2.0])
 
 
-def test_the_terminal_s_bar_follows_the_clock_and_shows_each_epoch_s_last_step(
-    build: Any, params: Params, digits: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    drawn: list[int] = []
-    monkeypatch.setattr(RichProgressBar, "on_train_batch_end", lambda self, *step: drawn.append(step[-1]))
-    monkeypatch.setattr("refit.training.callbacks.BAR_PERIOD", 1e9)  # longer than any machine has been up
-    data = PreparedData(params.augment, 64, 64, 0, digits)
-    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    train(build(), params, data, max_epochs=2)
-    last = len(read_split("train", digits).labels) // 64 - 1
-    assert drawn == [0, last, last]
-
-
-def test_an_epoch_s_metrics_are_those_of_the_whole_split(build: Any, params: Params, digits: Path) -> None:
-    """Though the last batch is smaller than the others, and though there were epochs before."""
-    system, history = build(), History()
-    train(system, params, PreparedData(params.augment, 32, 32, 0, digits), [history], max_epochs=2)
-    val = read_split("val", digits)
-    with torch.inference_mode():
-        logits: Tensor = system.eval().network(torch.from_numpy(val.images))
-    labels = torch.from_numpy(val.labels)
-    last = history.rows[-1]
-    assert last["val_loss"] == pytest.approx(nn.functional.cross_entropy(logits, labels).item(), rel=1e-5)
-    assert last["val_accuracy"] == pytest.approx((logits.argmax(1) == labels).float().mean().item(), abs=1e-6)
-    assert [row["epoch"] for row in history.rows] == [1, 2]
-    assert 0 < last["train_loss"] < history.rows[0]["train_loss"]
-
-
-def test_a_test_keeps_each_image_s_probabilities_in_order(build: Any, params: Params, digits: Path) -> None:
-    system, split = build(), read_split("test", digits)
-    collected = TestAnswers("classification")
-    make_trainer(params.trainer, callbacks=[collected]).test(system, EvaluationLoader(split, 50), verbose=False)
-    with torch.inference_mode():
-        expected = system.eval()(torch.from_numpy(split.images))
-    torch.testing.assert_close(collected.gather(system)["probabilities"], expected)
-
-
-def test_a_loss_that_is_no_number_stops_the_fit_with_a_hint(build: Any, params: Params, digits: Path) -> None:
-    system = build(1e12, optimizer__name="sgd", optimizer__schedule="constant")
-    with pytest.raises(UserError, match=r"not finite after epoch \d.*lower optimizer\.learning_rate"):
-        train(system, params, PreparedData(params.augment, 64, 64, 0, digits), [History()], max_epochs=5)
-
-
-def test_one_batch_whose_loss_is_no_number_is_not_left_out_of_the_mean(build: Any) -> None:
+def test_a_batch_with_a_nan_loss_makes_the_mean_nan(build: Build) -> None:
     system = build().eval()
     (batch,) = batches([8])
     bias = [weight for weight in system.parameters() if weight.ndim == 1][-1].data
@@ -328,19 +256,6 @@ def test_one_batch_whose_loss_is_no_number_is_not_left_out_of_the_mean(build: An
     bias.zero_()
     system.validation_step(batch, 1)
     assert system.val_metrics["loss"].compute().isnan()
-
-
-ABSENT = {
-    "gpu": not torch.cuda.is_available() and not torch.backends.mps.is_available(),
-    "mps": not torch.backends.mps.is_available(),
-    "tpu": find_spec("torch_xla") is None,
-}
-
-
-@pytest.mark.parametrize("accelerator", [name for name, absent in ABSENT.items() if absent])
-def test_an_accelerator_that_is_not_there_is_an_error_that_names_its_key(accelerator: str, changed: Changed) -> None:
-    with pytest.raises(UserError, match=rf"trainer\.accelerator = '{accelerator}'"):
-        make_trainer(changed({"trainer.accelerator": accelerator}).trainer)
 
 
 def test_a_classifier_to_be_used_needs_no_training_parameters(digits: Path) -> None:

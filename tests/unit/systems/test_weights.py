@@ -1,7 +1,6 @@
 """Pretrained weights: what a network begins with, what of them is left out, and what is refused."""
 
 import io
-import json
 import pickle
 import shutil
 from collections.abc import Mapping
@@ -15,20 +14,11 @@ import torchvision
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from refit.artifacts.model import read_fit_params
-from refit.artifacts.paths import MODEL
-from refit.inference.predictor import read_model
 from refit.params import ModelParams, check_params
 from refit.runtime.errors import UserError
 from refit.systems.networks import build_network, network_arguments
 from refit.systems.weights import check_weights, identity, load_weights
-from stages import predict
-from tests.fixtures import Fit, Values, model_params
-
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*LeafSpec"),
-    pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType"),  # MLflow's, of a function of its own
-]
+from tests.fixtures import Values, model_params
 
 FOLDER = Path("data/weights")
 IMAGENET_MEAN = [0.485, 0.456, 0.406]
@@ -85,7 +75,7 @@ def test_a_head_with_as_many_outputs_is_kept() -> None:
     assert torch.equal(network[1].fc.weight, state["fc.weight"])
 
 
-def test_names_of_torchvision_s_are_loaded_by_its_own_way_and_never_unpickled(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_named_weights_are_loaded_by_torchvision_and_never_unpickled(monkeypatch: pytest.MonkeyPatch) -> None:
     state = torchvision_file("resnet18")
     asked: dict[str, Any] = {}
 
@@ -103,9 +93,7 @@ def test_names_of_torchvision_s_are_loaded_by_its_own_way_and_never_unpickled(mo
     assert asked["check_hash"]
 
 
-def test_where_no_network_is_there_a_name_is_an_error_of_one_line(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_named_weights_without_internet_fail_with_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def unreachable(*_: object, **__: object) -> None:
         raise URLError("Name or service not known")
 
@@ -149,7 +137,7 @@ def test_a_tensor_that_does_not_match_is_named(change: dict[str, Tensor], named:
         load_weights(build(model("data/weights/off.pth")), model("data/weights/off.pth"))
 
 
-def test_of_many_that_do_not_match_four_are_named() -> None:
+def test_four_of_many_mismatched_tensors_are_named() -> None:
     torchvision_file("other")
     params = model("data/weights/other.pth", "cnn")
     with pytest.raises(UserError, match=r"does not fit: ([\w.]+, ){3}[\w.]+ and \d+ more missing") as raised:
@@ -176,7 +164,7 @@ def test_a_file_that_holds_no_weights_is_an_error_and_nothing_in_it_is_run(conte
     assert not Path("exploded").exists()
 
 
-def test_an_old_file_cut_short_anywhere_is_an_error_of_one_line() -> None:
+def test_a_truncated_old_file_fails_with_one_line() -> None:
     path, buffer = FOLDER / "old.pt", io.BytesIO()
     torch.save({"fc.weight": torch.zeros(3, 3)}, buffer, _use_new_zipfile_serialization=False)
     whole = buffer.getvalue()
@@ -187,7 +175,7 @@ def test_an_old_file_cut_short_anywhere_is_an_error_of_one_line() -> None:
         assert "\n" not in str(raised.value)
 
 
-def test_what_is_no_state_dict_is_an_error() -> None:
+def test_a_file_without_a_state_dict_is_an_error() -> None:
     torch.save({"state_dict": {"fc.weight": torch.zeros(2)}}, FOLDER / "nested.pth")
     with pytest.raises(UserError, match="is no state_dict; expected names and tensors"):
         load_weights(build(model("data/weights/nested.pth")), model("data/weights/nested.pth"))
@@ -227,27 +215,6 @@ def test_the_identity_of_weights_is_their_content() -> None:
     assert identity(model("data/weights/two.pth")) == one
     assert str(identity(model("DEFAULT"))).startswith("https://")
     assert identity(model(None)) is None
-
-
-def test_a_fit_goes_on_from_a_model_that_refit_trained_and_the_model_needs_no_file_any_more(
-    prepared_workspace: Path, fitted: Fit, values: Values
-) -> None:
-    """Trained as an autoencoder, then as a classifier that begins with its encoder, in which the head alone learns."""
-    before = fitted(model__system="autoencoder", fit__max_epochs=1)
-    shutil.copy(MODEL / "model.safetensors", FOLDER / "encoder.safetensors")
-    after = fitted(model__weights="data/weights/encoder.safetensors", fit__freeze_epochs=1, fit__max_epochs=1)
-    kept = {name for name in after if name.startswith("network.1.") and not name.startswith("network.1.11.")}
-    assert len(kept) == 36
-    assert all(torch.equal(after[name], before[name]) for name in kept)
-    assert torch.equal(after["network.0.mean"], before["network.0.mean"])
-    assert after["network.1.11.weight"].shape[0] == 10
-    (FOLDER / "encoder.safetensors").unlink()
-    system, _ = read_model()
-    assert read_fit_params()["model"]["weights"] == "data/weights/encoder.safetensors"
-    assert all(torch.equal(value, after[name]) for name, value in system.state_dict().items())
-    params = check_params(values({"model.network": "cnn", "model.width": 4}))
-    predict.main(params.only(*predict.READS))
-    assert json.loads(Path("data/predictions/summary.json").read_text())["images"] > 0
 
 
 def test_the_normalisation_comes_along_with_a_model_that_refit_trained() -> None:

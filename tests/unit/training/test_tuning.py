@@ -278,7 +278,7 @@ class TestLearningRate:
         assert len(curve) <= 8
 
     @pytest.mark.filterwarnings("ignore:Encountered `nan` values")  # torchmetrics', of the loss that is no number
-    def test_a_loss_that_is_no_number_gives_the_fallback(self, find: Find, build: Any) -> None:
+    def test_a_non_finite_loss_gives_the_fallback(self, find: Find, build: Any) -> None:
         system = build()
         next(system.network.parameters()).data.fill_(float("nan"))
         choice, curve = find(system=system)
@@ -349,7 +349,7 @@ def test_the_range_test_trains_as_the_fit_will(prepared_workspace: Path, changed
     assert 1e-4 < rate.learning_rate < 1
 
 
-def test_a_fallback_is_told_loudly(
+def test_the_fallback_is_reported_as_a_warning(
     prepared_workspace: Path, params: Params, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(tuning, "LEARNING_RATE_STEPS", 8)

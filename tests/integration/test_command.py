@@ -32,7 +32,7 @@ def test_a_mistake_is_a_line_and_exit_code_2() -> None:
 
 
 @pytest.mark.parametrize("name", ["long", "short"])
-def test_a_reader_who_has_seen_enough_is_no_error(name: str) -> None:
+def test_a_closed_pipe_is_no_error(name: str) -> None:
     command = start(name)
     assert command.stdout is not None
     assert command.stderr is not None
@@ -60,8 +60,8 @@ def test_a_reader_who_has_seen_enough_is_no_error(name: str) -> None:
         "pipelines.tools.versus",
     ],
 )
-def test_an_argument_that_means_nothing_is_refused_before_any_work(module: str, tmp_path: Path) -> None:
-    environment = os.environ | {"PYTHONPATH": str(PROJECT)}
+def test_an_unknown_argument_is_refused_before_any_work(module: str, tmp_path: Path) -> None:
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}
     done = subprocess.run(
         [sys.executable, "-m", module, "--fast"], cwd=tmp_path, env=environment, capture_output=True, text=True
     )

@@ -13,14 +13,8 @@ from torch import Tensor, nn
 
 from refit.artifacts.prepared import read_split
 from refit.inference.predictor import read_model
-from refit.params import FitParams, check_params
-from refit.runtime.errors import UserError
-from tests.fixtures import Fit, Values, watched_by
-
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*LeafSpec"),
-    pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType"),  # MLflow's, of a function of its own
-]
+from refit.params import FitParams
+from tests.fixtures import Fit, watched_by
 
 SWA: dict[str, Any] = {"fit__averaging": "swa", "fit__swa_start": 0.5, "fit__max_epochs": 4, "learning_rate": 0.02,
                        "optimizer__schedule": "constant"}  # fmt: skip
@@ -170,8 +164,3 @@ def test_swa_in_bfloat16_validates_what_it_keeps(noted: Any) -> None:
 def test_an_average_is_the_same_bits_each_time(averaging: str, fitted: Fit) -> None:
     first, second = (fitted(fit__averaging=averaging) for _ in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first)
-
-
-def test_swa_and_early_stopping_are_refused_together(values: Values) -> None:
-    with pytest.raises(UserError, match="patience = 3 could end the fit before averaging = 'swa' begins"):
-        check_params(values({"fit.averaging": "swa", "fit.patience": 3}))

@@ -1,0 +1,31 @@
+"""The prepared data set is the same bytes, whichever process packs it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+
+from tests.fixtures import Values
+from tests.processes import PATIENCE
+from tests.unit.data.test_pack import contents, photos
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_two_processes_pack_the_same_images_to_the_same_bytes_wherever_they_lie(values: Values, tmp_path: Path) -> None:
+    running = []
+    for number, root in enumerate(("here", "another/place")):
+        workspace = tmp_path / str(number)
+        photos(workspace / root, sizes=((12, 12), (20, 15)))
+        (workspace / "params.yaml").write_text(
+            yaml.safe_dump(values({"data.source": "folder", "data.root": root, "data.image_size": 16}))
+        )
+        environment = {**os.environ, "PYTHONHASHSEED": str(number), "PYTHONPATH": str(ROOT)}
+        command = [sys.executable, "-m", "stages.prepare"]
+        running.append(subprocess.Popen(command, cwd=workspace, env=environment, stdout=subprocess.DEVNULL))
+    assert [process.wait(PATIENCE) for process in running] == [0, 0]
+    first, second = (contents(tmp_path / str(number) / "data") for number in range(2))
+    assert len(first) == 9
+    assert first == second

@@ -1,0 +1,33 @@
+"""The rule by which a model becomes the champion."""
+
+import pytest
+
+from refit.commands.promote import Challenger, ChampionComparison, decide
+from refit.evaluation.comparison import Comparison
+from refit.tracking.registry import Version
+from tests.fixtures import Changed
+
+RIVAL = Version("refit", "7", "c" * 64, "run", was_champion=True)
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "low", "keys", "outcome", "why"),
+    [
+        (0.5, None, {}, "promoted", "the first"),
+        (0.5, None, {"min_accuracy": 0.6}, "kept", "there is no champion yet: the new model's accuracy of 0.5000 is"),
+        (0.9, -0.01, {"margin": 0.01}, "promoted", "after models:/refit/7: the new model's accuracy beside its own is"),
+        (0.9, -0.0101, {"margin": 0.01}, "kept", "at worst -0.0101, and promote.margin allows -0.01"),
+        (0.9, 0.001, {"margin": 0.0}, "promoted", "at worst +0.0010"),
+        (0.9, 0.05, {"min_accuracy": 0.95}, "kept", "models:/refit/7 stays the champion: the new model's accuracy of"),
+    ],
+)
+def test_the_rule(
+    accuracy: float, low: float | None, keys: dict[str, float], outcome: str, why: str, changed: Changed
+) -> None:
+    rules = changed({f"promote.{name}": value for name, value in keys.items()}).promote
+    versus_champion = (
+        None if low is None else ChampionComparison(RIVAL, Comparison(100, 0.9, 0.88, 5, 3, low, 0.1), 0, 0, [])
+    )
+    found = decide(Challenger("a" * 64, accuracy, []), versus_champion, rules)
+    assert found.outcome == outcome
+    assert why in found.why

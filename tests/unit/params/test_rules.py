@@ -1,0 +1,27 @@
+"""Rules that hold between sections of params.yaml."""
+
+import pytest
+
+from refit.params import check_params
+from refit.runtime.errors import UserError
+from tests.fixtures import Changed, Values
+
+
+def test_swa_and_early_stopping_are_refused_together(values: Values) -> None:
+    with pytest.raises(UserError, match="patience = 3 could end the fit before averaging = 'swa' begins"):
+        check_params(values({"fit.averaging": "swa", "fit.patience": 3}))
+
+
+def test_swa_that_begins_while_layers_are_frozen_is_refused(values: Values) -> None:
+    keys = {"fit.averaging": "swa", "fit.swa_start": 0.5, "fit.max_epochs": 4}
+    check_params(values(keys | {"fit.freeze_epochs": 2}))
+    with pytest.raises(UserError, match="freeze_epochs = 3, but averaging = 'swa' begins after 2 epochs"):
+        check_params(values(keys | {"fit.freeze_epochs": 3}))
+
+
+@pytest.mark.parametrize(
+    "key", ["fast_dev_run", "overfit_batches", "limit_train_batches", "limit_val_batches", "limit_test_batches"]
+)
+def test_whatever_shortens_a_fit_or_a_test_makes_it_a_debug_run(key: str, changed: Changed) -> None:
+    assert changed({f"debug.{key}": 1}).debug.shortens
+    assert not changed({}).debug.shortens

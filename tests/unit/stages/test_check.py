@@ -1,0 +1,81 @@
+"""The stage `check`: what it refuses, before any work."""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from refit.params import check_params
+from refit.runtime.errors import UserError
+from stages import check
+from tests.fixtures import Changed, Values, model_params
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def test_the_schema_it_writes_is_the_committed_one(
+    workspace: Path, changed: Changed, capsys: pytest.CaptureFixture[str]
+) -> None:
+    check.main(changed({}))
+    assert capsys.readouterr().out.startswith("params.yaml is right\n")
+    assert (workspace / "docs/params.schema.json").read_bytes() == (ROOT / "docs/params.schema.json").read_bytes()
+
+
+def model_of_ones_own(arguments: dict[str, int]) -> dict[str, object]:
+    return model_params(system="refit.systems.classifier.Classifier", system_arguments=arguments).model_dump()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "line"),
+    [
+        ("fit.max_epoch", 3, "fit.max_epoch is not a known key; did you mean fit.max_epochs?"),
+        ("optimizer.learning_rate", -1, "optimizer.learning_rate = -1 must be"),
+        ("data.source", "digit", "data.source = 'digit' is unknown"),
+        (
+            "model",
+            model_params(network="torchvision:resnet8", width=None, dropout=None).model_dump(),
+            "model.network = ",
+        ),
+        ("model.system", "os.path", "model.system = 'os.path': os holds no class 'path'"),
+        ("model.system", "refit.systems.build.build_system", "holds no class 'build_system'"),
+        ("model.system", "refit.systems.clasifier.Classifier", "there is no module 'refit.systems.clasifier'"),
+        (
+            "model",
+            model_params(system="tests.unit.stages.elsewhere.Own").model_dump(),
+            "tests/unit/stages/elsewhere.py, which the stage find_lr uses, is in no folder that dvc.yaml watches",
+        ),
+        ("model.system", "torch.nn.Linear", "model.system = 'torch.nn.Linear' is not a LightningModule"),
+        ("model.system", "mine.Own", "there is no package 'mine'"),
+        ("model.system_arguments", {"classes": 3}, "model.system_arguments = {"),
+        ("model", model_of_ones_own({"klasses": 3}), "takes no such argument; did you mean classes?"),
+        ("model", model_of_ones_own({"classes": 3}), "Refit itself gives Classifier("),
+        ("model.weights", "data/weights/gone.pth", "model.weights = 'data/weights/gone.pth' is not there; put"),
+        ("predict.images", "data/newer", "predict.images = 'data/newer' is not a folder; create it"),
+    ],
+)
+def test_a_wrong_choice_is_refused_in_one_line_and_writes_nothing(
+    key: str, value: object, line: str, workspace: Path, values: Values
+) -> None:
+    with pytest.raises(UserError) as raised:
+        check.main(check_params(values({key: value})))
+    assert line in str(raised.value)
+    assert "\n" not in str(raised.value)
+    assert not (workspace / "docs").exists()
+
+
+def test_compiling_without_a_compiler_is_refused(
+    workspace: Path, changed: Changed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(workspace))
+    monkeypatch.setenv("CXX", "")
+    with pytest.raises(UserError, match=r"^trainer\.compile = 'default' needs a C\+\+ compiler"):
+        check.main(changed({"trainer.compile": "default"}))
+
+
+def test_a_logger_whose_package_is_not_installed_is_refused_before_any_work(
+    workspace: Path, changed: Changed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stages.check.find_spec", lambda name: None if name == "wandb" else find_spec(name))
+    with pytest.raises(UserError, match=r"^tracking.loggers names wandb, .*; run: uv pip install wandb$"):
+        check.main(changed({"tracking.loggers": ["csv", "wandb"]}))
+    check.main(changed({"tracking.loggers": ["csv", "tensorboard", "mlflow"]}))

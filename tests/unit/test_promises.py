@@ -1,0 +1,36 @@
+"""docs/promises.md names tests that exist."""
+
+import ast
+import re
+from pathlib import Path
+
+TESTS = Path(__file__).resolve().parents[1]
+PROMISES = TESTS.parent / "docs/promises.md"
+NAMED = re.compile(r"`([^`\s]*test_[^`\s]*)`")
+
+
+def names_in(file: Path) -> set[str]:
+    """The names of a file's tests as pytest has them, such as TestScaler::test_x; none where there is no such file."""
+    body = ast.parse(file.read_text(encoding="utf-8")).body if file.is_file() else []
+    names = {node.name for node in body if isinstance(node, ast.FunctionDef)}
+    for one in body:
+        if isinstance(one, ast.ClassDef):
+            names |= {f"{one.name}::{node.name}" for node in one.body if isinstance(node, ast.FunctionDef)}
+    return names
+
+
+def test_every_test_that_the_promises_name_exists() -> None:
+    named = NAMED.findall(PROMISES.read_text(encoding="utf-8"))
+    assert len(named) > 80, "the page is read wrongly"
+    missing = []
+    for reference in named:
+        path, _, name = reference.partition("::")
+        there = names_in(TESTS / path)
+        if not there or (name and name not in there):
+            missing.append(reference)
+    assert not missing
+
+
+def test_every_row_of_a_promise_names_a_test() -> None:
+    rows = [line for line in PROMISES.read_text(encoding="utf-8").splitlines() if line.startswith("| ")]
+    assert not [row for row in rows if not NAMED.search(row) and "| Promise |" not in row]

@@ -1,0 +1,42 @@
+"""Pictures and histograms of a fit."""
+
+import io
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+from PIL import Image
+
+from refit.batches.datamodule import Batch
+from refit.tracking import watchers
+
+
+def test_histograms_take_no_more_than_their_share_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each takes a second by a clock of our own, and an epoch ten: one in ten epochs."""
+    now, logged = [1000.0], []
+
+    class Loggers:
+        def log_histograms(self, values: object, step: int) -> None:
+            logged.append(step)
+            now[0] += 1
+
+    monkeypatch.setattr("refit.tracking.watchers.time.monotonic", lambda: now[0])
+    histograms = watchers.Histograms(Loggers())  # type: ignore[arg-type]
+    for epoch in range(101):
+        trainer = pl.Trainer.__new__(pl.Trainer)
+        monkeypatch.setattr(pl.Trainer, "global_step", epoch + 1)
+        histograms.on_train_epoch_end(trainer, pl.LightningModule())
+        now[0] += 10
+    assert logged[0] == 0
+    assert len(logged) <= 11
+    assert len(logged) * 1 <= 0.012 * (now[0] - 1000)
+
+
+def test_a_picture_is_of_a_batch_of_ours() -> None:
+    """A system of the user's own may take other batches; grid is of uint8 images in grey or colour."""
+    for channels in (1, 3):
+        images = torch.randint(0, 256, (5, channels, 4, 6), dtype=torch.uint8)
+        picture = np.asarray(Image.open(io.BytesIO(watchers.grid(Batch(images, torch.zeros(5)).images))))
+        assert picture.dtype == np.uint8
+        np.testing.assert_array_equal(picture[1:5, 8:14, 0], images[1, 0])

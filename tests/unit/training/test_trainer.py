@@ -1,0 +1,22 @@
+"""The Trainer that is made from the trainer section."""
+
+from importlib.util import find_spec
+
+import pytest
+import torch
+
+from refit.runtime.errors import UserError
+from refit.training.trainer import make_trainer
+from tests.fixtures import Changed
+
+ABSENT = {
+    "gpu": not torch.cuda.is_available() and not torch.backends.mps.is_available(),
+    "mps": not torch.backends.mps.is_available(),
+    "tpu": find_spec("torch_xla") is None,
+}
+
+
+@pytest.mark.parametrize("accelerator", [name for name, absent in ABSENT.items() if absent])
+def test_an_accelerator_that_is_not_there_is_an_error_that_names_its_key(accelerator: str, changed: Changed) -> None:
+    with pytest.raises(UserError, match=rf"trainer\.accelerator = '{accelerator}'"):
+        make_trainer(changed({"trainer.accelerator": accelerator}).trainer)
