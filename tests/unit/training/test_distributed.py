@@ -13,7 +13,7 @@ from tests.fixtures import Changed
 def test_sync_batchnorm_without_a_cuda_device_is_refused_in_a_line(changed: Changed) -> None:
     params = changed({"trainer.accelerator": "auto", "trainer.devices": 2, "trainer.sync_batchnorm": True}).trainer
     with pytest.raises(UserError, match=r"trainer\.sync_batchnorm: true needs CUDA devices, not cpu; set it to false"):
-        devices_of_fit(params)
+        devices_of_fit(params, "cpu")
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_lightning_gets_devices_machines_and_strategy(
         "trainer.sync_batchnorm": True, "fit.gradient_clip_val": None, "optimizer.weight_decay": 0,
     }  # fmt: skip
     params = changed(keys).trainer
-    trainer = make_trainer(params, **devices_of_fit(params))
+    trainer = make_trainer(params, **devices_of_fit(params, "cuda"))
     assert (trainer.num_devices, trainer.num_nodes, trainer.world_size) == (4, 2, 8)
     assert isinstance(trainer.strategy, of_lightning)
     assert trainer.strategy._layer_sync is not None
