@@ -18,16 +18,19 @@ from refit.commands import promote
 from refit.commands.promote import predictions_of
 from refit.data.pack import pack
 from refit.data.sources import Source, open_source
+from refit.inference.predictor import read_model
 from refit.params import load_params
 from refit.runtime.errors import UserError
 from refit.tracking import registry
-from refit.tracking.registry import Version, fetch, find_champion, register
+from refit.tracking.registry import Version, fetch, find_champion, make_champion, register
+from refit.tracking.runs import TrackedRun
 from tests.fixtures import Changed, Fit, run_test
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*LeafSpec"),
     pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType"),  # MLflow's, of a function of its own
 ]
+OLD = Path(__file__).resolve().parents[1] / "fixtures/models"
 RIVAL = Version("refit", "7", "c" * 64, "run", was_champion=True)
 
 
@@ -87,6 +90,29 @@ def test_the_first_is_promoted_and_a_better_one_and_a_worse_one_is_not(
     assert run.data.metrics["accuracy_beside_champion"] == pytest.approx(good - bad)
     listed = {file.path for file in MlflowClient().list_artifacts(run.info.run_id, "promotion")}
     assert listed == {"promotion/differences.csv", "promotion/promotion.md", "promotion/verdict.json"}
+
+
+@pytest.mark.parametrize("name", ["format_1_classifier", "format_2_classifier", "format_2_autoencoder"])
+def test_a_champion_of_an_earlier_format_is_compared_with(name: str, trained: Any) -> None:
+    trained(fit__max_epochs=8)
+    folder = OLD / name
+    TrackedRun({}, {}).finish(folder, torch.from_numpy(read_split("test").images[:2]))
+    version, _ = register(folder, "refit")
+    make_champion(version, "registered by an earlier version of Refit")
+    promote.main()
+    found = verdict()
+    assert found["champion"]["sha256"] == model_sha256(folder)
+    images = read_split("test")
+    system, _ = read_model(folder)
+    with torch.inference_mode():
+        answers = system(torch.from_numpy(images.images))
+    probabilities = answers["probabilities"] if isinstance(answers, dict) else answers
+    right = probabilities.argmax(1).numpy() == images.labels
+    seen = fetch(version, Path(name)).seen
+    fair = np.ones(len(right), bool) if seen is None else ~np.isin(registry.short_hashes(read_hashes("test")), seen)
+    assert found["comparison"]["images"] == fair.sum() > 50
+    assert found["comparison"]["other_accuracy"] == pytest.approx(right[fair].mean())
+    assert found["outcome"] == "promoted"
 
 
 def test_images_that_the_champion_was_trained_on_do_not_count(
