@@ -277,7 +277,7 @@ def test_weights_with_a_malicious_header_are_refused_in_a_line(header: str, writ
 def test_a_description_nested_deep_is_refused_in_a_line(write: Write, folder: Path) -> None:
     write()
     (folder / "model.json").write_bytes(b'{"format": ' + b"[" * 99_999 + b"]" * 99_999 + b"}")
-    with pytest.raises(UserError, match=r"model\.json: .*run: dvc repro --force fit") as raised:
+    with pytest.raises(UserError, match=r"model\.json: .*run: dvc repro fit") as raised:
         read_model(folder)
     assert len(str(raised.value).splitlines()) == 1
 
@@ -306,7 +306,7 @@ def test_half_a_description_is_refused_in_a_line(write: Write, folder: Path) -> 
     write()
     content = (folder / "model.json").read_bytes()
     (folder / "model.json").write_bytes(content[: len(content) // 2])
-    with pytest.raises(UserError, match=r"model\.json: .*run: dvc repro --force fit") as raised:
+    with pytest.raises(UserError, match=r"model\.json: .*run: dvc repro fit") as raised:
         read_model(folder)
     assert len(str(raised.value).splitlines()) == 1
 
