@@ -8,6 +8,7 @@ import torch
 
 from refit.artifacts.model import model_name
 from refit.artifacts.paths import OUTBOX, repository_root
+from refit.inference.predictor import read_model
 from refit.runtime.command import run_command
 from refit.runtime.errors import UserError
 from refit.runtime.locks import only_process
@@ -44,6 +45,7 @@ def _send_fit(sha256: str) -> bool:
     folder = outbox_part(sha256, "fit")
     if not folder.is_dir():
         return True
+    read_model(folder / MODEL)  # it raises UserError before MLflow gets a run without a model
     run = TrackedRun.from_outbox(folder)
     run.log_files(*saved_files(folder))
     run.finish(folder / MODEL, torch.from_numpy(np.load(folder / IMAGES)))

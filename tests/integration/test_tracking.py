@@ -418,7 +418,9 @@ def test_a_server_holds_the_run_and_its_death_mid_fit_changes_no_weight(
         monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "another")
         assert find_champion("refit") == version._replace(was_champion=True)
         model_dir, seen, predicted = fetch(version, repository)
-        assert ((model_dir / "model.safetensors").read_bytes(), seen, predicted) == (b"weights", None, {})
+        assert (seen, predicted) == (None, {})
+        for name in ("model.safetensors", "model.json"):
+            assert (model_dir / name).read_bytes() == (repository / "data/model" / name).read_bytes()
         monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME")
 
         logger = TrackedRun(PARAMS, {})
