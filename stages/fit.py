@@ -19,7 +19,6 @@ from refit.runtime.stage import run_stage
 from refit.systems.build import assemble, blueprint_of
 from refit.systems.weights import identity
 from refit.tracking.loggers import FitLoggers, chosen_loggers
-from refit.tracking.store import DEBUG_TAG
 from refit.tracking.watchers import watchers
 from refit.training.distributed import devices_of_fit, leads_fit, share_batch
 from refit.training.resume import fit_state
@@ -48,7 +47,7 @@ def main(params: Params) -> None:
     resolved = resolved_params(params, batch, rate)
     with fit_state(inputs, params.fit.save_state_every, resolved, leads) as state:
         every_param = load_params().model_dump()  # for the record
-        debug = {DEBUG_TAG: True} if params.debug.shortens else {}
+        debug = {"debug": True} if params.debug.shortens else {}
         tags = {"data_sha256": info.sha256, **dict.fromkeys(debug, "true")}
         loggers = FitLoggers(chosen_loggers() if leads else None, every_param, tags, state.folder, state.step)
         pl.seed_everything(params.seed, verbose=False)
