@@ -15,7 +15,7 @@ NEXT = """\
 What next
   make mlflow                                  curves and pictures of every run
   make compare                                 experiments, best first
-  make promote                                 make it the champion, if good enough
+  make promote                                 promote the model if good enough
   dvc exp run -S optimizer.weight_decay=0.1    try a change, keep both results
   dvc exp run -S data.source=folder -S data.root=FOLDER
                                                images in one folder per class"""

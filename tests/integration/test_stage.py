@@ -337,8 +337,8 @@ def model_of_ones_own(arguments: dict[str, int]) -> dict[str, object]:
             model_params(network="torchvision:resnet8", width=None, dropout=None).model_dump(),
             "model.network = ",
         ),
-        ("model.system", "os.path", "model.system = 'os.path': os holds no class 'path'"),
-        ("model.system", "refit.systems.build.build_system", "holds no class 'build_system'"),
+        ("model.system", "os.path", "model.system = 'os.path': os has no class 'path'"),
+        ("model.system", "refit.systems.build.build_system", "has no class 'build_system'"),
         ("model.system", "refit.systems.clasifier.Classifier", "there is no module 'refit.systems.clasifier'"),
         (
             "model",
@@ -348,9 +348,9 @@ def model_of_ones_own(arguments: dict[str, int]) -> dict[str, object]:
         ("model.system", "torch.nn.Linear", "model.system = 'torch.nn.Linear' is not a LightningModule"),
         ("model.system", "mine.Own", "there is no package 'mine'"),
         ("model.system_arguments", {"classes": 3}, "model.system_arguments = {"),
-        ("model", model_of_ones_own({"klasses": 3}), "takes no such argument; did you mean classes?"),
-        ("model", model_of_ones_own({"classes": 3}), "Refit itself gives Classifier("),
-        ("model.weights", "data/weights/gone.pth", "model.weights = 'data/weights/gone.pth' is not there; put"),
+        ("model", model_of_ones_own({"klasses": 3}), "has no such argument; did you mean classes?"),
+        ("model", model_of_ones_own({"classes": 3}), "Refit provides classes to Classifier("),
+        ("model.weights", "data/weights/gone.pth", "model.weights = 'data/weights/gone.pth' does not exist; put"),
         ("predict.images", "data/newer", "predict.images = 'data/newer' is not a folder; create it"),
     ],
 )
