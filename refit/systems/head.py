@@ -1,4 +1,4 @@
-"""The head of a system: the last layer of its network, and every layer outside the network. The rest is the backbone."""
+"""The head of a system: the last layer of its network, and all layers outside the network. The rest is the backbone."""
 
 from torch import nn
 

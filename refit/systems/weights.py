@@ -1,4 +1,4 @@
-"""Load pretrained weights, torchvision's or a file's, into a network; its head is new if the number of outputs differs."""
+"""Load pretrained weights, torchvision's or a file's, into a network; its head stays new if the output size differs."""
 
 import hashlib
 import re

@@ -34,7 +34,7 @@ for letter in cycle(b"ab"):
         (b'{"a": 1', "is not JSON: "),
         (b"\xff", "is not JSON: "),
         (b"[" * 99_999, "is not JSON: "),
-        (b"[]", "holds no JSON object"),
+        (b"[]", "does not contain a JSON object"),
     ],
     ids=["absent", "cut short", "no text", "nested deep", "a list"],
 )
