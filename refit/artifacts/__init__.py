@@ -1,1 +1,1 @@
-"""What stages hand one another: each file's one path, one reader and one writer."""
+"""The files that stages exchange: one path, one reader and one writer for each."""

@@ -1,4 +1,4 @@
-"""What `check` found of the code of each stage: data/checked/NAME.json, on which the stage NAME depends."""
+"""Fingerprints of each stage's code: `check` writes data/checked/NAME.json, on which the stage NAME depends."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -9,11 +9,11 @@ from refit.artifacts.paths import CHECKED
 from refit.runtime.errors import UserError
 from refit.runtime.fingerprint import PROJECT, code_of
 
-_SHOWN = 3  # changes of a stage
+_SHOWN = 3  # changes shown per stage
 
 
 def write_checked(own: Sequence[str], root: Path = PROJECT) -> list[str]:
-    """Write the code of each stage but `check`. Returns a line for each whose code is not what it was.
+    """Write the code fingerprints of each stage except `check`. Returns a line for each stage whose code changed.
 
     `own` are the values of model.system and model.network. Raises UserError as code_of.
     """
@@ -21,7 +21,7 @@ def write_checked(own: Sequence[str], root: Path = PROJECT) -> list[str]:
     code = {stage: code_of(stage, own, root) for stage in stages}
     lines = []
     for stage in stages:
-        with suppress(UserError):  # there is none yet, or it is damaged
+        with suppress(UserError):  # the file does not exist yet, or is damaged
             found = _differences(read_json(CHECKED / f"{stage}.json", "dvc repro check"), code[stage])
             more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
             lines += [f"{stage}: {', '.join(found[:_SHOWN])}{more}"] if found else []
@@ -32,7 +32,7 @@ def write_checked(own: Sequence[str], root: Path = PROJECT) -> list[str]:
 
 
 def _differences(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    """What a person reads of them, files first."""
+    """A description of each difference, files first."""
     names = sorted(before.keys() | now.keys(), key=lambda name: (not name.endswith(".py"), name))
     return [_difference(name, before.get(name), now.get(name)) for name in names if before.get(name) != now.get(name)]
 

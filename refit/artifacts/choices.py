@@ -1,4 +1,4 @@
-"""What the tuning stages chose: the small files between them and `fit`."""
+"""The choices of the tuning stages: the small files that they write for `fit`."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +18,11 @@ class BatchChoice:
     accumulate_grad_batches: int
     chosen_by: Literal["params", "auto"]
     hardware: str
-    """The hardware class that the micro-batch was found on."""
+    """The hardware class on which the micro-batch was found."""
     memory_budget: int | None
-    """Bytes; None on an accelerator, whose own memory is the budget."""
+    """Bytes; None on an accelerator, where the budget is the device's memory."""
     tried: list[dict[str, Any]]
-    """Each micro-batch that was tried: its size, the bytes of its step (on a CPU), and whether it fits."""
+    """Each micro-batch that was tried: its size, the memory of one step in bytes (on a CPU), and whether it fits."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def read_learning_rate(path: Path = LEARNING_RATE) -> LearningRateChoice:
 
 
 def resolved_params(params: Params, batch: BatchChoice, rate: LearningRateChoice) -> dict[str, Any]:
-    """The sections that `params` has as plain values, with what was found in place of `auto`."""
+    """The sections of `params` as plain values, with the chosen values in place of `auto`."""
     values = params.model_dump(mode="json")
     values["optimizer"]["learning_rate"] = rate.learning_rate
     values["batch"] = {

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Read files, and write them atomically: a file is complete or it does not exist."""
 
 import csv
 import io
@@ -14,12 +14,12 @@ from refit.runtime.errors import UserError
 
 
 def as_text(name: str) -> str:
-    """A file name as valid text, which it need not be, while a table's cells must."""
+    """A file name as valid Unicode, for tables: bytes that are not UTF-8 are escaped."""
     return name.encode("utf-8", "backslashreplace").decode()
 
 
 def write_bytes(path: Path, content: bytes | memoryview) -> None:
-    """Write a file that a reader sees whole or not at all, also after a power cut."""
+    """Write a file atomically: a reader never sees a part of it, not even after a power failure."""
     path.parent.mkdir(parents=True, exist_ok=True)
     sibling = path.with_name(f".{path.name}.partial")
     with sibling.open("wb") as file:
@@ -36,7 +36,7 @@ def write_json(path: Path, value: object) -> None:
 
 
 def read_json(path: Path, command: str) -> dict[str, Any]:
-    """The object in a JSON file. Raises UserError where there is none, with the `command` that makes the file."""
+    """The object in a JSON file. Raises UserError if there is none, which names `command` as what writes the file."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -44,7 +44,7 @@ def read_json(path: Path, command: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON: {error}; run: {command}") from None
     if not isinstance(values, dict):
-        raise UserError(f"{path} holds no JSON object; run: {command}")
+        raise UserError(f"{path} does not contain a JSON object; run: {command}")
     return values
 
 
@@ -66,7 +66,7 @@ def read_csv(path: Path) -> list[dict[str, str]]:
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """A new empty folder to fill, which takes the place of `path` if the block ends well and is removed if not."""
+    """A new empty folder to fill. It replaces `path` if the block succeeds, and is removed if the block fails."""
     sibling = path.with_name(f".{path.name}.partial")
     shutil.rmtree(sibling, ignore_errors=True)
     sibling.mkdir(parents=True)

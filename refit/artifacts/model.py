@@ -1,8 +1,8 @@
-"""The model artifact: a folder that needs nothing else to be used, and that is read without unpickling.
+"""The model artifact: a self-contained folder that is read without unpickling.
 
-`model.safetensors` holds the weights. `model.json` is a record of its own, with a format number: how to build the
-system, what goes in and what the answers mean. `params.json` holds the parameters of the fit, for people and reports.
-A record of an earlier format is migrated when it is read, so that every model ever written still loads.
+`model.safetensors` contains the weights. `model.json` is the model's record, with a format number: how to build the
+system, its input and the meaning of its answers. `params.json` contains the parameters of the fit, for people and
+reports. A record of an earlier format is migrated when it is read, so that every earlier model still loads.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ FORMAT: Literal[3] = 3
 
 
 class Blueprint(BaseModel):
-    """What, beside the weights, decides a model's answers: enough to build its system."""
+    """Everything except the weights that determines a model's answers: enough to build its system."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -35,34 +35,34 @@ class Blueprint(BaseModel):
     system_arguments: dict[str, Any]
     network: str
     network_arguments: dict[str, Any]
-    """Of one of our networks each argument, also those that params.yaml leaves to the network."""
+    """For one of our networks all arguments, including the defaults."""
     embedding: int
     """Length of an encoder's output."""
     test_time_flip: bool
     classes: list[str]
     color: Color
     shape: tuple[int, int, int]
-    """C, H, W of the uint8 images that go in."""
+    """C, H, W of the uint8 input images."""
     mean: list[float]
-    """Of the training images, by channel, pixels scaled to 0..1; so too std."""
+    """Mean, and below standard deviation, of the training images by channel, pixels scaled to 0..1."""
     std: list[float]
 
 
 class ModelRecord(Blueprint):
-    """What model.json holds."""
+    """The content of model.json."""
 
     format: Literal[3] = FORMAT
     weights_sha256: str
     """Of model.safetensors."""
     sha256: str
-    """Names the model: of the blueprint and the weights. Of a model of format 1 or 2: of the weights alone."""
+    """Identifies the model. Of the blueprint and the weights; in formats 1 and 2, of the weights alone."""
     data_sha256: str
     batch_size: int
-    """The micro-batch it was trained with: what fits the memory."""
+    """The micro-batch of the fit: it fits into memory."""
     debug: bool
-    """Whether the debug section shortened the fit: such a trial is never registered."""
+    """Whether the debug section shortened the fit: such a model is never registered."""
     written_as: int = Field(default=FORMAT, exclude=True)
-    """The format of the file."""
+    """The format of the file, before migration."""
 
     @classmethod
     def of(cls, blueprint: Blueprint, weights: bytes, *, data_sha256: str, batch_size: int, debug: bool) -> Self:
@@ -78,18 +78,18 @@ class ModelRecord(Blueprint):
 
 
 def identity(blueprint: Blueprint, weights_sha256: str) -> str:
-    """The sha256 of all that decides a model's answers."""
-    decides = blueprint.model_dump(mode="json", include=set(Blueprint.model_fields)) | {"weights": weights_sha256}
-    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+    """The sha256 of everything that determines a model's answers."""
+    content = blueprint.model_dump(mode="json", include=set(Blueprint.model_fields)) | {"weights": weights_sha256}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def model_sha256(folder: Path = MODEL) -> str:
-    """The name of the model in `folder`. Raises UserError as read_record."""
+    """The sha256 that identifies the model in `folder`. Raises UserError as read_record."""
     return read_record(folder).sha256
 
 
 def model_name(sha256: str) -> str:
-    """What people call a model: the beginning of its sha256."""
+    """A model's name for people: the beginning of its sha256."""
     return sha256[:12]
 
 
@@ -103,11 +103,11 @@ def write_model(
     debug: bool = False,
     folder: Path = MODEL,
 ) -> ModelRecord:
-    """Write the artifact as a whole; returns its record. `params` are plain values, those of the fit."""
+    """Write the artifact atomically; returns its record. `params` are the parameters of the fit, as plain values."""
     import torch
     from safetensors.torch import save
 
-    # A copy of each: layers may share a weight, which safetensors refuses.
+    # Copy each weight: layers may share one, which safetensors does not accept.
     content = save({name: weight.clone(memory_format=torch.contiguous_format) for name, weight in weights.items()})
     record = ModelRecord.of(blueprint, content, data_sha256=data_sha256, batch_size=batch_size, debug=debug)
     with whole_folder(folder) as new:
@@ -118,9 +118,9 @@ def write_model(
 
 
 def read_record(folder: Path = MODEL) -> ModelRecord:
-    """The record in model.json, migrated to today's format. Reads no weights.
+    """The record in model.json, migrated to the current format. Does not read the weights.
 
-    Raises UserError where it is missing, damaged, or of a format that this version does not know.
+    Raises UserError if it is missing, damaged, or of an unknown format.
     """
     path = folder / RECORD
     values = read_json(path, "dvc repro fit")
@@ -141,14 +141,14 @@ def read_record(folder: Path = MODEL) -> ModelRecord:
         where = ".".join(map(str, fault["loc"]))
         raise UserError(f"{path}: {where}: {fault['msg']}; run: dvc repro --force fit") from None
     if written_as == FORMAT and record.sha256 != identity(record, record.weights_sha256):
-        raise UserError(f"{path} was changed: its sha256 is not that of its content; run: dvc checkout {folder}")
+        raise UserError(f"{path} was changed: its sha256 does not match its content; run: dvc checkout {folder}")
     return record
 
 
 def read_weights(record: ModelRecord, folder: Path = MODEL) -> "dict[str, Tensor]":
     """The weights of the model in `folder`, by their names in the system's state_dict.
 
-    Raises UserError where the file is missing, is another one than `record` describes, or holds no weights.
+    Raises UserError if the file is missing, is not the one that `record` describes, or is not a safetensors file.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load
@@ -162,8 +162,8 @@ def read_weights(record: ModelRecord, folder: Path = MODEL) -> "dict[str, Tensor
     try:
         weights = load(content)
     except SafetensorError as error:
-        raise UserError(f"{path} holds no weights: {error}; run: dvc repro --force fit") from None
-    if record.written_as == 1:  # it held the network's weights alone
+        raise UserError(f"{path} is not a safetensors file: {error}; run: dvc repro --force fit") from None
+    if record.written_as == 1:  # format 1 contained the network's weights only
         weights = {f"network.{name}": weight for name, weight in weights.items()}
     return weights
 
@@ -174,17 +174,17 @@ def read_fit_params(folder: Path = MODEL) -> dict[str, Any]:
 
 
 def _to_format_2(values: dict[str, Any]) -> dict[str, Any]:
-    """Format 1, of 2025-11-23: one system, and the section of its network under the name `network`."""
+    """Format 1, from 2025-11-23, had one system, and described its network in a section named `network`."""
     network = values.pop("network")
     return {**values, "format": 2, "model": {"system": values.pop("system", "classifier"), **network}, "debug": False}
 
 
-# What format 2 left open, as its networks filled it in: width and dropout.
+# Format 2 did not record default values; these are its networks' defaults of width and dropout.
 _DEFAULTS_OF_FORMAT_2 = {"mlp": (256, 0.2), "cnn": (32, 0.1), "resnet9": (64, 0.0), "airbench": (64, 0.0)}
 
 
 def _to_format_3(values: dict[str, Any]) -> dict[str, Any]:
-    """Format 2 held a dump of the section `model` of params.yaml, whose keys changed over time."""
+    """Format 2 contained a copy of the section `model` of params.yaml, whose keys changed over time."""
     model, weights_sha256 = values["model"], values["sha256"]
     arguments = model.get("network_arguments", {})
     if defaults := _DEFAULTS_OF_FORMAT_2.get(model["network"]):
@@ -205,4 +205,4 @@ def _to_format_3(values: dict[str, Any]) -> dict[str, Any]:
 
 
 _MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _to_format_2, 2: _to_format_3}
-"""From each earlier format to the next."""
+"""Migrations from each earlier format to the next one."""

@@ -1,6 +1,6 @@
-"""Every path below `data/`, by its one name. All are relative to the folder that a stage runs in.
+"""All paths in `data/`, each defined once. They are relative to a stage's working directory.
 
-The folders of the user's own files (`data/raw`, `data/new`, `data/weights`) are defaults in params.yaml.
+The folders for the user's files (`data/raw`, `data/new`, `data/weights`) are defaults in params.yaml.
 """
 
 import os
@@ -26,17 +26,17 @@ REPORT = Path("data/evaluation/report.html")
 
 PREDICTIONS = Path("data/predictions")
 PROMOTION = Path("data/promotion")
-"""verdict.json, promotion.md and differences.csv: the last decision about a champion, and why."""
+"""verdict.json, promotion.md and differences.csv: the last decision about the champion, with its reason."""
 
-# Below repository_root(), which DVC's temporary workspaces share.
+# Relative to repository_root(), which DVC's temporary workspaces share.
 STATES = Path("data/state")
 DIVERGED = "diverged.json"
-"""In the folder of a fit's state: the batch whose loss was not finite."""
+"""In the folder of a fit's saved states: the batch whose loss was not finite."""
 OUTBOX = Path("data/state/mlflow")
 LOGS = Path("data/logs")
 PROFILES = Path("data/logs/profile")
 
 
 def repository_root() -> Path:
-    """The root of DVC's repository: the main one also in the temporary workspace of an experiment."""
+    """The root of DVC's repository; in the temporary workspace of an experiment, that of the main repository."""
     return Path(os.environ.get("DVC_ROOT") or ".").resolve()

@@ -1,8 +1,8 @@
-"""The prepared data set on disk, and reading it.
+"""Read the prepared data set.
 
-A folder of few files: for each split `SPLIT_images.npy`, uint8 (N, C, H, W), and `SPLIT_labels.npy`, int64 (N,);
-`dataset.json`; and `manifest.parquet`, one row an image. A split is one array, so a batch is one gather; what is too
-large to be read at once is memory-mapped.
+It is a folder with `SPLIT_images.npy`, uint8 (N, C, H, W), and `SPLIT_labels.npy`, int64 (N,), for each split;
+`dataset.json`; and `manifest.parquet`, one row per image. A split is one array, so a batch is one indexing operation.
+Large arrays are memory-mapped.
 """
 
 from collections.abc import Sequence
@@ -21,13 +21,15 @@ Color = Literal["grey", "rgb"]
 Pixels = npt.NDArray[np.uint8]
 
 FORMAT = 1
-READ_AT_ONCE = 2 * 2**30  # bytes: to map a file and touch its pages in random order takes several times as long
+READ_AT_ONCE = (
+    2 * 2**30
+)  # bytes; larger files are mapped, and reading their pages in random order is several times slower
 
 
 @dataclass(frozen=True)
 class Split:
     images: Pixels
-    """uint8 (N, C, H, W); memory-mapped where it is large."""
+    """uint8 (N, C, H, W); memory-mapped if it is large."""
     labels: npt.NDArray[np.int64]
     """(N,)."""
 
@@ -37,7 +39,7 @@ class Split:
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """What dataset.json holds."""
+    """The content of dataset.json."""
 
     format: int
     source: str
@@ -51,14 +53,14 @@ class DatasetInfo:
     """Of the train split, by channel, with pixels scaled to 0..1."""
     std: list[float]
     sha256: str
-    """Of every split's images and labels: names this data set's content."""
+    """Of the images and labels of all splits: identifies the data set."""
 
     def as_json(self) -> dict[str, object]:
         return asdict(self)
 
 
 def read_info(folder: Path = PREPARED) -> DatasetInfo:
-    """Raises UserError where there is no prepared data set, or one of another format."""
+    """Raises UserError if there is no prepared data set, or it has another format."""
     path = folder / "dataset.json"
     values = read_json(path, "dvc repro prepare")
     if values.get("format") != FORMAT:
@@ -68,24 +70,24 @@ def read_info(folder: Path = PREPARED) -> DatasetInfo:
 
 def read_names(split: str, folder: Path = PREPARED) -> list[str]:
     """The name of each image of a split, in the order of its rows."""
-    return _of_each("name", [split], folder)
+    return _read_column("name", [split], folder)
 
 
 def read_hashes(*splits: str, folder: Path = PREPARED) -> list[str]:
     """The sha256 of each image's pixels, in the order of the rows of these splits."""
-    return _of_each("sha256", splits, folder)
+    return _read_column("sha256", splits, folder)
 
 
-def _of_each(column: str, splits: Sequence[str], folder: Path) -> list[str]:
-    from pyarrow.parquet import read_table  # only who names images pays for it
+def _read_column(column: str, splits: Sequence[str], folder: Path) -> list[str]:
+    from pyarrow.parquet import read_table  # a slow import that most callers of this module do not need
 
     manifest = read_table(folder / "manifest.parquet", columns=[column, "split"]).to_pydict()
-    return [value for value, own in zip(manifest[column], manifest["split"], strict=True) if own in splits]
+    return [value for value, split in zip(manifest[column], manifest["split"], strict=True) if split in splits]
 
 
 def read_split(name: str, folder: Path = PREPARED) -> Split:
     """The images and labels of `train`, `val` or `test`."""
     images = folder / f"{name}_images.npy"
-    # Mapped copy-on-write: PyTorch has no read-only tensors, and nothing here writes.
+    # Mapped copy-on-write, because PyTorch has no read-only tensors; nothing writes to them.
     mapped: Literal["c"] | None = "c" if images.stat().st_size > READ_AT_ONCE else None
     return Split(np.load(images, mmap_mode=mapped), np.load(folder / f"{name}_labels.npy"))

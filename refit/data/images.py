@@ -1,8 +1,8 @@
-"""One decoding policy: the same rules turn a file into pixels in `prepare` and in `predict`.
+"""Decode image files to pixels. `prepare` and `predict` use the same rules.
 
-EXIF orientation is applied; an animation gives its first frame; 16-bit grey is scaled to 8 bits; transparency is
-laid over white; every other mode is converted by Pillow. The image is resized until it just covers the
-wanted size, then cropped at the centre.
+EXIF orientation is applied. An animation gives its first frame. 16-bit grey is scaled to 8 bits. Transparency is
+composited over white. Pillow converts all other modes. The image is resized until it just covers the target size, then
+cropped at the centre.
 """
 
 import os
@@ -17,12 +17,12 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from refit.artifacts.prepared import Color, Pixels
 from refit.runtime.errors import UserError
 
-MAX_PIXELS = 128 * 2**20  # decoded, this is half a GiB of RGBA: no photo, but a decompression bomb
+MAX_PIXELS = 128 * 2**20  # half a GiB as decoded RGBA: a larger file is a decompression bomb rather than a photo
 _SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 _GREY_MODES = frozenset({"1", "L", "LA", "I", "I;16", "I;16B", "I;16L"})
-# Not all of Pillow's: one of its parsers starts Ghostscript.
+# Not every format that Pillow reads: one of its parsers starts Ghostscript.
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-_TURNS = {  # by EXIF orientation
+_TRANSPOSES = {  # by EXIF orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -38,7 +38,7 @@ class BadImageError(UserError):
 
 
 class Header(NamedTuple):
-    """What an image file says of itself, before its pixels are decoded."""
+    """What an image file states before its pixels are decoded."""
 
     width: int
     """Pixels, after EXIF orientation."""
@@ -47,7 +47,7 @@ class Header(NamedTuple):
 
 
 def find_images(folder: Path) -> Iterator[Path]:
-    """Image files below a folder, sorted; hidden files and linked folders (which may form loops) are passed over."""
+    """Image files below a folder, sorted. Hidden files are skipped, and linked folders too: they may form loops."""
     for parent, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):
@@ -62,13 +62,13 @@ def open_image(path: Path) -> Image.Image:
 
 
 def read_header(image: Image.Image) -> Header:
-    """Size and colour of an opened image. Raises BadImageError for one of too many pixels."""
+    """Size and colour of an opened image. Raises BadImageError if it has too many pixels."""
     width, height = image.size
     if width * height > MAX_PIXELS:
-        raise BadImageError(f"{width} x {height} pixels are more than the {MAX_PIXELS} allowed")
+        raise BadImageError(f"{width} x {height} pixels exceed the limit of {MAX_PIXELS}")
     with _translate_pillow_errors():
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-    if orientation in (5, 6, 7, 8) and image.format != "TIFF":  # on its side; Pillow turns a TIFF's size itself
+    if orientation in (5, 6, 7, 8) and image.format != "TIFF":  # rotated; for a TIFF, Pillow has swapped the size
         width, height = height, width
     return Header(width, height, "grey" if image.mode in _GREY_MODES else "rgb")
 
@@ -76,15 +76,15 @@ def read_header(image: Image.Image) -> Header:
 def decode(image: Image.Image, color: Color, size: tuple[int, int] | None) -> Pixels:
     """Pixels of an opened image: uint8 (C, H, W), C = 1 for grey and 3 for rgb, resized to `size` (H, W) unless None.
 
-    Raises BadImageError where the pixels cannot be read.
+    Raises BadImageError if the pixels cannot be read.
     """
     read_header(image)
     with _translate_pillow_errors():
         image.load()
-        # Not ImageOps.exif_transpose, which also writes the EXIF data anew and fails at what it cannot write.
-        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-    if turn is not None:
-        image = image.transpose(turn)
+        # Not ImageOps.exif_transpose: it also rewrites the EXIF data, and fails on data that it cannot write.
+        transpose = _TRANSPOSES.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    if transpose is not None:
+        image = image.transpose(transpose)
     image = _to_eight_bits(image, color)
     if size is not None:
         image = ImageOps.fit(image, (size[1], size[0]), Image.Resampling.BICUBIC)
@@ -96,7 +96,7 @@ def _to_eight_bits(image: Image.Image, color: Color) -> Image.Image:
     mode = "L" if color == "grey" else "RGB"
     if image.mode == "F":
         raise BadImageError("32-bit float pixels have no agreed range; convert the image to 8 or 16 bits")
-    if image.mode.startswith("I"):  # convert() would clip 16 bits to two levels
+    if image.mode.startswith("I"):  # convert() would clip 16-bit values at 255
         wide = np.asarray(image).astype(np.int64)
         if wide.min() < 0 or wide.max() > 65535:
             raise BadImageError("32-bit integer pixels have no agreed range; convert the image to 8 or 16 bits")
@@ -104,24 +104,24 @@ def _to_eight_bits(image: Image.Image, color: Color) -> Image.Image:
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    if image.mode not in ("L", "RGB"):  # Pillow knows no way from some modes to grey
+    if image.mode not in ("L", "RGB"):  # Pillow cannot convert some modes to grey directly
         image = image.convert("RGB")
     return image if image.mode == mode else image.convert(mode)
 
 
 @contextmanager
 def _translate_pillow_errors() -> Iterator[None]:
-    """Raises BadImageError for whatever Pillow's parsers make of a file that is not as it should be."""
+    """Raise BadImageError in place of any exception that Pillow's parsers raise for a damaged file."""
     try:
         yield
-    except MemoryError:  # no fault of the image, which must not be skipped for it
+    except MemoryError:  # not caused by the image, so the image must not be skipped
         raise
     except Exception as error:  # noqa: BLE001, they raise TypeError, struct.error and more
         raise BadImageError(_reason(error)) from None
 
 
 def _reason(error: Exception) -> str:
-    """Pillow's messages without the object addresses and absolute paths some of them hold."""
+    """Pillow's message, without the object addresses and absolute paths that some messages contain."""
     if isinstance(error, UnidentifiedImageError):
-        return "not an image that can be identified"
+        return "not a recognised image format"
     return (isinstance(error, OSError) and error.strerror) or str(error)

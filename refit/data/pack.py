@@ -24,7 +24,7 @@ from refit.params import DataParams
 from refit.runtime.errors import UserError
 from refit.runtime.progress import progress
 
-AUTO_SIZE = 128  # pixels, where images of several sizes come with image_size: auto
+AUTO_SIZE = 128  # pixels, for image_size: auto if the images differ in size
 Result = TypeVar("Result")
 _CHUNK = 512  # images held in memory at a time
 
@@ -33,16 +33,15 @@ class _Decoded(NamedTuple):
     item: Item
     header: Header
     row: int
-    """Where its pixels lie in the scratch array."""
+    """Row of its pixels in the scratch array."""
     sha256: str
-    """Of its pixels."""
+    """Of the decoded pixels."""
 
 
 def pack(source: Source, data: DataParams, seed: int, folder: Path) -> tuple[DatasetInfo, dict[str, int | float]]:
-    """Write the prepared data set to `folder`; returns what it is and a report of counts.
+    """Write the prepared data set to `folder`; returns its description and a report of counts.
 
-    Raises UserError that names the images which cannot be decoded or which have two labels, unless
-    `data.bad_images` is skip.
+    Raises UserError if an image cannot be decoded or has two labels, unless `data.bad_images` is skip.
     """
     items = source.list_items()
     headers = _read_headers(items, data)
@@ -54,7 +53,7 @@ def pack(source: Source, data: DataParams, seed: int, folder: Path) -> tuple[Dat
     images = _without_conflicts(_decode_all(headers, color, size, pixels, data), data)
     hashes = [image.sha256 for image in images]
     assigned = assign_splits([image.item for image in images], hashes, data, seed)
-    splits = {name: [image for image, own in zip(images, assigned, strict=True) if own == name] for name in SPLITS}
+    splits = {name: [image for image, split in zip(images, assigned, strict=True) if split == name] for name in SPLITS}
     _check_classes(source.classes, splits, data)
 
     for name, members in splits.items():
@@ -86,15 +85,15 @@ def pack(source: Source, data: DataParams, seed: int, folder: Path) -> tuple[Dat
 
 
 def decode_again(split: str, data: DataParams, color: Color, size: tuple[int, int]) -> Pixels:
-    """The images of a prepared split as a model of other images takes them: uint8 (N, C, *size), in their order.
+    """Decode the images of a prepared split again, at another model's colour and size: uint8 (N, C, *size), in order.
 
-    Raises UserError that names one that the source has no more, or that cannot be decoded.
+    Raises UserError if the source no longer has an image, or an image cannot be decoded.
     """
     items = {as_text(item.name): item for item in open_source(data).list_items()}
     names = read_names(split)
     for name in names:
         if name not in items:
-            raise UserError(f"{name} is not below data.root = {data.root!r} any more; run: dvc repro")
+            raise UserError(f"{name} is no longer in data.root = {data.root!r}; run: dvc repro")
     images = []
     for item, image in _in_threads(partial(decode, color=color, size=size), [items[name] for name in names]):
         if isinstance(image, BadImageError):
@@ -103,17 +102,17 @@ def decode_again(split: str, data: DataParams, color: Color, size: tuple[int, in
     return np.stack(images)
 
 
-def _fault(name: str, reason: object, data: DataParams) -> None:
-    """An image that cannot be used: an error or a line, as `data.bad_images` says."""
+def _report_bad_image(name: str, reason: object, data: DataParams) -> None:
+    """Raise UserError for an image that cannot be used, or print a line if `data.bad_images` is skip."""
     if data.bad_images == "fail":
-        raise UserError(f"{as_text(name)}: {reason}; mend or remove it, or set data.bad_images to skip")
+        raise UserError(f"{as_text(name)}: {reason}; repair or remove it, or set data.bad_images to skip")
     print(f"skipped {as_text(name)}: {reason}", flush=True)
 
 
 def _in_threads(
     work: Callable[[Image.Image], Result], items: Sequence[Item]
 ) -> Iterator[tuple[Item, Result | BadImageError]]:
-    """Each item with what `work` makes of its opened image, or why that cannot be used; in order."""
+    """Each item with the result of `work` for its opened image, or with the error; in order."""
 
     def attempt(item: Item) -> Result | BadImageError:
         try:
@@ -122,7 +121,7 @@ def _in_threads(
         except BadImageError as error:
             return error
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow decodes without the interpreter's lock
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow releases the GIL while it decodes
         for start in range(0, len(items), _CHUNK):
             chunk = items[start : start + _CHUNK]
             yield from zip(chunk, pool.map(attempt, chunk), strict=True)
@@ -130,14 +129,14 @@ def _in_threads(
 
 def _read_headers(items: Sequence[Item], data: DataParams) -> list[tuple[Item, Header]]:
     headers = []
-    # Threads here too: Pillow finds a PNG's orientation only by decoding it.
+    # In threads too: Pillow has to decode a PNG to find its orientation.
     for item, header in progress(_in_threads(read_header, items), "reading headers", len(items)):
         if isinstance(header, BadImageError):
-            _fault(item.name, header, data)
+            _report_bad_image(item.name, header, data)
         else:
             headers.append((item, header))
     if not headers:
-        raise UserError(f"data.source = {data.source!r} has no image that can be read")
+        raise UserError(f"data.source = {data.source!r} has no readable image")
     return headers
 
 
@@ -148,14 +147,14 @@ def _choose_color(headers: Sequence[tuple[Item, Header]], data: DataParams) -> C
 
 
 def _choose_size(headers: Sequence[tuple[Item, Header]], data: DataParams) -> tuple[int, int] | None:
-    """Height and width to resize to, pixels; None where every image is kept as it is."""
+    """Height and width to resize to, in pixels; None if no image needs resizing."""
     sizes = {(header.width, header.height) for _, header in headers}
     if data.image_size != "auto":
         square = (data.image_size, data.image_size)
         return None if sizes == {square} else square
     if len(sizes) == 1:
         return None
-    print(f"images of {len(sizes)} sizes are resized to {AUTO_SIZE} x {AUTO_SIZE}; data.image_size sets another")
+    print(f"images of {len(sizes)} sizes are resized to {AUTO_SIZE} x {AUTO_SIZE}; data.image_size overrides this")
     return AUTO_SIZE, AUTO_SIZE
 
 
@@ -163,12 +162,11 @@ def _decode_all(
     headers: Sequence[tuple[Item, Header]], color: Color, size: tuple[int, int] | None, pixels: Pixels, data: DataParams
 ) -> list[_Decoded]:
     """Fill `pixels`, uint8 (N, C, H, W), row by row; the row of an image that cannot be decoded stays unused."""
-
     decoded = []
     images = _in_threads(partial(decode, color=color, size=size), [item for item, _ in headers])
     for row, (item, image) in enumerate(progress(images, "decoding", len(headers))):
         if isinstance(image, BadImageError):
-            _fault(item.name, image, data)
+            _report_bad_image(item.name, image, data)
         else:
             pixels[row] = image
             decoded.append(_Decoded(item, headers[row][1], row, hashlib.sha256(image.tobytes()).hexdigest()))
@@ -176,17 +174,17 @@ def _decode_all(
 
 
 def _without_conflicts(images: list[_Decoded], data: DataParams) -> list[_Decoded]:
-    """Leave out identical images of different classes: which label is right cannot be known."""
+    """Leave out identical images with different labels: the correct label is unknown."""
     conflicts = find_label_conflicts([image.item for image in images], [image.sha256 for image in images])
     for group in conflicts:
         names = " and ".join(images[i].item.name for i in group)
-        _fault(names, "identical images with different labels", data)
+        _report_bad_image(names, "identical images with different labels", data)
     left_out = {i for group in conflicts for i in group}
     return [image for i, image in enumerate(images) if i not in left_out]
 
 
 def _check_classes(classes: Sequence[str], splits: dict[SplitName, list[_Decoded]], data: DataParams) -> None:
-    """A class without a training image is an error; without one of another split, a line: nothing measures it there."""
+    """Raise UserError if a class has no training image; warn if it has no image in another split."""
     for split, members in splits.items():
         present = {image.item.label for image in members}
         absent = ", ".join(repr(name) for label, name in enumerate(classes) if label not in present)
@@ -222,7 +220,7 @@ def _write_manifest(path: Path, classes: Sequence[str], splits: dict[SplitName, 
 
 
 def _channel_statistics(pixels: Pixels, rows: Sequence[int]) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of each channel, pixels scaled to 0..1; exact, as the sums are whole numbers."""
+    """Mean and standard deviation of each channel, pixels scaled to 0..1; exact, as the sums are integers."""
     channels = pixels.shape[1]
     total, squares = np.zeros(channels, np.int64), np.zeros(channels, np.int64)
     for start in range(0, len(rows), _CHUNK):
@@ -231,7 +229,7 @@ def _channel_statistics(pixels: Pixels, rows: Sequence[int]) -> tuple[list[float
         squares += (chunk**2).sum(axis=(0, 2, 3))
     count = len(rows) * pixels[0, 0].size
     mean = total / count
-    std = np.sqrt(np.maximum(squares / count - mean**2, 1.0))  # at least one grey level: a blank channel divides by it
+    std = np.sqrt(np.maximum(squares / count - mean**2, 1.0))  # at least one grey level: std is a divisor
     return (mean / 255).tolist(), (std / 255).tolist()
 
 

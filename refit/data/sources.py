@@ -1,6 +1,6 @@
-"""Where images come from. A source is a function of `DataParams` that lists labelled images without decoding them.
+"""Sources of images. A source is a function of `DataParams` that lists labelled images without decoding them.
 
-To add one, write such a function and name it in `SOURCES`: nothing else knows which sources there are.
+To add a source, write such a function and add it to `SOURCES`.
 """
 
 import contextlib
@@ -35,10 +35,10 @@ class Item:
     """One labelled image, not yet decoded."""
 
     name: str
-    """Where it lies in its source: a path relative to data.root, or split/number."""
+    """Its name in the source: a path relative to data.root, a number, or split/number."""
     label: int
     split: SplitName | None
-    """The split the source puts it in; None where the source has none."""
+    """The split that the source assigns; None if the source has no splits."""
     open: Callable[[], Image.Image]
 
 
@@ -49,9 +49,9 @@ class Source:
 
 
 def open_source(data: DataParams) -> Source:
-    """Find the images that `data.source` names; downloads a torchvision set that is not under `data.root`.
+    """Open the source that `data.source` names; downloads a torchvision data set that is not in `data.root`.
 
-    Raises UserError where there is no such source, or its images cannot be had.
+    Raises UserError if the source is unknown, or its images cannot be found or downloaded.
     """
     kind, _, name = data.source.partition(":")
     if kind not in SOURCES or bool(name) != (kind == "torchvision"):
@@ -81,7 +81,7 @@ def _torchvision(data: DataParams) -> Source:
     known = [*_TORCHVISION_BY_FLAG, *_TORCHVISION_BY_NAME]
     if name not in known:
         guess = nearest(name, known, "torchvision:")
-        raise UserError(f"data.source = {data.source!r} is unknown{guess}; the sets are {', '.join(known)}")
+        raise UserError(f"data.source = {data.source!r} is unknown{guess}; expected one of {', '.join(known)}")
     splits: tuple[Literal["train", "test"], ...] = ("train", "test")
     sets = {split: _load_or_download(name, split, Path(data.root)) for split in splits}
     classes = getattr(sets["train"], "classes", None) or sorted({int(label) for label in _labels(sets["train"])})
@@ -101,20 +101,20 @@ def _load_or_download(name: str, split: Literal["train", "test"], root: Path) ->
 
     which = {"split": split} if name in _TORCHVISION_BY_NAME else {"train": split == "train"}
     load = partial(getattr(datasets, name), **which)
-    # torchvision's ways to say that the set is not there, or not all of a file of it.
+    # What torchvision raises if the data set is missing or one of its files is incomplete.
     with contextlib.suppress(RuntimeError, FileNotFoundError, ValueError, EOFError):
         return load(str(root))
-    download = root / f".{name}.partial"  # so that a failed download leaves nothing where the set belongs
+    download = root / f".{name}.partial"  # so that a failed download leaves no incomplete data set
     print(f"downloading torchvision:{name} to {root}", flush=True)
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # its progress, and each mirror that failed
+        with contextlib.redirect_stdout(io.StringIO()):  # hide its progress and its list of failed mirrors
             load(str(download), download=True)
         shutil.copytree(download, root, dirs_exist_ok=True)
     except (OSError, RuntimeError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
             f"data.source = 'torchvision:{name}' is not in data.root = {str(root)!r} and could not be downloaded "
-            f"({reason}); put it there or mend the network"
+            f"({reason}); copy it there, or check the network connection"
         ) from None
     finally:
         shutil.rmtree(download, ignore_errors=True)
@@ -135,17 +135,19 @@ def _folder(data: DataParams) -> Source:
     parents: list[tuple[Path, SplitName | None]] = [
         (folder, _SPLIT_FOLDERS[folder.name]) for folder in _subfolders(root) if folder.name in _SPLIT_FOLDERS
     ]
-    if not any(split == "train" for _, split in parents):  # else these are classes that happen to be called so
+    if not any(split == "train" for _, split in parents):  # without a train folder, these are classes with such names
         parents = [(root, None)]
     class_folders = [(folder, split) for parent, split in parents for folder in _subfolders(parent)]
     # One list of classes over all splits: a class missing from one must not shift the labels of the others.
     classes = tuple(sorted({folder.name for folder, _ in class_folders}))
     for name in classes:
         if as_text(name) != name:
-            raise UserError(f"data.root = {data.root!r}: class folder {as_text(name)}: its name is no UTF-8; rename it")
+            raise UserError(
+                f"data.root = {data.root!r}: the name of class folder {as_text(name)} is not UTF-8; rename it"
+            )
     if len(classes) < 2:
         raise UserError(f"data.root = {data.root!r} has {len(classes)} class folders; expected two or more, "
-                         "one for each class, at the top or in each of train/ val/ test/")  # fmt: skip
+                         "one per class, directly in it or in each of train/ val/ test/")  # fmt: skip
 
     def list_items() -> list[Item]:
         items = [
@@ -156,7 +158,9 @@ def _folder(data: DataParams) -> Source:
         labels = {item.label for item in items}
         for label, name in enumerate(classes):
             if label not in labels:
-                raise UserError(f"data.root = {data.root!r}: class folder {name!r} has no image; fill it or remove it")
+                raise UserError(
+                    f"data.root = {data.root!r}: class folder {name!r} has no image; add images, or remove it"
+                )
         return items
 
     return Source(classes, list_items)

@@ -1,1 +1,1 @@
-"""Measures of a model's answers, and comparisons of models."""
+"""Metrics of a model's answers, and comparisons of models."""

@@ -1,7 +1,7 @@
-"""A classifier's test, as figures: how often it is right, how sure one may be of that, and where it errs.
+"""Test metrics of a classifier: accuracy with its confidence interval, calibration, and metrics per class.
 
-Everything is computed in float64 by NumPy and scikit-learn on one thread. A figure that the test images
-do not define (a class without images has no recall) is None, never NaN.
+NumPy and scikit-learn compute everything in float64 on one thread. A metric that the test images do not define, such as
+the recall of a class without images, is None, never NaN.
 """
 
 from collections.abc import Callable, Sequence
@@ -37,31 +37,32 @@ class ClassMetrics:
     images: int
     """Test images of this class."""
     precision: float | None
-    """None: no image was taken for this class."""
+    """None if no image was predicted as this class."""
     recall: float | None
-    """None: no test image is of this class."""
+    """None if no test image is of this class."""
     f1: float | None
-    """None: neither."""
+    """None if no image is of this class or was predicted as it."""
     roc_auc: float | None
-    """None: no test image, or no other one, is of this class. So too average_precision."""
+    """None if no test image or every test image is of this class."""
     average_precision: float | None
+    """None where roc_auc is."""
 
 
 @dataclass(frozen=True)
 class ReliabilityBin:
-    """The images whose top probability lies in (low, high]."""
+    """The images whose highest probability is in (low, high]."""
 
     low: float
     high: float
     images: int
     confidence: float | None
-    """Their mean top probability. None, as accuracy, where the bin is empty."""
+    """Mean of the highest probabilities. Confidence and accuracy are None if the bin is empty."""
     accuracy: float | None
 
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """One x of a one-vs-rest curve: the mean y of all classes (macro), the worst and the best class's."""
+    """One x of the one-vs-rest curves: the mean y of all classes (macro), and the lowest and highest y of a class."""
 
     x: float
     macro: float
@@ -73,7 +74,7 @@ class CurvePoint:
 class ClassificationReport:
     images: int
     confidence: float
-    """Level of the interval accuracy_low to accuracy_high."""
+    """Confidence level of the interval from accuracy_low to accuracy_high."""
     accuracy: float
     accuracy_low: float
     accuracy_high: float
@@ -82,26 +83,26 @@ class ClassificationReport:
     loss: float
     """Mean negative log-likelihood of the true class, nats."""
     ece: float
-    """Expected calibration error: mean distance between confidence and accuracy (Guo et al. 2017)."""
+    """Expected calibration error: mean gap between confidence and accuracy (Guo et al. 2017)."""
     brier: float
-    """Squared distance between probabilities and truth, summed over classes, mean over images: 0 to 2."""
+    """Squared error of the probabilities, summed over classes, averaged over images: 0 to 2."""
     mean_confidence: float
     classes: tuple[ClassMetrics, ...]
     confusion: tuple[tuple[int, ...], ...]
     """Images by true class (row) and predicted class (column)."""
     reliability: tuple[ReliabilityBin, ...]
     roc: tuple[CurvePoint, ...]
-    """x: false positive rate, y: the highest true positive rate at no more than that. Empty where undefined."""
+    """x: false positive rate, y: the highest true positive rate up to that x. Empty if undefined."""
     precision_recall: tuple[CurvePoint, ...]
-    """x: recall, y: precision at the first threshold that reaches it. Empty where undefined."""
+    """x: recall, y: precision at the highest threshold that reaches that recall. Empty if undefined."""
 
     def test_summary(self) -> dict[str, float]:
-        """The few figures that compare models: DVC's metrics."""
+        """The metrics to compare models by, which become DVC's metrics."""
         names = ("accuracy", "accuracy_low", "accuracy_high", "macro_f1", "loss", "ece", "brier")
         return {name: getattr(self, name) for name in names}
 
     def tables(self) -> dict[str, list[dict[str, object]]]:
-        """Rows by the name of the table."""
+        """Rows by table name."""
         return {
             "classes": self.class_rows(),
             "reliability": self.reliability_rows(),
@@ -113,7 +114,7 @@ class ClassificationReport:
         return [_rounded(asdict(row)) for row in self.classes]
 
     def reliability_rows(self) -> list[dict[str, object]]:
-        """Filled bins only: a plot has nothing to draw for an empty one."""
+        """Without empty bins, for which there is nothing to plot."""
         return [_rounded(asdict(row)) for row in self.reliability if row.images]
 
     def roc_rows(self) -> list[dict[str, object]]:
@@ -126,12 +127,12 @@ class ClassificationReport:
 def evaluate(
     probabilities: NDArray[np.floating], labels: Ints, classes: Sequence[str], confidence: float, calibration_bins: int
 ) -> ClassificationReport:
-    """Judge predictions on N ≥ 1 test images of K ≥ 2 classes.
+    """Compute the metrics of predictions for N ≥ 1 test images of K ≥ 2 classes.
 
-    probabilities: (N, K), rows that sum to 1. labels: (N,), 0 to K - 1. confidence: level of the accuracy's
-    Wilson score interval, between 0 and 1. calibration_bins: equal-width bins of top probability.
-    Of equal probabilities the first class counts as the prediction.
-    Raises UserError where a probability is not finite: a model that diverged.
+    probabilities: (N, K), each row sums to 1. labels: (N,), 0 to K - 1. confidence: level of the accuracy's
+    Wilson score interval, between 0 and 1. calibration_bins: number of equal-width bins of the highest probability.
+    If probabilities are equal, the first class is the prediction.
+    Raises UserError if a probability is not finite, so if the training diverged.
     """
     exact = probabilities.astype(np.float64)
     images, width = exact.shape
@@ -141,13 +142,14 @@ def evaluate(
     assert set(np.unique(labels)) <= set(range(width)), "a label without a class"
     if not np.isfinite(exact).all():
         raise UserError(
-            "the model's probabilities are not finite; expected numbers: fit again with a lower optimizer.learning_rate"
+            "the model's probabilities are not finite: training diverged; lower optimizer.learning_rate and run: "
+            "dvc repro"
         )
 
     predicted = predictions(exact)
     right = predicted == labels
     top = exact.max(axis=1)
-    figures = _class_metrics(exact, labels, predicted, classes)
+    class_metrics = _class_metrics(exact, labels, predicted, classes)
     bins = _reliability(top, right, calibration_bins)
     low, high = wilson_interval(int(right.sum()), images, confidence)
     return ClassificationReport(
@@ -156,12 +158,12 @@ def evaluate(
         accuracy=float(right.mean()),
         accuracy_low=low,
         accuracy_high=high,
-        macro_f1=float(np.mean([row.f1 for row in figures if row.f1 is not None])),
+        macro_f1=float(np.mean([row.f1 for row in class_metrics if row.f1 is not None])),
         loss=_negative_log_likelihood(exact, labels),
         ece=_expected_calibration_error(bins),
         brier=_brier_score(exact, labels),
         mean_confidence=float(top.mean()),
-        classes=figures,
+        classes=class_metrics,
         confusion=tuple(tuple(row) for row in confusion_matrix(labels, predicted, labels=range(width)).tolist()),
         reliability=bins,
         roc=_mean_curve(exact, labels, _roc),
@@ -170,24 +172,24 @@ def evaluate(
 
 
 def worst_mistakes(probabilities: NDArray[np.floating], labels: Ints, count: int) -> Ints:
-    """Indices of the most confident mistakes, the worst first; at most `count` of them."""
+    """Indices of the `count` most confident mistakes (or fewer), the most confident first."""
     wrong = np.flatnonzero(predictions(probabilities) != labels)
     order = np.argsort(-probabilities[wrong].max(axis=1), kind="stable")
     return wrong[order][:count].astype(np.int64)
 
 
 def wilson_interval(right: int, images: int, confidence: float) -> tuple[float, float]:
-    """Wilson's score interval of a share (Wilson 1927): honest for few images and for scores near 1."""
+    """Wilson score interval of a proportion (Wilson 1927), which also holds for few images and accuracies near 1."""
     z = NormalDist().inv_cdf((1 + confidence) / 2)
-    share = right / images
-    centre = (share + z**2 / (2 * images)) / (1 + z**2 / images)
-    half = z / (1 + z**2 / images) * (share * (1 - share) / images + z**2 / (4 * images**2)) ** 0.5
-    # At 0 and 1 the bound is the share itself, but for rounding.
+    proportion = right / images
+    centre = (proportion + z**2 / (2 * images)) / (1 + z**2 / images)
+    half = z / (1 + z**2 / images) * (proportion * (1 - proportion) / images + z**2 / (4 * images**2)) ** 0.5
+    # For a proportion of 0 or 1 this avoids a rounding error: the bound equals the proportion.
     return 0.0 if right == 0 else centre - half, 1.0 if right == images else centre + half
 
 
 def _negative_log_likelihood(probabilities: Floats, labels: Ints) -> float:
-    """A probability that float32 rounded to 0 counts as float32's smallest normal number, so the loss is finite."""
+    """Finite: a probability that float32 rounded to 0 counts as float32's smallest normal number."""
     true = probabilities[np.arange(len(labels)), labels]
     return float(-np.log(np.maximum(true, np.finfo(np.float32).tiny)).mean())
 
@@ -253,7 +255,7 @@ Curve = Callable[[NDArray[np.bool_], Floats, Floats], Floats]
 
 
 def _mean_curve(probabilities: Floats, labels: Ints, curve: Curve) -> tuple[CurvePoint, ...]:
-    """Each class's curve on one grid of x, then their mean, least and greatest at each x."""
+    """Sample each class's curve at the same x values; at each x take the mean, the lowest and the highest y."""
     grid = np.linspace(0, 1, CURVE_POINTS)
     present = [index for index in range(probabilities.shape[1]) if 0 < (labels == index).sum() < len(labels)]
     if not present:
@@ -271,7 +273,7 @@ def _roc(truth: NDArray[np.bool_], score: Floats, grid: Floats) -> Floats:
 
 def _precision_recall(truth: NDArray[np.bool_], score: Floats, grid: Floats) -> Floats:
     precision, recall, _ = precision_recall_curve(truth, score)
-    # scikit-learn lists the lowest threshold first and ends with a point (0, 1) that no threshold reaches.
+    # scikit-learn starts with the lowest threshold and ends with a point (0, 1) that belongs to no threshold.
     precision, recall = precision[-2::-1], recall[-2::-1]
     values: Floats = precision[np.searchsorted(recall, grid, side="left")]
     return values

@@ -1,4 +1,4 @@
-"""Two classifiers on the same images: is one better, and how sure may one be of that?"""
+"""Compare two classifiers on the same images: the difference of their accuracies, with a confidence interval."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -16,14 +16,16 @@ Row = dict[str, str]
 class Comparison:
     images: int
     accuracy: float
-    """Of the first. 0, as other_accuracy, where there are no images."""
+    """Of the first model. Both accuracies are 0 if there are no images."""
     other_accuracy: float
     only_this: int
-    """Images that the first alone has right."""
+    """Images that only the first model predicts correctly."""
     only_other: int
+    """Images that only the other model predicts correctly."""
     low: float
-    """Of the confidence interval of the difference."""
+    """Lower bound of the confidence interval of the difference."""
     high: float
+    """Upper bound."""
 
     @property
     def difference(self) -> float:
@@ -33,10 +35,10 @@ class Comparison:
 def paired(
     rows: Sequence[Row], name: str, predicted: Mapping[str, str], confidence: float
 ) -> tuple[Comparison, list[Row]]:
-    """Compare a model with another by their predictions, and list the images that one of them has right.
+    """Compare the predictions of two models, and list the images that only one of them predicts correctly.
 
-    rows: `file`, `actual` and `predicted` of each test image, as in outcomes.csv; predicted: what the other model takes
-    a file for, `name` in the list. Images that it lacks do not count.
+    rows: the first model's `file`, `actual` and `predicted` for each test image, as in outcomes.csv. predicted: the
+    other model's predicted class by file; in the list its column is `name`. Files that `predicted` lacks are ignored.
     """
     both = [{key: row[key] for key in ("file", "actual", "predicted")} | {name: predicted[row["file"]]}
             for row in rows if row["file"] in predicted]  # fmt: skip
@@ -45,10 +47,11 @@ def paired(
 
 
 def compare(right: Bools, other_right: Bools, confidence: float) -> Comparison:
-    """Compare by which of N images each has right, (N,) both, in the same order.
+    """Compare two models by the images that each predicts correctly: both masks are (N,), for the same images.
 
-    The interval is that of Agresti and Min 2005, "Simple improved confidence intervals for comparing matched
-    proportions": Wald's, with half an image more of each of the four outcomes. That makes it wide where images are few.
+    The interval is from Agresti and Min 2005, "Simple improved confidence intervals for comparing matched
+    proportions": the Wald interval after half an image is added to each of the four outcomes. It is wide for few
+    images.
     """
     assert right.shape == other_right.shape
     images = len(right)

@@ -1,4 +1,4 @@
-"""From pixels to answers, for every stage and command: a model's `forward`, called by a Trainer."""
+"""From pixels to answers, for all stages and commands: a Trainer calls the model's `forward`."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,34 +18,34 @@ from refit.tasks.task import TASKS, Task
 
 
 def read_model(folder: Path = MODEL) -> tuple[pl.LightningModule, ModelRecord]:
-    """The trained system in eval mode, and its record. `system(images)` takes uint8 images (N, C, H, W) to answers.
+    """The trained system in eval mode, and its record. `system(images)` maps uint8 images (N, C, H, W) to answers.
 
-    Raises UserError that says what is missing or wrong.
+    Raises UserError if a file of the model is missing, damaged or does not fit the others.
     """
     record = read_record(folder)
     weights = read_weights(record, folder)
     system = assemble(record)
     try:
-        # Double precision, if it was fitted in that.
+        # The precision of the fit, which may be double.
         system.to(next(weight.dtype for weight in weights.values() if weight.is_floating_point()))
         system.load_state_dict(weights)
     except StopIteration:
-        raise UserError(f"{folder / WEIGHTS} holds no weights; run: dvc repro --force fit") from None
+        raise UserError(f"{folder / WEIGHTS} contains no weights; run: dvc repro --force fit") from None
     except RuntimeError as error:
         raise UserError(f"{folder / WEIGHTS} does not fit the system in model.json: {error}") from None
     return system.eval(), record
 
 
 def predict(trainer: pl.Trainer, system: pl.LightningModule, images: Any, task: str) -> dict[str, Tensor]:
-    """What `system` answers, by name, one row per image, on the CPU. `images` is an iterable of uint8 batches
-    (N, C, H, W). Raises UserError if these are no answers of the task."""
+    """The answers of `system` by name, one row per image, on the CPU. `images` is an iterable of uint8 batches
+    (N, C, H, W). Raises UserError if the answers do not have the form that the task requires."""
     return _gather(system, trainer.predict(system, images) or [], TASKS[task])
 
 
 class TestAnswers(Callback):
-    """Collects what test_step returns: the answers of `forward`, which a system of the user's own may miss."""
+    """Collects the answers of test_step. For a user's own system it checks that forward returns the same."""
 
-    __test__ = False  # for pytest
+    __test__ = False  # not a test class for pytest
 
     def __init__(self, task: str) -> None:
         self.task = TASKS[task]
@@ -59,12 +59,12 @@ class TestAnswers(Callback):
         self.batches.append(outputs)
 
     def gather(self, system: pl.LightningModule) -> dict[str, Tensor]:
-        """As `predict`."""
+        """The collected answers, in the form that `predict` returns."""
         return _gather(system, self.batches, self.task)
 
 
 def columns_of_each(answers: Mapping[str, Tensor], images: int) -> list[dict[str, float]]:
-    """Those answers that are one number per image, (images,): a dictionary per image."""
+    """The answers with one number per image, (images,), as one dictionary per image."""
     columns = {name: values.tolist() for name, values in answers.items() if values.ndim == 1}
     return [{name: round(column[i], 6) for name, column in columns.items()} for i in range(images)]
 
@@ -72,13 +72,13 @@ def columns_of_each(answers: Mapping[str, Tensor], images: int) -> list[dict[str
 def _check_is_forward(
     system: pl.LightningModule, outputs: Any, images: Tensor, trainer: pl.Trainer, task: Task
 ) -> None:
-    """What is tested must be what is served."""
+    """Raise UserError unless test_step returns the answers of forward, which is what users of the model call."""
     with trainer.precision_plugin.test_step_context():
         answers = _named(system, system(images), task)
     tested = _named(system, outputs, task)
     if not torch.allclose(answers[task.ANSWER], tested[task.ANSWER], atol=1e-3):
-        raise UserError(f"{type(system).__name__}: test_step returns other {task.ANSWER} than forward; end it with "
-                        "`return self(batch.images)`: see docs/systems.md")  # fmt: skip
+        raise UserError(f"{type(system).__name__}: test_step and forward return different {task.ANSWER}; end test_step "
+                        "with `return self(batch.images)`; see docs/systems.md")  # fmt: skip
 
 
 def _gather(system: pl.LightningModule, batches: Sequence[Any], task: Task) -> dict[str, Tensor]:
@@ -91,7 +91,7 @@ def _gather(system: pl.LightningModule, batches: Sequence[Any], task: Task) -> d
 
 
 def _named(system: pl.LightningModule, answers: Any, task: Task) -> dict[str, Tensor]:
-    """A batch's answers by name; a single tensor is the task's own answer."""
+    """A batch's answers by name; a single tensor is the task's answer."""
     named = {task.ANSWER: answers} if isinstance(answers, Tensor) else answers
     if not isinstance(named, dict) or task.ANSWER not in named:
         raise UserError(

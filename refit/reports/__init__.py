@@ -1,1 +1,1 @@
-"""What a run found, as figures, pictures and one page."""
+"""The results of a run as a summary, pictures and an HTML report."""

@@ -1,4 +1,4 @@
-"""One page that tells what a run made: a single HTML file that needs no network, no script and no other file."""
+"""The report of a run: a single HTML file that needs no network, no script and no other file."""
 
 import base64
 import struct
@@ -45,20 +45,20 @@ def write_report(
 ) -> None:
     """Write the page. The same arguments give the same bytes.
 
-    data, tuning, training: a name and a value a line. mistakes: a row for each picture of the mistakes' gallery, all
-    with the same keys, which head the table. embeddings: PNG files of what an encoder makes of the images; none of a
-    classifier. params: sections of keys and values, as in params.yaml. debug: whether to say on top that this is a
-    trial. Names and values are text: nothing in them is taken for HTML.
+    data, tuning, training: a name and a value per line. mistakes: a row for each image in the gallery of mistakes; all
+    rows have the same keys, which become the table's header. embeddings: PNG files by name, empty for a classifier.
+    params: sections of keys and values, as in params.yaml. debug: whether to mark the page as that of a debug run.
+    Names and values are escaped, so they cannot contain HTML.
     """
     html = _template().render(
         report=report,
         headline=[
             ("Accuracy", percent(report.accuracy), f"{report.confidence * 100:g} % interval: "
                 f"{percent(report.accuracy_low)} to {percent(report.accuracy_high)}"),
-            ("Macro F1", _number(report.macro_f1), "mean of the classes' F1; 1 is best"),
-            ("Loss", _number(report.loss), "nats an image; 0 is best"),
-            ("Calibration error", _number(report.ece), "mean distance of confidence from accuracy (ECE)"),
-            ("Brier score", _number(report.brier), "squared error of the probabilities; 0 to 2"),
+            ("Macro F1", _number(report.macro_f1), "mean F1 of the classes; 1 is best"),
+            ("Loss", _number(report.loss), "nats per image; 0 is best"),
+            ("Calibration error", _number(report.ece), "mean gap between confidence and accuracy (ECE)"),
+            ("Brier score", _number(report.brier), "squared error of the probabilities, 0 to 2; 0 is best"),
         ],
         model_sha256=model_sha256,
         data=data,
@@ -100,7 +100,7 @@ def _number(value: object) -> str:
 
 
 def _inlined(png: bytes) -> dict[str, object]:
-    """The picture as a data URL, with the width at which its letters have their real size."""
+    """The picture as a data URL, with its width in CSS pixels, at which text has its nominal size."""
     (pixels,) = struct.unpack(">I", png[16:20])
     return {"url": f"data:image/png;base64,{base64.b64encode(png).decode()}", "width": pixels * 96 // DPI}
 
@@ -112,7 +112,7 @@ _HTML = """\
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
-<title>{{ "Debug run: " if debug }}{{ report.accuracy | percent }} on \
+<title>{{ "Debug run: " if debug }}{{ report.accuracy | percent }} accuracy on \
 {{ "{:,}".format(report.images) }} test images</title>
 <style>
   :root { --ink: #222; --quiet: #666; --line: #ddd; --page: #fff; --card: #f5f6f8; --bar: #8cc3e3; }
@@ -168,9 +168,10 @@ _HTML = """\
 {% endmacro %}
 <header>
 {% if debug %}
-<p class="debug">A debug run: the debug section of params.yaml cut it short. No figure below is that of a model.</p>
+<p class="debug">A debug run: the debug section of params.yaml shortened it. The metrics below are not those of a fully
+trained model.</p>
 {% endif %}
-<h1>{{ report.accuracy | percent }} of {{ "{:,}".format(report.images) }} test images right</h1>
+<h1>{{ report.accuracy | percent }} accuracy on {{ "{:,}".format(report.images) }} test images</h1>
 <p class="quiet">Model <code>{{ model_sha256 }}</code></p>
 <nav>
   <a href="#data">Data</a> <a href="#tuning">Tuning</a> <a href="#training">Training</a>
@@ -191,37 +192,37 @@ _HTML = """\
 
 <h2 id="tuning">Tuning</h2>
 {{ facts(tuning) }}
-{{ picture("learning_rate", "Training loss over learning rate") }}
+{{ picture("learning_rate", "Training loss by learning rate") }}
 
 <h2 id="training">Training</h2>
 {{ facts(training) }}
 {{ picture("training", "Loss, accuracy and learning rate by epoch") }}
-<p class="quiet">The training loss is that of augmented images, smoothed labels and dropout, as far as the parameters
-ask for them; the validation loss is free of all three, and so may lie below it.</p>
+<p class="quiet">The training loss includes the effects of augmentation, label smoothing and dropout, where they are
+enabled. The validation loss does not, so it can be lower.</p>
 
 <h2 id="confusion">Confusion</h2>
 {{ picture("confusion", "Test images by true and predicted class") }}
 
 <h2 id="classes">Classes</h2>
-<p class="quiet">The lowest F1 first. A dash: the test images do not define the figure.</p>
+<p class="quiet">Sorted by F1, lowest first. A dash means that the test images do not define the metric.</p>
 <div class="scroll"><table>
-<thead><tr><th>class</th><th>F1</th><th>precision</th><th>recall</th><th>ROC area</th><th>average precision</th>
+<thead><tr><th>class</th><th>F1</th><th>precision</th><th>recall</th><th>ROC AUC</th><th>average precision</th>
 <th>images</th></tr></thead>
 <tbody>
 {% for row in classes %}
 <tr><th>{{ row.name }}</th><td class="bar" style="--share: {{ "%.1f" | format((row.f1 or 0) * 100) }}%">\
-{{ row.f1 | figure }}</td><td>{{ row.precision | figure }}</td><td>{{ row.recall | figure }}</td>\
-<td>{{ row.roc_auc | figure }}</td><td>{{ row.average_precision | figure }}</td><td>{{ row.images | number }}</td></tr>
+{{ row.f1 | metric }}</td><td>{{ row.precision | metric }}</td><td>{{ row.recall | metric }}</td>\
+<td>{{ row.roc_auc | metric }}</td><td>{{ row.average_precision | metric }}</td><td>{{ row.images | number }}</td></tr>
 {% endfor %}
 </tbody></table></div>
 
 <h2 id="calibration">Calibration</h2>
-{{ picture("reliability", "Accuracy against confidence, and how many images lie at each confidence") }}
-<p class="quiet">Of the images that a calibrated model is 80 % sure of, it gets 80 % right: its bars end on the dashed
-line.</p>
+{{ picture("reliability", "Accuracy by confidence, and the number of images at each confidence") }}
+<p class="quiet">A perfectly calibrated model is correct on 80 % of the images that it classifies with 80 % confidence:
+its bars end at the dashed line.</p>
 
 <h2 id="curves">Each class against the rest</h2>
-{{ picture("curves", "ROC and precision-recall curves, mean of the classes and span from worst to best") }}
+{{ picture("curves", "ROC and precision-recall curves: the mean of the classes, and the range from worst to best") }}
 
 {% if embeddings %}
 <h2 id="embeddings">Embeddings</h2>
@@ -257,6 +258,6 @@ line.</p>
 def _template() -> Template:
     page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     page.filters.update(
-        number=_number, percent=percent, figure=lambda value: UNDEFINED if value is None else f"{value:.3f}"
+        number=_number, percent=percent, metric=lambda value: UNDEFINED if value is None else f"{value:.3f}"
     )
     return page.from_string(_HTML)

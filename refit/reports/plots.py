@@ -1,8 +1,8 @@
 """Pictures of a run, each as the bytes of a PNG file.
 
-The same figures give the same bytes: no time and no version goes into a file, the font is the one that
-matplotlib brings, and a user's own matplotlib settings have no say. Colours: Okabe and Ito (2008), told
-apart by colour-blind eyes.
+The same values give the same bytes: a file contains no time and no version, the font is the one that comes with
+matplotlib, and the user's own matplotlib settings are ignored. The colours are those of Okabe and Ito (2008), which
+colour-blind people can distinguish.
 """
 
 import functools
@@ -61,7 +61,7 @@ Arguments = ParamSpec("Arguments")
 
 
 def as_png(draw: Callable[Arguments, Figure]) -> Callable[Arguments, bytes]:
-    """Draw in the house style, whatever the user's own, and return the PNG's bytes."""
+    """Draw in Refit's style, ignoring the user's settings, and return the bytes of a PNG file."""
 
     @functools.wraps(draw)
     def png(*args: Arguments.args, **kwargs: Arguments.kwargs) -> bytes:
@@ -79,8 +79,8 @@ def as_png(draw: Callable[Arguments, Figure]) -> Callable[Arguments, bytes]:
 def training_curves(history: Sequence[Mapping[str, float | None]], best_epoch: int) -> Figure:
     """Loss, accuracy and learning rate by epoch.
 
-    history: a row an epoch with epoch, train_loss, val_loss, learning_rate, and train_accuracy and val_accuracy where
-    they were measured; what is None is not drawn. best_epoch: the epoch whose weights are kept.
+    history: one row per epoch with epoch, train_loss, val_loss, learning_rate, and train_accuracy and val_accuracy if
+    they were measured; None is not drawn. best_epoch: the epoch whose weights became the model.
     """
     figure = Figure(figsize=(WIDTH, 7))
     has_accuracy = any("val_accuracy" in row for row in history)
@@ -89,22 +89,22 @@ def training_curves(history: Sequence[Mapping[str, float | None]], best_epoch: i
         _series(accuracy, history, {"train_accuracy": ("train", ORANGE), "val_accuracy": ("validation", BLUE)})
         accuracy.set_title("Accuracy")
         accuracy.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
-        _upright(accuracy, best_epoch, "", GREEN)
+        _vertical_line(accuracy, best_epoch, "", GREEN)
     else:
         loss, rate = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1.3])
     _series(loss, history, {"train_loss": ("train", ORANGE), "val_loss": ("validation", BLUE)})
     _series(rate, history, {"learning_rate": ("", QUIET)})
-    loss.set_title("Loss, nats an image" if has_accuracy else "Loss")
-    rate.set_title("Learning rate at the epoch's first step")
+    loss.set_title("Loss, nats per image" if has_accuracy else "Loss")
+    rate.set_title("Learning rate at the first step of each epoch")
     rate.yaxis.set_major_formatter(_plain)
     rate.set_xlabel("epoch")
     rate.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     for axes, label in ((loss, "best"), (rate, "")):
-        _upright(axes, best_epoch, label, GREEN)
+        _vertical_line(axes, best_epoch, label, GREEN)
 
     best = next((row for row in history if row["epoch"] == best_epoch), {})
-    found = (("accuracy", best.get("val_accuracy"), percent), ("loss", best.get("val_loss"), "{:.3g}".format))
-    finding = ", ".join(f"{name} {show(value)}" for name, value, show in found if value is not None)
+    metrics = (("accuracy", best.get("val_accuracy"), percent), ("loss", best.get("val_loss"), "{:.3g}".format))
+    finding = ", ".join(f"{name} {show(value)}" for name, value, show in metrics if value is not None)
     headline(figure, f"Best epoch {best_epoch} of {len(history)}" + (f": validation {finding}" if finding else ""))
     return figure
 
@@ -113,46 +113,46 @@ def training_curves(history: Sequence[Mapping[str, float | None]], best_epoch: i
 def learning_rate_curve(
     learning_rates: Sequence[float], losses: Sequence[float], suggestion: float | None, chosen: float
 ) -> Figure:
-    """Loss over learning rate as find_lr walked it. suggestion: None where it found none."""
+    """Loss by learning rate in the range test of find_lr. suggestion: None if the test suggests no learning rate."""
     figure = Figure(figsize=(WIDTH, 4.2))
     axes = figure.subplots()
-    walked = [(x, y) for x, y in zip(learning_rates, losses, strict=True) if math.isfinite(y)]
-    if walked:
-        axes.plot(*zip(*walked, strict=True), color=BLUE)
-        # The finder walks on until the loss blows up; that part would flatten the rest.
-        finite = [y for _, y in walked]
+    points = [(x, y) for x, y in zip(learning_rates, losses, strict=True) if math.isfinite(y)]
+    if points:
+        axes.plot(*zip(*points, strict=True), color=BLUE)
+        # The range test continues until the loss diverges; that part would flatten the rest of the curve.
+        finite = [y for _, y in points]
         least = finite.index(min(finite))
         highest = max(finite[: least + 1] if least else finite)
         pad = 0.06 * (highest - finite[least]) or 0.1
         axes.set_ylim(finite[least] - pad, highest + pad)
-    rates = [x for x, _ in walked] + [chosen] + ([] if suggestion is None else [suggestion])
+    rates = [x for x, _ in points] + [chosen] + ([] if suggestion is None else [suggestion])
     axes.set_xlim(min(rates) / 2, max(rates) * 2)
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(_plain)
     axes.set_xlabel("learning rate")
-    axes.set_ylabel("training loss, nats an image")
+    axes.set_ylabel("training loss, nats per image")
     if suggestion is not None and suggestion != chosen:
-        _upright(axes, suggestion, f"suggested {suggestion:.3g}", ORANGE, on_left=suggestion < chosen)
-    _upright(axes, chosen, f"taken {chosen:.3g}", GREEN, on_left=suggestion is not None and chosen < suggestion)
+        _vertical_line(axes, suggestion, f"suggested {suggestion:.3g}", ORANGE, on_left=suggestion < chosen)
+    _vertical_line(axes, chosen, f"used {chosen:.3g}", GREEN, on_left=suggestion is not None and chosen < suggestion)
     if suggestion is None:
-        headline(figure, f"No learning rate suggests itself; training takes {chosen:.3g}")
+        headline(figure, f"The range test suggests no learning rate; training uses {chosen:.3g}")
     elif suggestion == chosen:
         headline(figure, f"Learning rate {chosen:.3g}: where the loss falls fastest")
     else:
-        headline(figure, f"Training takes {chosen:.3g}; the finder suggests {suggestion:.3g}")
+        headline(figure, f"Training uses {chosen:.3g}; the range test suggests {suggestion:.3g}")
     return figure
 
 
 @as_png
 def confusion_matrix(report: ClassificationReport) -> Figure:
-    """Test images by true class (rows) and predicted class (columns), coloured by their share of the row."""
+    """Test images by true class (rows) and predicted class (columns); the colour is the share of the row."""
     names = [row.name for row in report.classes]
     counts = np.array(report.confusion)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     side = float(np.clip(3.2 + 0.36 * len(names), 5.6, 13))
     figure = Figure(figsize=(side + 0.9, side + 0.6))
     axes = figure.subplots()
-    # By the square root, so that a few mistakes among hundreds still show.
+    # A square-root scale, so that a few mistakes among hundreds are visible.
     scale = PowerNorm(0.5, 0, 1)
     right, wrong = ScalarMappable(scale, colormaps["Blues"]), ScalarMappable(scale, colormaps["Oranges"])
     diagonal = np.eye(len(names), dtype=bool)[..., None]
@@ -180,14 +180,14 @@ def confusion_matrix(report: ClassificationReport) -> Figure:
     axes.spines[:].set_visible(False)
     axes.set_xlabel("predicted class")
     axes.set_ylabel("true class")
-    axes.set_title(textwrap.fill(_commonest_mistake(names, counts), int((side - 1.2) * 12)))  # as wide as the axes
+    axes.set_title(textwrap.fill(_most_frequent_mistake(names, counts), int((side - 1.2) * 12)))  # as wide as the axes
     headline(figure, accuracy_finding(report))
     return figure
 
 
 @as_png
 def reliability_diagram(report: ClassificationReport) -> Figure:
-    """Accuracy against confidence, bin by bin, over a histogram of confidence."""
+    """Accuracy by confidence, bin by bin, above a histogram of the confidence."""
     figure = Figure(figsize=(7.2, 6.6))
     axes, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     filled = [row for row in report.reliability if row.images]
@@ -200,7 +200,7 @@ def reliability_diagram(report: ClassificationReport) -> Figure:
     gaps = [c - a for c, a in zip(confidence, heights, strict=True)]
     axes.bar(left, gaps, bottom=heights, color="none", edgecolor=ORANGE, hatch="////", **bars)
     axes.plot([0, 1], [0, 1], color=QUIET, linewidth=1.2, linestyle=(0, (4, 2)))
-    axes.set_title("Bar: accuracy. Hatched: its distance from confidence. Dashed: confidence borne out")
+    axes.set_title("Bar: accuracy. Hatched: gap between accuracy and confidence. Dashed: perfect calibration")
     axes.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy in the bin")
     axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
     counts = below.bar(left, [row.images for row in filled], color=QUIET, edgecolor="white", **bars)
@@ -217,7 +217,7 @@ def reliability_diagram(report: ClassificationReport) -> Figure:
 
 @as_png
 def roc_and_precision_recall(report: ClassificationReport) -> Figure:
-    """Each class against all others: the classes' mean curve, and the span from the worst to the best."""
+    """One-vs-rest curves: the mean over the classes, and the range from the worst to the best class."""
     figure = Figure(figsize=(WIDTH, 4.7))
     roc, precision_recall = figure.subplots(1, 2)
     _one_vs_rest(roc, report.roc, "false positive rate", "true positive rate")
@@ -226,9 +226,9 @@ def roc_and_precision_recall(report: ClassificationReport) -> Figure:
     _one_vs_rest(precision_recall, report.precision_recall, "recall", "precision")
     area = _mean([row.roc_auc for row in report.classes])
     precision = _mean([row.average_precision for row in report.classes])
-    roc.set_title("ROC" + (f": mean area {area:.4f}" if area is not None else ""))
+    roc.set_title("ROC" + (f": mean AUC {area:.4f}" if area is not None else ""))
     precision_recall.set_title(
-        "Precision and recall" + (f": mean average {precision:.4f}" if precision is not None else "")
+        "Precision-recall" + (f": mean average precision {precision:.4f}" if precision is not None else "")
     )
     headline(figure, separation_finding(report))
     return figure
@@ -243,15 +243,15 @@ def mistakes_gallery(
     mistakes: int,
     tested: int,
 ) -> Figure:
-    """The M most confident mistakes, the worst first.
+    """The M most confident mistakes, the most confident first.
 
     images: (M, C, H, W), C = 1 (grey) or 3 (RGB). probability: of the predicted class.
-    mistakes, tested: how many mistakes there are, among how many test images.
+    mistakes: the number of all mistakes. tested: the number of test images.
     """
     shown = len(images)
     if shown == 0:
         figure = Figure(figsize=(WIDTH, 1.6))
-        words = f"No mistake among {tested:,} test images" if mistakes == 0 else f"{mistakes:,} mistakes, none shown"
+        words = f"No mistakes among {tested:,} test images" if mistakes == 0 else f"{mistakes:,} mistakes, none shown"
         figure.text(0.5, 0.5, words, ha="center", va="center", fontsize=14, color=QUIET)
         return figure
     columns = 4
@@ -262,12 +262,12 @@ def mistakes_gallery(
     enlarged = max(images.shape[2:]) <= tile * DPI
     for axes in grid:
         axes.set_axis_off()
-    for axes, image, true, said, p in zip(grid, images, truth, predicted, probability, strict=False):
+    for axes, image, true, wrong, p in zip(grid, images, truth, predicted, probability, strict=False):
         pixels = image[0] if len(image) == 1 else image.transpose(1, 2, 0)
         axes.imshow(pixels, cmap="gray", vmin=0, vmax=255, interpolation="nearest" if enlarged else "auto")
-        letters = int(tile * 11)  # that a tile is wide
-        axes.set_title(f"is {_short(true, letters - 3)}", color=INK, loc="left", pad=16, fontsize=9.5)
-        note = f"said {_short(said, letters - 12)}, {percent(p, 0)}"
+        letters = int(tile * 11)  # width of a tile
+        axes.set_title(f"true: {_short(true, letters - 6)}", color=INK, loc="left", pad=16, fontsize=9.5)
+        note = f"pred.: {_short(wrong, letters - 14)}, {percent(p, 0)}"
         axes.text(0, 1.035, note, color=ORANGE, fontsize=9.5, transform=axes.transAxes)
     which = "One mistake" if mistakes == 1 else f"{mistakes:,} mistakes"
     if shown < mistakes:
@@ -280,14 +280,14 @@ def accuracy_finding(report: ClassificationReport) -> str:
     interval = (
         f"{report.confidence * 100:g} % interval {percent(report.accuracy_low)} to {percent(report.accuracy_high)}"
     )
-    return f"{percent(report.accuracy)} of {report.images:,} test images right ({interval})"
+    return f"{percent(report.accuracy)} accuracy on {report.images:,} test images ({interval})"
 
 
 def calibration_finding(report: ClassificationReport) -> str:
     gap = report.mean_confidence - report.accuracy
-    verdict = f"{'Over' if gap > 0 else 'Under'}confident by {abs(gap) * 100:.1f} points"
+    verdict = f"{'Over' if gap > 0 else 'Under'}confident by {abs(gap) * 100:.1f} percentage points"
     if abs(gap) < 0.005:
-        verdict = "As sure as it is right"
+        verdict = "Confidence matches accuracy"
     means = f"mean confidence {percent(report.mean_confidence)}, accuracy {percent(report.accuracy)}"
     return f"{verdict}: {means} (ECE {report.ece:.3f})"
 
@@ -295,15 +295,15 @@ def calibration_finding(report: ClassificationReport) -> str:
 def separation_finding(report: ClassificationReport) -> str:
     scored = [(row.average_precision, row.name) for row in report.classes if row.average_precision is not None]
     if not scored:
-        return "Not defined: the test images are all of one class"
+        return "Undefined: all test images are of the same class"
     worst, name = min(scored)
     if worst == 1:
-        return "Each class can be told from the rest: every average precision is 1"
-    return f"Hardest to tell from the rest: {_short(name, 30)} (average precision {worst:.3f})"
+        return "Every class is separated from the rest: all average precisions are 1"
+    return f"Hardest class to separate from the rest: {_short(name, 30)} (average precision {worst:.3f})"
 
 
 def _series(axes: Axes, history: Sequence[Mapping[str, float | None]], lines: Mapping[str, tuple[str, str]]) -> None:
-    """Draw the named columns, each labelled at its end."""
+    """Draw the columns of `lines`, each with a label at its end."""
     ends = []
     for key, (label, colour) in lines.items():
         points = [(row["epoch"], y) for row in history if (y := row.get(key)) is not None and math.isfinite(y)]
@@ -314,13 +314,13 @@ def _series(axes: Axes, history: Sequence[Mapping[str, float | None]], lines: Ma
     low, high = axes.get_ylim()
     height = -math.inf
     for index, (y, label, colour) in enumerate(sorted(ends)):
-        room = 0.97 - 0.1 * (len(ends) - 1 - index)  # so that two labels neither overlap nor leave the panel
+        room = 0.97 - 0.1 * (len(ends) - 1 - index)  # keeps labels apart and inside the panel
         height = max(min((y - low) / (high - low), room), height + 0.1)
         axes.text(1.01, height, label, color=colour, va="center", transform=axes.transAxes)
 
 
-def _upright(axes: Axes, x: float, label: str, colour: str, *, on_left: bool = False) -> None:
-    """A dashed upright line with its label at the top."""
+def _vertical_line(axes: Axes, x: float, label: str, colour: str, *, on_left: bool = False) -> None:
+    """Draw a dashed vertical line with a label at its top."""
     axes.axvline(x, color=colour, linewidth=1.2, linestyle=(0, (4, 2)), zorder=1)
     axes.annotate(
         label,
@@ -340,16 +340,16 @@ def _write_counts(axes: Axes, counts: NDArray[np.int64], shares: NDArray[np.floa
             axes.text(column, row, f"{count:,}", ha="center", va="center", color=colour, fontsize=size)
 
 
-def _commonest_mistake(names: Sequence[str], counts: NDArray[np.int64]) -> str:
+def _most_frequent_mistake(names: Sequence[str], counts: NDArray[np.int64]) -> str:
     wrong = counts - np.diag(np.diag(counts))
     if not wrong.any():
-        return "No class is taken for another"
+        return "No mistakes"
     row, column = divmod(int(np.argmax(wrong)), len(names))
-    colours = "Blue: right. Orange: wrong, the darker the larger its share of the row"
+    colours = "Blue: right. Orange: wrong. Darker: a larger share of the row"
     if wrong.max() == 1:
-        return f"{colours}; no class taken for another more than once"
-    pair = f"{_short(names[row], 20)} taken for {_short(names[column], 20)}"
-    return f"{colours}; most often {pair}, {wrong.max():,} times"
+        return f"{colours}. No pair of classes is confused more than once"
+    pair = f"{_short(names[row], 20)} predicted as {_short(names[column], 20)}"
+    return f"{colours}. Most frequent mistake: {pair}, {wrong.max():,} times"
 
 
 def _one_vs_rest(axes: Axes, points: Sequence[CurvePoint], x_label: str, y_label: str) -> None:
@@ -362,12 +362,12 @@ def _one_vs_rest(axes: Axes, points: Sequence[CurvePoint], x_label: str, y_label
 
 
 def _plain(value: float, _: float) -> str:
-    """An axis' tick without a power of ten written elsewhere."""
+    """Format a tick as a plain number, without a power of ten beside the axis."""
     return f"{value:g}"
 
 
 def headline(figure: Figure, finding: str) -> None:
-    """The finding above the picture, in as many lines as its width asks for."""
+    """Write the finding above the picture, wrapped to its width."""
     letters = int(figure.get_figwidth() * 9.2)
     figure.suptitle("\n".join(textwrap.wrap(finding, letters)), x=0.012, ha="left")
 
@@ -378,7 +378,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def percent(share: float, decimals: int = 1) -> str:
-    """As 98.9 %; never rounded up to 100 % nor down to 0 %."""
+    """A share such as 98.9 %; never rounded up to 100 % or down to 0 %."""
     value = round(share * 100, decimals)
     step = 10**-decimals
     if value >= 100 > share * 100:
@@ -389,7 +389,7 @@ def percent(share: float, decimals: int = 1) -> str:
 
 
 def _short(name: str, most: int) -> str:
-    """A name on one line, cut in its middle where it is longer than `most` letters."""
+    """A name on one line, shortened in the middle if it has more than `most` characters."""
     name = " ".join(name.split())
     if len(name) <= most:
         return name

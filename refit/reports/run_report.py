@@ -1,4 +1,4 @@
-"""The report of one run: every picture and the page that holds them, from the outputs of all stages."""
+"""Write the report of a run, its pictures and its page, from the outputs of all stages."""
 
 import csv
 from collections.abc import Mapping, Sequence
@@ -27,11 +27,10 @@ def write_run_report(
     *,
     debug: bool,
 ) -> list[Path]:
-    """Write the pictures and the page; returns what belongs to the model's history: both, and the range test's curve.
+    """Write the pictures and the page; returns the files for the model's MLflow run: these, and the range test's curve.
 
-    `worst` are the rows of outcomes.csv for the most confident mistakes, `worst_images` their uint8 (M, C, H, W);
-    `embeddings` are the pictures of refit.reports.embeddings, which an encoder has;
-    `debug` says on top of the page that this is a trial.
+    `worst` are the rows of outcomes.csv for the most confident mistakes, `worst_images` their images, uint8 (M, C, H,
+    W). `embeddings` are the pictures from refit.reports.embeddings. `debug` marks the page as that of a debug run.
     """
     info, batch, rate = read_info(), read_batch(), read_learning_rate()
     fitted = read_json(FIT, "dvc repro fit")

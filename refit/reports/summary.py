@@ -1,4 +1,4 @@
-"""A summary of the last run, for people."""
+"""A summary of the last run, as text and as Markdown."""
 
 import textwrap
 from collections.abc import Sequence
@@ -15,10 +15,10 @@ NEXT = """\
 What next
   make mlflow                                  curves and pictures of every run
   make compare                                 experiments, best first
-  make promote                                 as the champion, if good enough
+  make promote                                 promote the model if good enough
   dvc exp run -S optimizer.weight_decay=0.1    try a change, keep both results
   dvc exp run -S data.source=folder -S data.root=FOLDER
-                                               your own images, a folder a class"""
+                                               images in one folder per class"""
 
 _CHOSEN_BY = {
     "auto": "from scale_batch",
@@ -74,11 +74,11 @@ def read_facts(root: Path = Path()) -> list[Fact]:
         warnings.append(
             Fact(
                 "DEBUG RUN",
-                "the debug section of params.yaml shortened it: these are not the metrics of a finished model",
+                "the debug section of params.yaml shortened it: these are not the metrics of a fully trained model",
             )
         )
     if test.get("tested") != model_name(sha256):  # only one stage was run, such as fit
-        warnings.append(Fact("TEST IS OLD", "the metrics and the report are of another model; run: dvc repro"))
+        warnings.append(Fact("TEST IS STALE", "the metrics and the report are of another model; run: dvc repro"))
     return [
         *warnings,
         Fact("data", f"{data['source']}: {counts} images of {len(data['classes'])} classes, {shape}"),
@@ -98,11 +98,13 @@ def read_facts(root: Path = Path()) -> list[Fact]:
 
 
 def mlflow_facts(sha256: str) -> list[Fact]:
-    """The run of this model, and how many models wait in the outbox."""
+    """The MLflow run of this model, and the number of models in the outbox."""
     run, waiting = find_run(sha256), len(models_in_outbox())
-    fact = Fact("MLflow run", f"{run.name}, {run.run_id}", run.url) if run else Fact("MLflow run", "none of this model")
+    fact = (
+        Fact("MLflow run", f"{run.name}, {run.run_id}", run.url) if run else Fact("MLflow run", "none for this model")
+    )
     models = "1 model" if waiting == 1 else f"{waiting} models"
-    return [fact, Fact("MLflow missed", f"{models}; to send: {SYNC}")] if waiting else [fact]
+    return [fact, Fact("MLflow outbox", f"{models} not sent; run: {SYNC}")] if waiting else [fact]
 
 
 def _wrap(name: str, text: str) -> str:

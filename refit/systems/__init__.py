@@ -1,1 +1,1 @@
-"""LightningModules and the networks in them."""
+"""LightningModules, their networks and optimizers."""

@@ -1,4 +1,4 @@
-"""The convolutional autoencoder: images to embeddings and back; nearest neighbours classify."""
+"""The convolutional autoencoder: an encoder and a decoder; the nearest neighbours of an embedding give the class."""
 
 import math
 
@@ -17,10 +17,10 @@ TEMPERATURE = 0.07
 
 
 class Autoencoder(System):
-    """Images to embeddings, from which a decoder reconstructs the images.
+    """Encodes images to embeddings, from which a decoder reconstructs the images.
 
-    The loss is the mean squared error of the normalised pixels; the mean image of the train split would get 1. After
-    the fit the system keeps the embeddings of the training images: their labels vote on the class of a new image.
+    The loss is the mean squared error of the normalised pixels; a constant image of the mean colour would get 1. After
+    the fit the system stores the embeddings of the training images: the nearest ones vote on the class of a new image.
     """
 
     train_metrics = ("loss",)
@@ -35,7 +35,7 @@ class Autoencoder(System):
         optimizer: OptimizerParams | None = None,
         learning_rate: float = 0.0,
     ) -> None:
-        """`encoder` takes uint8 images (N, C, H, W), of which `shape` is one's (C, H, W), to embeddings (N, D)."""
+        """`encoder` maps uint8 images (N, C, H, W) to embeddings (N, D). `shape` is the (C, H, W) of one image."""
         super().__init__(encoder, optimizer, learning_rate, {"loss": MeanMetric(nan_strategy="disable")})
         with torch.no_grad():
             size = encoder.eval()(torch.zeros(1, *shape, dtype=torch.uint8)).shape[1]
@@ -78,10 +78,10 @@ class Autoencoder(System):
         return answers
 
     def reconstruct(self, images: Tensor) -> Tensor:
-        """Images from the embeddings of `images`: uint8 (N, C, H, W), as those."""
+        """Reconstruct `images` from their embeddings: uint8 (N, C, H, W) to uint8 (N, C, H, W)."""
         pixels = self.decoder(self.network(images)) * self.normalize.std + self.normalize.mean
-        again: Tensor = (pixels.float().clamp(0, 1) * 255).round().to(torch.uint8)
-        return again
+        reconstructed: Tensor = (pixels.float().clamp(0, 1) * 255).round().to(torch.uint8)
+        return reconstructed
 
     def _errors(self, images: Tensor, decoded: Tensor) -> Tensor:
         """Mean squared error of each image's normalised pixels, (N,)."""
@@ -90,8 +90,8 @@ class Autoencoder(System):
 
 
 class Neighbours(nn.Module):
-    """Votes of the nearest training images: each of the k nearest by cosine similarity s counts exp(s / temperature),
-    as in Wu et al. 2018, "Unsupervised Feature Learning via Non-Parametric Instance Discrimination"."""
+    """Weighted vote of the k nearest training images: a cosine similarity s has the weight exp(s / temperature), as in
+    Wu et al. 2018, "Unsupervised Feature Learning via Non-Parametric Instance Discrimination"."""
 
     def __init__(self, size: int, classes: int) -> None:
         super().__init__()
@@ -103,11 +103,11 @@ class Neighbours(nn.Module):
         self.register_load_state_dict_pre_hook(_resize)  # type: ignore[no-untyped-call]
 
     def remember(self, embeddings: Tensor, labels: Tensor) -> None:
-        """Embeddings, float (N, D), and their labels, int64 (N,)."""
+        """Store embeddings, float (N, D), and their labels, int64 (N,)."""
         self.embeddings, self.labels = F.normalize(embeddings), labels.to(embeddings.device)
 
     def forward(self, embeddings: Tensor) -> Tensor:
-        """Shares of the votes, (N, classes), for embeddings (N, D); in full precision, whatever the network's is."""
+        """Shares of the votes, (N, classes), for embeddings (N, D); always computed in full precision."""
         with torch.autocast(embeddings.device.type, enabled=False):
             embeddings = F.normalize(embeddings.to(self.embeddings.dtype))
             similarity, nearest = (embeddings @ self.embeddings.T).topk(min(NEIGHBOURS, len(self.labels)))
@@ -125,8 +125,8 @@ def _resize(neighbours: nn.Module, state_dict: dict[str, Tensor], prefix: str, *
 
 
 def decoder(size: int, shape: tuple[int, int, int], width: int = 32) -> nn.Module:
-    """Embeddings (N, size) to images (N, *shape) of normalised pixels: twice a convolution whose channels become
-    pixels (Shi et al. 2016), which is deterministic on every device, unlike a transposed convolution."""
+    """A network from embeddings (N, size) to images (N, *shape) of normalised pixels. Twice a convolution's channels
+    become pixels (Shi et al. 2016): unlike a transposed convolution, this is deterministic on every device."""
     channels, height, width_of_image = shape
     rows, columns = math.ceil(height / 4), math.ceil(width_of_image / 4)
     return nn.Sequential(

@@ -1,4 +1,4 @@
-"""A system by name: ours, or a user's own by dotted path (docs/systems.md)."""
+"""Build a system by name: one of Refit's, or the user's own by dotted path (docs/systems.md)."""
 
 import inspect
 
@@ -12,14 +12,14 @@ from refit.runtime.errors import UserError
 from refit.systems.autoencoder import Autoencoder
 from refit.systems.classifier import Classifier
 from refit.systems.networks import build_network, check_network, network_arguments
-from refit.systems.user_code import Offers, check_arguments, construct, user_class
+from refit.systems.user_code import Provided, check_arguments, construct, user_class
 from refit.systems.weights import check_weights, load_weights
 
 SYSTEMS: dict[str, type[pl.LightningModule]] = {"classifier": Classifier, "autoencoder": Autoencoder}
 
 
 def blueprint_of(model: ModelParams, info: DatasetInfo) -> Blueprint:
-    """The system that `model` describes, for images such as those of `info`."""
+    """The system that `model` describes, for the images that `info` describes."""
     channels, height, width = info.shape
     return Blueprint(
         system=model.system,
@@ -43,10 +43,10 @@ def build_system(
     loss: LossParams | None = None,
     learning_rate: float = 0.0,
 ) -> pl.LightningModule:
-    """A freshly initialised system for images such as `info` describes. The last three are needed for training only.
+    """A newly initialised system for the images that `info` describes.
 
-    With an optimizer, so for training, its network starts with model.weights.
-    Raises UserError if model.system, or what it is built from, is not as params.yaml says.
+    `optimizer`, `loss` and `learning_rate` are needed for training only; with an optimizer the network starts from
+    model.weights. Raises UserError if the system, its network or their arguments are invalid.
     """
     return assemble(blueprint_of(model, info), optimizer, loss, learning_rate, model if optimizer else None)
 
@@ -58,7 +58,7 @@ def assemble(
     learning_rate: float = 0.0,
     start: ModelParams | None = None,
 ) -> pl.LightningModule:
-    """The system that `blueprint` describes, freshly initialised; its network starts with the weights that `start`
+    """The system that `blueprint` describes, newly initialised; its network starts from the weights that `start`
     names, if any. Raises UserError as build_system."""
     system_class = _system_class(blueprint.system)
 
@@ -70,7 +70,7 @@ def assemble(
             load_weights(built, start)
         return built
 
-    offers: Offers = {
+    provided: Provided = {
         "network": lambda: network(len(blueprint.classes)),
         "encoder": lambda: network(blueprint.embedding),
         "classes": lambda: len(blueprint.classes),
@@ -83,23 +83,23 @@ def assemble(
         "test_time_flip": lambda: blueprint.test_time_flip,
         "task": lambda: blueprint.task,
     }
-    assert offers.keys() == OFFERS
-    built: pl.LightningModule = construct(system_class, offers, blueprint.system_arguments, "model.system_arguments")
+    assert provided.keys() == PROVIDED
+    built: pl.LightningModule = construct(system_class, provided, blueprint.system_arguments, "model.system_arguments")
     return built
 
 
-OFFERS = {
+PROVIDED = {
     "network", "encoder", "classes", "shape", "mean", "std", "optimizer", "loss", "learning_rate", "test_time_flip",
     "task",
 }  # fmt: skip
-"""What Refit gives the constructor of a system, by the names in its signature."""
+"""The arguments that Refit provides to a system's constructor, by name."""
 
 
 def check_model(model: ModelParams) -> None:
     """Raises UserError unless the system, the network and the weights that `model` names can be found and built."""
     check_network(model)
     system = _system_class(model.system)
-    check_arguments(system, OFFERS, model.system_arguments, "model.system_arguments")
+    check_arguments(system, PROVIDED, model.system_arguments, "model.system_arguments")
     if model.weights is not None:
         check_weights(model)
         if not inspect.signature(system).parameters.keys() & {"network", "encoder"}:
@@ -115,12 +115,12 @@ def _system_class(name: str) -> type[pl.LightningModule]:
         raise UserError(f"model.system = {name!r} is not a LightningModule; see docs/systems.md")
     if system.forward is pl.LightningModule.forward:
         raise UserError(
-            f"model.system = {name!r} has no forward; define forward(images) to return the probabilities: see "
+            f"model.system = {name!r} has no forward; define forward(images) to return the probabilities; see "
             "docs/systems.md"
         )
     if system.predict_step is not pl.LightningModule.predict_step:
         raise UserError(
-            f"model.system = {name!r} overrides predict_step; its forward(images) is what predicts: return the "
-            "probabilities there, and remove predict_step: see docs/systems.md"
+            f"model.system = {name!r} overrides predict_step, but Refit predicts with forward(images): return the "
+            "probabilities there, and remove predict_step; see docs/systems.md"
         )
     return system

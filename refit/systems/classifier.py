@@ -27,16 +27,15 @@ class Classifier(System):
         test_time_flip: bool = False,
         task: str = "classification",
     ) -> None:
-        """`network` takes uint8 images (N, C, H, W) to logits (N, classes). With `test_time_flip` the answers rest on
-        the mean logits of each image and its mirror image. `optimizer`, `loss` and `learning_rate` are needed for
-        training only.
+        """`network` maps uint8 images (N, C, H, W) to logits (N, classes). With `test_time_flip` the logits of each
+        image and its mirror image are averaged. `optimizer`, `loss` and `learning_rate` are needed for training only.
 
-        Label smoothing, class weights and mixed labels belong to the training loss and train_loss; val_loss is the
-        plain loss. Raises UserError where loss.class_weights is a list of another length than `classes`.
+        Label smoothing, class weights and mixed labels change the training loss and train_loss; val_loss is the plain
+        loss. Raises UserError if loss.class_weights is a list whose length is not `classes`.
         """
         self.task_name = task
         self.train_metrics = ("loss", self.task.SCORE)
-        # nan_strategy: looking for NaN would wait for the device at each step.
+        # nan_strategy: a check for NaN would synchronise with the device at each step.
         val_metrics = {"loss": MeanMetric(nan_strategy="disable"), **self.task.val_metrics(classes)}
         super().__init__(network, optimizer, learning_rate, val_metrics)
         self.label_smoothing = loss.label_smoothing if loss else 0.0
@@ -47,7 +46,9 @@ class Classifier(System):
 
     @property
     def task(self) -> Task:
-        return TASKS[self.task_name]  # a module, which an attribute must not hold: averaging copies the system
+        return TASKS[
+            self.task_name
+        ]  # not an attribute: weight averaging deep-copies the system, and a module cannot be copied
 
     def forward(self, images: Tensor) -> Tensor:
         """Probabilities, float32 (N, classes), of uint8 images (N, C, H, W)."""
@@ -58,7 +59,7 @@ class Classifier(System):
 
     def on_fit_start(self) -> None:
         super().on_fit_start()
-        if self.balanced:  # the labels are known from here on
+        if self.balanced:  # the labels were not known before
             data = self.trainer.datamodule  # type: ignore[attr-defined]
             assert isinstance(data, PreparedData)
             assert self.class_weights is not None
@@ -85,15 +86,15 @@ class Classifier(System):
         losses = self._losses(logits, batch.labels)
         if isinstance(batch, MixedBatch):
             losses = batch.lam * losses + (1 - batch.lam) * self._losses(logits, batch.other_labels)
-        # Divided by the number of images, not by the sum of their weights: accumulated micro-batches then make the same
-        # step as one batch.
+        # Divide by the number of images, not by the sum of their weights, so that accumulated micro-batches give the
+        # same step as one batch.
         return losses.mean()
 
     def _losses(self, logits: Tensor, labels: Tensor) -> Tensor:
         return self.task.loss(logits, labels, self.class_weights, self.label_smoothing, reduction="none")
 
     def _score(self, logits: Tensor, batch: Batch | MixedBatch) -> Tensor:
-        """Sum over the images; a mixed image scores by lam for each of its two labels."""
+        """Sum over the images; the score of a mixed image is the mean over its two labels, weighted by lam."""
         scores = self.task.scores(logits, batch.labels)
         if isinstance(batch, Batch):
             return scores.sum()

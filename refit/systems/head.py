@@ -1,4 +1,4 @@
-"""Which part of a system is its head: the last layer of its network, and what it has beside the network."""
+"""The head of a system: the last layer of its network, and all layers outside the network. The rest is the backbone."""
 
 from torch import nn
 
@@ -6,8 +6,8 @@ from refit.runtime.errors import UserError
 
 
 def head(network: nn.Module) -> nn.Module:
-    """The last layer that has parameters of its own, in the order in which the network holds them: of our networks
-    and torchvision's the one whose outputs are the network's. Raises UserError where no layer has any."""
+    """The last layer that has parameters, in the order of `modules()`; in our networks and torchvision's this is the
+    output layer. Raises UserError if no layer has parameters."""
     layers = [layer for layer in network.modules() if any(True for _ in layer.parameters(recurse=False))]
     if not layers:
         raise UserError(f"{type(network).__name__} has no parameters; choose another model.network")
@@ -15,8 +15,8 @@ def head(network: nn.Module) -> nn.Module:
 
 
 def backbone(system: nn.Module) -> list[nn.Module]:
-    """The layers of a system's network before its head; of a system that has no `network`, its own. A decoder or
-    what else a system has beside its network is no part of it."""
+    """The layers before the head in `system.network`, or in the whole system if it has no `network`. Layers outside the
+    network, such as a decoder, are not included."""
     network: nn.Module = getattr(system, "network", system)
     last = head(network)
     return [layer for layer in network.modules() if layer is not last]

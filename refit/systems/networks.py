@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from refit.params import OUR_NETWORKS, ModelParams, nearest
 from refit.runtime.errors import UserError
-from refit.systems.user_code import Offers, check_arguments, construct, user_class
+from refit.systems.user_code import Provided, check_arguments, construct, user_class
 
 
 def build_network(
@@ -25,17 +25,17 @@ def build_network(
     mean: Sequence[float],
     std: Sequence[float],
 ) -> nn.Module:
-    """The network `name` (as model.network in params.yaml), freshly initialised, behind the normalisation of its input.
+    """The network `name` (model.network in params.yaml), newly initialised, after a layer that normalises its input.
 
-    It takes uint8 images of `shape` (C, H, W) to floats (N, outputs). `arguments` are those of network_arguments().
+    It maps uint8 images of `shape` (C, H, W) to floats (N, outputs). `arguments` come from network_arguments().
     `mean` and `std` are of the training images, by channel, pixels scaled to 0..1.
-    Raises UserError if there is no such network, or it does not take these arguments.
+    Raises UserError if the network is unknown or does not accept these arguments.
     """
     return Chain(Normalize(mean, std), _build(name, arguments, shape, outputs))
 
 
 def network_arguments(model: ModelParams) -> dict[str, Any]:
-    """What `model` chooses of its network, with the defaults of one of our networks filled in."""
+    """The arguments of the network that `model` names; for our networks, defaults are filled in."""
     if model.network not in OUR_NETWORKS:
         return model.network_arguments
     chosen = {"width": model.width, "dropout": model.dropout}
@@ -51,66 +51,68 @@ def _build(name: str, arguments: Mapping[str, Any], shape: tuple[int, int, int],
         network = nn.Sequential(GreyToRgb(), network) if in_channels == 1 else network
         try:
             _check_outputs(network, shape, outputs, name)
-        except (AssertionError, RuntimeError) as error:  # as torchvision refuses a size
+        except (AssertionError, RuntimeError) as error:  # raised by torchvision for a size that it does not accept
             reason = " ".join(str(error).split())
             raise UserError(
-                f"model.network = {name!r} takes no images of {shape[1]}x{shape[2]} pixels: {reason}; "
-                "data.image_size sets another size"
+                f"model.network = {name!r} does not accept images of {shape[1]}x{shape[2]} pixels: {reason}; "
+                "set another data.image_size"
             ) from None
         return network
     if name in OUR_NETWORKS:
         return _OURS[name](math.prod(shape) if name == "mlp" else in_channels, outputs, **arguments)
     network_class = _users_network(name)
-    offers: Offers = {"shape": lambda: shape, "in_channels": lambda: in_channels, "outputs": lambda: outputs}
-    built: nn.Module = construct(network_class, offers, arguments, "model.network_arguments")
+    provided: Provided = {"shape": lambda: shape, "in_channels": lambda: in_channels, "outputs": lambda: outputs}
+    built: nn.Module = construct(network_class, provided, arguments, "model.network_arguments")
     _check_outputs(built, shape, outputs, name)
     return built
 
 
 def check_network(model: ModelParams) -> None:
-    """Raises UserError unless the network that `model` names can be found and made."""
+    """Raises UserError unless the network that `model` names can be found and built."""
     if model.network.startswith("torchvision:"):
         check_torchvision_name(model.network)
     elif model.network not in OUR_NETWORKS:
-        offers = {"shape", "in_channels", "outputs"}
-        check_arguments(_users_network(model.network), offers, model.network_arguments, "model.network_arguments")
+        provided = {"shape", "in_channels", "outputs"}
+        check_arguments(_users_network(model.network), provided, model.network_arguments, "model.network_arguments")
 
 
 @torch.no_grad()
 def _check_outputs(network: nn.Module, shape: tuple[int, int, int], outputs: int, name: str) -> None:
-    """Of two blank images. Layers that take their size from what they see first, such as nn.LazyLinear, take it here.
+    """Run the network on two blank images, which also initialises lazy layers such as nn.LazyLinear.
 
-    Raises UserError where they are not (2, outputs).
+    Raises UserError unless the output is a tensor of shape (2, outputs).
     """
     training = {module: module.training for module in network.modules()}
     try:
-        given = network.eval()(torch.zeros(2, *shape))
+        output = network.eval()(torch.zeros(2, *shape))
     except Exception as error:
-        error.add_note(f"model.network = {name!r} was given 2 images, float {(2, *shape)}")
+        error.add_note(f"model.network = {name!r} was called with 2 images, float {(2, *shape)}")
         raise
     for module, mode in training.items():
         module.training = mode
-    found = tuple(given.shape) if isinstance(given, Tensor) else type(given).__name__
+    found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
     if found != (2, outputs):
-        raise UserError(f"model.network = {name!r} makes {found} of 2 images; expected a tensor of (2, {outputs})")
+        raise UserError(
+            f"model.network = {name!r} returns {found} for 2 images; expected a tensor of shape (2, {outputs})"
+        )
 
 
 def _users_network(name: str) -> type:
     network = user_class(name, "model.network")
     if not issubclass(network, nn.Module):
         raise UserError(f"model.network = {name!r} is not a torch.nn.Module; see docs/systems.md")
-    from pytorch_lightning import LightningModule  # not what a network needs that is no user's
+    from pytorch_lightning import LightningModule  # slow, and only needed for the user's own networks
 
     if issubclass(network, LightningModule):
-        raise UserError(f"model.network = {name!r} is a whole system; set model.system to it")
+        raise UserError(f"model.network = {name!r} is a system, not a network; set model.system to it")
     return network
 
 
 def check_torchvision_name(network: str) -> None:
-    """Raises UserError unless `network` is torchvision: and the name of one of its image classifiers."""
+    """Raises UserError unless `network` is "torchvision:" and the name of one of its image classifiers."""
     name = network.partition(":")[2]
     known = torchvision.models.list_models(module=torchvision.models)
-    # These two give a second output in training, which no other does.
+    # Only these two return a second output in training.
     known = [other for other in known if other not in ("googlenet", "inception_v3")]
     if name not in known:
         raise UserError(
@@ -120,9 +122,9 @@ def check_torchvision_name(network: str) -> None:
 
 
 def fit_whitening(network: nn.Module, images: npt.NDArray[np.uint8]) -> None:
-    """Of a network as build_network makes it: by training images (N, C, H, W), unless loaded weights brought it along.
+    """Fit the whitening layer of a network from build_network, if it has one, to training images (N, C, H, W).
 
-    A network without a whitening layer stays as it is.
+    A layer that is already fitted, because weights were loaded, stays as it is.
     """
     for layer in network.modules():
         if isinstance(layer, Whiten) and not layer.is_fitted():
@@ -164,7 +166,7 @@ def resnet9(in_channels: int, outputs: int, width: int = 64, dropout: float = 0.
 
 def airbench(in_channels: int, outputs: int, width: int = 64, dropout: float = 0.0) -> nn.Module:
     """The network of Keller Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU" (2024): a third of resnet9's
-    arithmetic, behind a layer that whitens."""
+    arithmetic, after a whitening layer."""
     return nn.Sequential(
         Whiten(in_channels), nn.GELU(),
         _group(2 * in_channels * Whiten.SIDE**2, width), _group(width, 4 * width), _group(4 * width, 4 * width),
@@ -176,7 +178,7 @@ _OURS: dict[str, Callable[..., nn.Module]] = {"mlp": mlp, "cnn": cnn, "resnet9":
 
 
 def _group(in_channels: int, out_channels: int) -> nn.Module:
-    """Two 3x3 convolutions, each of which begins with passing on as many channels as it can."""
+    """Two 3x3 convolutions, each initialised to pass on as many of its input channels as possible unchanged."""
     layers = nn.Sequential(
         nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1, bias=False),
         nn.MaxPool2d(2, ceil_mode=True), _norm(out_channels), nn.GELU(),
@@ -211,10 +213,10 @@ class Residual(nn.Module):
 
 
 class Whiten(nn.Module):
-    """Patches of 2x2 pixels to their principal components, each of variance 1, and to the negatives of these: filters
-    that are computed from training images and do not learn; only their bias does.
+    """A convolution from 2x2 patches to their principal components, each scaled to variance 1, and to the negatives of
+    these. The filters are computed from training images and are not trained; only the bias is.
 
-    (N, C, H, W) to (N, 8 C, H - 1, W - 1). Until it is fitted each component is one pixel of one channel.
+    (N, C, H, W) to (N, 8 C, H - 1, W - 1). Before `fit`, each component is one pixel of one channel.
     """
 
     SIDE = 2
@@ -230,12 +232,12 @@ class Whiten(nn.Module):
         return not torch.equal(self.filters, self._both_signs(torch.eye(len(self.filters) // 2).to(self.filters)))
 
     def fit(self, images: npt.NDArray[np.uint8], std: Sequence[float]) -> None:
-        """`images`, (N, C, H, W), are of the training images; a million of their patches count. They come to the layer
-        divided by 255 `std`, a number a channel."""
+        """Compute the filters from about a million patches of the training images `images`, (N, C, H, W). `std` has one
+        value per channel: the layer's input is the pixels divided by 255 `std`."""
         enough = max(1, 1_000_000 // (images.shape[2] * images.shape[3]))
         some = torch.from_numpy(images[:: -(-len(images) // enough)]).double()
         patches = F.unfold(some, self.SIDE).transpose(1, 2).flatten(0, 1)
-        # Of whole numbers these sums are exact, so that no order of summing them changes a bit.
+        # The sums of integers are exact, so their order changes no bit.
         mean, moments = patches.sum(0) / len(patches), patches.T @ patches / len(patches)
         scale = 255 * torch.tensor(std).double().repeat_interleave(self.SIDE**2)
         variances, components = torch.linalg.eigh((moments - torch.outer(mean, mean)) / torch.outer(scale, scale))
@@ -250,7 +252,7 @@ class Whiten(nn.Module):
 
 
 class Shift(nn.Module):
-    """Adds to each channel what SGD learns 64 times as fast as the weights."""
+    """A bias per channel, which SGD learns 64 times as fast as the weights."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -261,8 +263,8 @@ class Shift(nn.Module):
 
 
 class GlobalMaxPool(nn.Module):
-    """Of each channel: (N, C, H, W) to (N, C). nn.AdaptiveMaxPool2d(1) would do, but has no deterministic gradient on a
-    CUDA device."""
+    """The maximum of each channel: (N, C, H, W) to (N, C). Unlike that of nn.AdaptiveMaxPool2d(1), its gradient is
+    deterministic on a CUDA device."""
 
     def forward(self, images: Tensor) -> Tensor:
         return images.amax(dim=(2, 3))
@@ -278,8 +280,7 @@ class Scale(nn.Module):
 
 
 class Chain(nn.Sequential):
-    """PyTorch 2.11 compiles what lies in a plain nn.Sequential part by part; with a `forward` of ours, it is one
-    graph."""
+    """PyTorch 2.11 compiles each part of a plain nn.Sequential separately; with its own `forward` it is one graph."""
 
     def forward(self, images: Tensor) -> Tensor:
         for part in self:
@@ -298,12 +299,12 @@ class Normalize(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
-        # In place after the first: of a batch of photos each copy more costs as much as all the arithmetic.
+        # In place after the first: for a batch of photos, one more copy costs as much as the arithmetic.
         return torch.div(images.to(self.mean.dtype), 255).sub_(self.mean).div_(self.std)
 
 
 class GreyToRgb(nn.Module):
-    """Show a grey image to a network that expects three channels."""
+    """Repeats the channel of a grey image for a network that expects three channels."""
 
     def forward(self, images: Tensor) -> Tensor:
         return images.expand(-1, 3, -1, -1)

@@ -1,4 +1,4 @@
-"""Base class of our systems: an epoch's metrics, and the optimizer."""
+"""Base class of Refit's systems: metrics per epoch, and the optimizer."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -23,13 +23,13 @@ class System(pl.LightningModule):
     validation take the network's outputs from `self.network`.
 
     Metrics are summed on the device and reduced once an epoch, so that no step waits for the device. They are logged
-    with on_epoch and appear in the progress bar. What is measured at a step, such as the gradient norm, goes to the
-    loggers once an epoch too, and to no output.
+    with on_epoch and appear in the progress bar. Values measured at each step, such as the gradient norm, are logged
+    once an epoch too, but are not part of any stage's output.
     """
 
     train_metrics: tuple[str, ...]
     """Names of the sums given to `add_train_metrics`; each mean is logged as train_NAME."""
-    # Each process has its own sums. DDP would replace them by the first process's; it reads no public attribute.
+    # Each process has its own sums. DDP would overwrite them with the first process's; no public attribute prevents it.
     _ddp_params_and_buffers_to_ignore = ("train_sums",)
 
     def __init__(
@@ -39,7 +39,7 @@ class System(pl.LightningModule):
         learning_rate: float,
         val_metrics: Mapping[str, Metric],
     ) -> None:
-        """`network` takes uint8 images (N, C, H, W); `val_metrics`, updated by validation_step, are logged as val_NAME.
+        """`network` takes uint8 images (N, C, H, W). validation_step updates `val_metrics`, logged as val_NAME.
         `optimizer` and `learning_rate` are needed for training only."""
         super().__init__()
         self.network = network.to(memory_format=torch.channels_last)  # the fastest layout for convolutions
@@ -52,7 +52,7 @@ class System(pl.LightningModule):
 
     def add_train_metrics(self, images: int, sums: Tensor) -> None:
         """Add a batch's sums over its images, without gradients."""
-        # Not torchmetrics: it would take longer than all else that Refit does in a step (docs/performance.md).
+        # Not torchmetrics: it would take longer than everything else that Refit does in a step (docs/performance.md).
         self.train_sums.add_(sums)
         self.train_images += images
 
@@ -67,16 +67,16 @@ class System(pl.LightningModule):
 
     def on_fit_start(self) -> None:
         data = self.trainer.datamodule  # type: ignore[attr-defined]
-        if isinstance(data, PreparedData):  # the training images are known from here on
+        if isinstance(data, PreparedData):  # the training images were not known before
             fit_whitening(self.network, data.train.images)
 
     def on_train_epoch_start(self) -> None:
         self.train_sums, self.train_images = torch.zeros_like(self.train_sums), 0
 
     def on_validation_epoch_end(self) -> None:
-        """Log the metrics of both splits together, so that a listener sees a whole epoch."""
-        # The mean over several processes is that over all images: each process trains on as many images, and metrics
-        # are reduced over the processes before.
+        """Log the metrics of both splits together, so that loggers and callbacks see a whole epoch."""
+        # Averaging over processes gives the mean over all images: each process trains on the same number of images, and
+        # compute() has already reduced the validation metrics.
         means = self.train_sums / max(self.train_images, 1)
         train = {f"train_{name}": mean for name, mean in zip(self.train_metrics, means, strict=True)}
         self.log_dict(train, prog_bar=True, sync_dist=True)

@@ -1,4 +1,4 @@
-"""A user's own systems and networks, by dotted path: found, and their arguments checked against their signature."""
+"""Find the user's own systems and networks by dotted path, and check their arguments against their signature."""
 
 import importlib
 import importlib.util
@@ -10,12 +10,12 @@ from typing import Any
 from refit.params import nearest
 from refit.runtime.errors import UserError
 
-Offers = Mapping[str, Callable[[], Any]]
-"""What Refit has to give to a constructor, by the name of its argument; each is made only if it is asked for."""
+Provided = Mapping[str, Callable[[], Any]]
+"""The arguments that Refit provides to a constructor, by name; each is created only if the signature names it."""
 
 
 def user_class(path: str, key: str) -> type:
-    """The class at the dotted path `path`, the value of `key`. Raises UserError where there is none."""
+    """The class at the dotted path `path`, the value of `key`. Raises UserError if there is none."""
     module_name, _, name = path.rpartition(".")
     if not module_name:
         raise UserError(f"{key} = {path!r} is unknown; expected one of Refit's own, or a dotted path to a class")
@@ -25,7 +25,7 @@ def user_class(path: str, key: str) -> type:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if not module_name.startswith(error.name or " "):
-            raise  # the user's module imports what is not there
+            raise  # raised inside the user's module, by an import of its own
         raise UserError(f"{key} = {path!r}: there is no module {error.name!r}") from None
     except SyntaxError as error:
         where = f"{Path(error.filename or module_name).name}, line {error.lineno}"
@@ -33,38 +33,38 @@ def user_class(path: str, key: str) -> type:
     found = getattr(module, name, None)
     if not isinstance(found, type):
         close = nearest(name, [other for other, value in vars(module).items() if isinstance(value, type)])
-        raise UserError(f"{key} = {path!r}: {module_name} holds no class {name!r}{close}")
+        raise UserError(f"{key} = {path!r}: {module_name} has no class {name!r}{close}")
     return found
 
 
-def check_arguments(made: type, offers: set[str], arguments: Mapping[str, Any], key: str) -> None:
-    """Raises UserError unless `made` can be called with `arguments`, the value of `key`, and what Refit offers."""
-    takes = inspect.signature(made).parameters
-    call = f"{made.__name__}({', '.join(takes)})"
-    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes.values())
+def check_arguments(target: type, provided: set[str], arguments: Mapping[str, Any], key: str) -> None:
+    """Raises UserError unless `target` can be called with `arguments`, the value of `key`, and what Refit provides."""
+    accepted = inspect.signature(target).parameters
+    call = f"{target.__name__}({', '.join(accepted)})"
+    accepts_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values())
     for name in arguments:
-        if name in offers:
-            raise UserError(f"{key}.{name}: Refit itself gives {call} its {name}; remove it")
-        if name not in takes and not takes_any:
-            raise UserError(f"{key}.{name}: {call} takes no such argument{nearest(name, list(takes))}")
-    for name, parameter in takes.items():
+        if name in provided:
+            raise UserError(f"{key}.{name}: Refit provides {name} to {call}; remove it")
+        if name not in accepted and not accepts_any:
+            raise UserError(f"{key}.{name}: {call} has no such argument{nearest(name, list(accepted))}")
+    for name, parameter in accepted.items():
         needed = parameter.default is parameter.empty and parameter.kind not in (
             parameter.VAR_POSITIONAL,
             parameter.VAR_KEYWORD,
         )
-        if needed and name not in offers and name not in arguments:
+        if needed and name not in provided and name not in arguments:
             raise UserError(
-                f"{key} lacks {name!r}, which {call} needs; Refit itself can give {', '.join(sorted(offers))}"
+                f"{key} lacks {name!r}, which {call} needs; Refit itself provides only {', '.join(sorted(provided))}"
             )
 
 
-def construct(made: type, offers: Offers, arguments: Mapping[str, Any], key: str) -> Any:
-    """`made` called with `arguments` and those of the offers that its signature names. Raises as check_arguments."""
-    check_arguments(made, set(offers), arguments, key)
-    takes = inspect.signature(made).parameters
-    given = {name: make() for name, make in offers.items() if name in takes}
+def construct(target: type, provided: Provided, arguments: Mapping[str, Any], key: str) -> Any:
+    """Call `target` with `arguments` and the provided arguments that its signature names. Raises as check_arguments."""
+    check_arguments(target, set(provided), arguments, key)
+    accepted = inspect.signature(target).parameters
+    given = {name: make() for name, make in provided.items() if name in accepted}
     try:
-        return made(**given, **arguments)
+        return target(**given, **arguments)
     except Exception as error:
-        error.add_note(f"{made.__name__} was made with {', '.join(given)} of Refit's and {key} = {dict(arguments)}")
+        error.add_note(f"{target.__name__} was called with {', '.join(given)} from Refit and {key} = {dict(arguments)}")
         raise

@@ -1,4 +1,4 @@
-"""Pretrained weights: a network begins with those of torchvision or of a file, and with a new head where it must."""
+"""Load pretrained weights, torchvision's or a file's, into a network; its head stays new if the output size differs."""
 
 import hashlib
 import re
@@ -16,18 +16,19 @@ from refit.runtime.errors import UserError
 from refit.systems.head import head
 from refit.systems.networks import GreyToRgb, Normalize
 
-_OURS = "network."  # what a model that this project trained calls its network
+_OURS = "network."  # prefix of the network's weights in a model that Refit trained
 
 State = dict[str, Tensor]
 
 
 def load_weights(network: nn.Module, model: ModelParams) -> None:
-    """Give a network, as build_network makes it, the weights that `model.weights` names.
+    """Load the weights that `model.weights` names into a network from build_network.
 
-    The head stays as it is where its number of outputs is another. The input is normalised as the weights are used to:
-    by what a model of Refit's brings along; by what torchvision's weights of the network want, also for a file from
-    elsewhere; and for any other network by the training images' mean and standard deviation, as it was.
-    Raises UserError where they cannot be had, or another tensor is missing, one too many, or of another shape.
+    The head stays newly initialised if its number of outputs differs. The input is normalised as it was when the
+    weights were trained: a model of Refit's contains its mean and std; for a torchvision network they are those of
+    torchvision's weights, also for a file from elsewhere; for any other network they stay those of the training images.
+    Raises UserError if the weights cannot be read or downloaded, or other tensors are missing, unexpected or of another
+    shape.
     """
     assert isinstance(network, nn.Sequential)
     assert model.weights is not None
@@ -40,7 +41,7 @@ def load_weights(network: nn.Module, model: ModelParams) -> None:
     if f"{_OURS}0.mean" in state:
         mean, std = state[f"{_OURS}0.mean"].flatten(), state[f"{_OURS}0.std"].flatten()
         state = _inside(f"{_OURS}1.", state)
-        if from_torchvision and all(name.startswith("1.") for name in state):  # it saw grey images through GreyToRgb
+        if from_torchvision and all(name.startswith("1.") for name in state):  # it was trained on grey images
             state = _inside("1.", state)
     elif from_torchvision:
         input_of = _torchvision_weights(model).transforms()
@@ -54,17 +55,16 @@ def load_weights(network: nn.Module, model: ModelParams) -> None:
 
 
 def check_weights(model: ModelParams) -> None:
-    """Raises UserError unless the weights that `model.weights` names are known: a file that is there, or a name of
-    torchvision's for this network."""
+    """Raises UserError unless `model.weights` is an existing file, or weights that torchvision has for this network."""
     assert model.weights is not None
     if not is_file_name(model.weights):
         _torchvision_weights(model)
     elif not Path(model.weights).is_file():
-        raise UserError(f"model.weights = {model.weights!r} is not there; put the file into {WEIGHTS_FILES}/")
+        raise UserError(f"model.weights = {model.weights!r} does not exist; put the file into {WEIGHTS_FILES}/")
 
 
 def identity(model: ModelParams) -> str | None:
-    """What tells the weights apart from all others: a file's sha256, or where torchvision has them from."""
+    """An identifier of the weights: a file's sha256, or the URL of torchvision's weights."""
     if model.weights is None:
         return None
     check_weights(model)
@@ -78,7 +78,7 @@ def is_file_name(weights: str) -> bool:
 
 
 def _torchvision_weights(model: ModelParams) -> Any:
-    """Its entry of torchvision's that `model.weights` names; for a file the default one."""
+    """The entry in torchvision that `model.weights` names; for a file, the network's default entry."""
     assert model.weights is not None
     known = torchvision.models.get_model_weights(model.network.partition(":")[2])
     if is_file_name(model.weights):
@@ -95,10 +95,10 @@ def _from_torchvision(model: ModelParams) -> State:
     weights = _torchvision_weights(model)
     try:
         state: State = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
-    except (OSError, RuntimeError) as error:  # no network; a file that is not what its name says
+    except (OSError, RuntimeError) as error:  # no network, or a file whose hash is not the one in its name
         raise UserError(
-            f"model.weights = {model.weights!r} cannot be had from {weights.url}: {' '.join(str(error).split())}; "
-            f"or put the file into {WEIGHTS_FILES}/ and name it"
+            f"model.weights = {model.weights!r} cannot be downloaded from {weights.url}: "
+            f"{' '.join(str(error).split())}; or put the file into {WEIGHTS_FILES}/ and name it"
         ) from None
     return state
 
@@ -106,16 +106,16 @@ def _from_torchvision(model: ModelParams) -> State:
 def _from_file(weights: str) -> State:
     path = Path(weights)
     if not path.is_file():
-        raise UserError(f"model.weights = {weights!r} is not there; put the file into {WEIGHTS_FILES}/")
+        raise UserError(f"model.weights = {weights!r} does not exist; put the file into {WEIGHTS_FILES}/")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # noqa: BLE001, half a file may end anywhere in its parser
+    except Exception as error:  # noqa: BLE001, a truncated file can raise anything
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"model.weights = {weights!r} holds no weights: {reason}") from None
+        raise UserError(f"model.weights = {weights!r} is not a weights file: {reason}") from None
     if not (isinstance(state, dict) and state and all(isinstance(value, Tensor) for value in state.values())):
-        raise UserError(f"model.weights = {weights!r} is no state_dict; expected names and tensors, and nothing else")
+        raise UserError(f"model.weights = {weights!r} is not a state_dict; expected a dictionary of tensors only")
     return state
 
 
@@ -124,25 +124,25 @@ def _inside(prefix: str, state: Mapping[str, Tensor]) -> State:
 
 
 def _fit(network: nn.Module, state: State, weights: str) -> str:
-    """Load `state` into `network`; returns the head's name where it is a new one, else nothing."""
+    """Load `state` into `network`; returns the head's name if the head is new, else an empty string."""
     own, last = network.state_dict(), head(network)
     (head_name,) = (name for name, layer in network.named_modules() if layer is last)
-    # torchvision's densenets were saved when a name could hold a dot.
+    # torchvision's densenets have names from a time when a module's name could contain a dot.
     for name in [name for name in state if re.search(r"denselayer\d+\.(norm|conv)\.[12]\.", name)]:
         state[re.sub(r"\.(norm|conv)\.([12])\.", r".\1\2.", name)] = state.pop(name)
     heads = {name for name in own if name.rpartition(".")[0] == head_name}
     is_new = any(name not in state or state[name].shape != own[name].shape for name in heads)
     if is_new:
         state.update({name: own[name] for name in heads})
-    counters = {name for name in own if name.endswith("num_batches_tracked")}  # which old files lack
+    counters = {name for name in own if name.endswith("num_batches_tracked")}  # old files lack them
     wrong = [name for name in own if name not in counters | state.keys() or _differ(own[name], state.get(name))]
     wrong += [name for name in state if name not in own]
     if wrong:
         shown = ", ".join(_with_shapes(name, state, own) for name in wrong[:4])
         shown += f" and {len(wrong) - 4} more" if len(wrong) > 4 else ""
         raise UserError(
-            f"model.weights = {weights!r} does not fit: {shown} missing there, of another shape, or not the network's; "
-            "choose the model.network, width and data.color that it was trained with"
+            f"model.weights = {weights!r} does not fit: missing, unexpected or of another shape: {shown}; choose the "
+            "model.network, width and data.color that it was trained with"
         )
     network.load_state_dict(state)
     return head_name if is_new else ""
@@ -150,7 +150,7 @@ def _fit(network: nn.Module, state: State, weights: str) -> str:
 
 def _with_shapes(name: str, state: State, own: State) -> str:
     both = name in state and name in own
-    return f"{name} ({list(state[name].shape)} there, {list(own[name].shape)} here)" if both else name
+    return f"{name} (weights {list(state[name].shape)}, network {list(own[name].shape)})" if both else name
 
 
 def _differ(own: Tensor, other: Tensor | None) -> bool:
@@ -158,6 +158,6 @@ def _differ(own: Tensor, other: Tensor | None) -> bool:
 
 
 def _set_channels(own: Tensor, values: Tensor) -> None:
-    """One value a channel; a grey image's is the mean of a colour image's."""
+    """Set one value per channel; for a grey image, the mean of a colour image's values."""
     channels = own.shape[1]
     own.copy_((values if len(values) in (1, channels) else values.mean(dim=0, keepdim=True)).view(1, -1, 1, 1))

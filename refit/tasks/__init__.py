@@ -1,1 +1,1 @@
-"""What a label is: its target, loss, measures and per-image score, and how an answer reads."""
+"""Tasks, such as classification: the targets, the loss, the metrics and the form of the answers."""

@@ -1,4 +1,4 @@
-"""Classification: each image shows one class. A target is the class's number, int64."""
+"""Classification: each image has one class. A target is the class's index, int64."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -14,7 +14,7 @@ from refit.runtime.errors import UserError
 
 ANSWER = "probabilities"
 SCORE = "accuracy"
-_ROUNDING = 0.05  # by which bfloat16's probabilities may miss a sum of one
+_ROUNDING = 0.05  # tolerance for the sum of bfloat16 probabilities
 _DECIMALS = 6
 
 Floats = npt.NDArray[np.floating[Any]]
@@ -38,7 +38,7 @@ def scores(outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 def val_metrics(classes: int) -> dict[str, Metric]:
-    # validate_args would wait for the device at each step.
+    # validate_args would synchronise with the device at each step.
     return {"accuracy": MulticlassAccuracy(classes, average="micro", validate_args=False)}
 
 
@@ -56,13 +56,13 @@ def check_answer(answer: Tensor) -> None:
 
 
 def predictions(answer: Floats) -> Ints:
-    """The most probable class of each row, (N,); of equal ones the first."""
+    """The most probable class of each row, (N,); the first one if probabilities are equal."""
     best: Ints = np.argmax(answer, axis=1).astype(np.int64)
     return best
 
 
 def outcome_rows(answer: Floats, targets: Ints, classes: Sequence[str]) -> list[dict[str, object]]:
-    """The actual and the predicted class, and the probability of each."""
+    """One row per image: the actual and the predicted class, and the probability of each."""
     return [
         {
             "actual": classes[target],
@@ -77,7 +77,7 @@ def outcome_rows(answer: Floats, targets: Ints, classes: Sequence[str]) -> list[
 def prediction_rows(
     answer: Floats, classes: Sequence[str], top_k: int, abstain_below: float
 ) -> list[dict[str, object]]:
-    """The most probable class, whether the model abstains, and the next `top_k` - 1 classes."""
+    """One row per image: the most probable class, whether the model abstains, and the next `top_k` - 1 classes."""
     return [_prediction_row(row, classes, top_k, abstain_below) for row in answer]
 
 

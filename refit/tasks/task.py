@@ -1,4 +1,4 @@
-"""What the rest of Refit asks of a task. A task is a module with these names: see classification.py."""
+"""The interface of a task. A task is a module that defines these names: see classification.py."""
 
 from collections.abc import Sequence
 from typing import Any, Literal, Protocol
@@ -16,9 +16,9 @@ Targets = npt.NDArray[Any]
 
 class Task(Protocol):
     ANSWER: str
-    """Name of the task's answer among what a system's `forward` returns."""
+    """Name of the task's answer in the outputs of a system's `forward`."""
     SCORE: str
-    """Name of the mean per-image score, in metrics: the measure that compares models."""
+    """Name of the metric that compares models: the mean of the scores of all images."""
 
     def loss(
         self,
@@ -28,33 +28,33 @@ class Task(Protocol):
         label_smoothing: float = 0.0,
         reduction: Literal["mean", "none"] = "mean",
     ) -> Tensor:
-        """The training loss of a network's outputs, (N, outputs): their mean, or one each, (N,)."""
+        """The training loss of a network's outputs, (N, outputs): the mean, or one loss per image, (N,)."""
         ...
 
     def scores(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """How good each output is, (N,), 0 to 1."""
+        """A score for each image, (N,), from 0 to 1 (best)."""
         ...
 
     def val_metrics(self, classes: int) -> dict[str, Metric]:
-        """Metrics of the validation, updated with outputs and targets, by name; not the loss."""
+        """The validation metrics by name, without the loss. They are updated with outputs and targets."""
         ...
 
     def to_answer(self, outputs: Tensor) -> Tensor:
-        """What a user is given for a network's outputs."""
+        """The answer for a user, from a network's outputs."""
         ...
 
     def check_answer(self, answer: Tensor) -> None:
-        """Raises UserError where `answer` cannot be what to_answer returns."""
+        """Raises UserError if `answer` does not have the form that to_answer returns."""
         ...
 
     def outcome_rows(self, answer: Floats, targets: Targets, classes: Sequence[str]) -> list[dict[str, object]]:
-        """One row per test image: its target, the answer, and how they go together."""
+        """One row per test image: its target and the answer."""
         ...
 
     def prediction_rows(
         self, answer: Floats, classes: Sequence[str], top_k: int, abstain_below: float
     ) -> list[dict[str, object]]:
-        """One row per new image: the answer as a person reads it."""
+        """One row per new image: the answer in readable form."""
         ...
 
 

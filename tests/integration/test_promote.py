@@ -299,7 +299,7 @@ def test_a_champion_that_cannot_be_compared_fails_with_one_line(trained: Any, mo
     description = json.loads((MODEL / "model.json").read_text())
     (MODEL / "model.json").write_text(json.dumps({**description, "shape": [1, 16, 16]}))
     monkeypatch.setattr("refit.data.pack.open_source", lambda _: Source((), lambda: []))
-    with pytest.raises(UserError, match=r"^\d+ is not below data.root = 'data/raw' any more; run: dvc repro"):
+    with pytest.raises(UserError, match=r"^\d+ is no longer in data.root = 'data/raw'; run: dvc repro"):
         predictions_of(MODEL, RIVAL, load_params())
     (MODEL / "model.json").write_text(json.dumps({**description, "format": 1}))
     with pytest.raises(UserError, match=r"^the champion models:/refit/7 cannot be read by this code \(.*format"):

@@ -234,7 +234,7 @@ def test_runs_that_mlflow_never_received_are_created_from_what_was_kept(
     fitted_in_mlflow(**second)
     assert len(models_in_outbox()) == 2
     facts = mlflow_facts(models_in_outbox()[0])
-    assert facts[-1] == ("MLflow missed", "2 models; to send: make sync", None)
+    assert facts[-1] == ("MLflow outbox", "2 models not sent; run: make sync", None)
     assert "resuming from step" in capsys.readouterr().out
 
     client = MlflowClient(away_and_back(True))

@@ -19,7 +19,7 @@ from refit.runtime.errors import UserError
         (b'{"a": 1', "is not JSON: "),
         (b"\xff", "is not JSON: "),
         (b"[" * 99_999, "is not JSON: "),
-        (b"[]", "holds no JSON object"),
+        (b"[]", "does not contain a JSON object"),
     ],
     ids=["absent", "cut short", "no text", "nested deep", "a list"],
 )

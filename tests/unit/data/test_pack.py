@@ -158,7 +158,7 @@ def test_an_undecodable_image_is_an_error_that_names_it(
     spoil: Callable[[Path], object], packed: Pack, tmp_path: Path
 ) -> None:
     spoil(photos(tmp_path / "raw") / "cat/07.png")
-    with pytest.raises(UserError, match=r"^cat/07\.png: .*mend or remove it, or set data\.bad_images to skip"):
+    with pytest.raises(UserError, match=r"^cat/07\.png: .*repair or remove it, or set data\.bad_images to skip"):
         packed()
 
 

@@ -107,7 +107,7 @@ class TestFolder:
 
     def test_a_class_whose_name_is_no_text_is_an_error(self, root: Path) -> None:
         fill(root, "cat/1.png", os.fsdecode(b"caf\xe9/2.png"))
-        with pytest.raises(UserError, match=r"class folder caf\\udce9: its name is no UTF-8"):
+        with pytest.raises(UserError, match=r"the name of class folder caf\\udce9 is not UTF-8"):
             open_source(self.data)
 
     def test_a_class_without_an_image_is_an_error_that_names_it(self, root: Path) -> None:

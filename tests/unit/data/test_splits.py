@@ -119,7 +119,7 @@ def test_a_split_that_the_source_lacks_is_drawn_from_its_training_images(data: D
 @pytest.mark.parametrize("split", ["val", "test"])
 def test_a_share_too_small_for_one_image_is_an_error_that_names_its_key(split: str, changed: Changed) -> None:
     data = changed({f"data.{split}": 0.01}).data
-    with pytest.raises(UserError, match=rf"the {split} split of 10 images is empty; raise data\.{split}"):
+    with pytest.raises(UserError, match=rf"with 10 images the {split} split is empty; raise data\.{split}"):
         assign_splits([item(0) for _ in range(10)], DISTINCT[:10], data, seed=0)
 
 

@@ -62,17 +62,17 @@ def test_a_person_reads_every_figure_in_25_lines_of_80_columns(repository: Path)
         "make mlflow",
         "make compare",
         "dvc exp run -S",
-        "none of this model",
+        "none for this model",
     ):
         assert figure in flat
     assert len(text.splitlines()) <= 25
     assert max(map(len, text.splitlines())) <= 80
 
 
-def test_metrics_of_another_model_are_marked_as_old(repository: Path) -> None:
-    assert "TEST IS OLD" not in as_text(read_facts())
+def test_figures_of_another_model_are_told_as_such(repository: Path) -> None:
+    assert "TEST IS STALE" not in as_text(read_facts())
     shutil.copy(MODELS / "format_2_autoencoder/model.json", repository / "data/model")
-    assert "TEST IS OLD" in as_markdown(read_facts())
+    assert "TEST IS STALE" in as_markdown(read_facts())
     assert "of another model; run: dvc repro" in " ".join(as_text(read_facts()).split())
 
 

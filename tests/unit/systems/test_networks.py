@@ -120,8 +120,11 @@ def test_a_network_of_one_s_own_may_take_its_size_from_the_images() -> None:
 @pytest.mark.parametrize(
     ("users", "line"),
     [
-        (users_model("Lazy", too_many=1), r"\.Lazy' makes \(2, 8\) of 2 images; expected a tensor of \(2, 7\)$"),
-        (users_model("Pair"), r"\.Pair' makes tuple of 2 images; expected a tensor of \(2, 7\)$"),
+        (
+            users_model("Lazy", too_many=1),
+            r"\.Lazy' returns \(2, 8\) for 2 images; expected a tensor of shape \(2, 7\)$",
+        ),
+        (users_model("Pair"), r"\.Pair' returns tuple for 2 images; expected a tensor of shape \(2, 7\)$"),
     ],
 )
 def test_a_network_of_one_s_own_with_other_outputs_is_told(users: ModelParams, line: str) -> None:
@@ -180,7 +183,9 @@ def test_an_unknown_torchvision_name_is_an_error_that_says_what_is_expected(name
 
 @pytest.mark.parametrize("name", ["torchvision:alexnet", "torchvision:vit_b_32"])
 def test_a_size_that_a_torchvision_network_does_not_take_is_an_error_that_says_what_sets_it(name: str) -> None:
-    with pytest.raises(UserError, match=rf"model\.network = '{name}' takes no images of 8x8 pixels: .*image_size"):
+    with pytest.raises(
+        UserError, match=rf"model\.network = '{name}' does not accept images of 8x8 pixels: .*image_size"
+    ):
         build(model(name))
 
 

@@ -30,9 +30,9 @@ def test_a_class_is_given_what_its_signature_names_and_no_more() -> None:
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        ({}, r"k lacks 'margin', which Own\(classes, margin, scale\) needs; Refit itself can give classes"),
-        ({"margin": 1, "scales": 2}, r"k\.scales: .* takes no such argument; did you mean scale\?"),
-        ({"margin": 1, "classes": 2}, r"k\.classes: Refit itself gives .* its classes; remove it"),
+        ({}, r"k lacks 'margin', which Own\(classes, margin, scale\) needs; Refit itself provides only classes"),
+        ({"margin": 1, "scales": 2}, r"k\.scales: .* has no such argument; did you mean scale\?"),
+        ({"margin": 1, "classes": 2}, r"k\.classes: Refit provides classes to .*; remove it"),
     ],
 )
 def test_arguments_that_do_not_fit_the_signature_are_named(arguments: dict[str, object], line: str) -> None:
@@ -48,9 +48,9 @@ def test_a_module_that_is_no_python_is_named_with_its_line(tmp_path: Path, monke
 
 
 def test_only_classes_are_suggested_for_a_wrong_class_name() -> None:
-    with pytest.raises(UserError, match=r"holds no class 'Linea'; did you mean Linear\?$"):
+    with pytest.raises(UserError, match=r"has no class 'Linea'; did you mean Linear\?$"):
         user_class("torch.nn.Linea", "model.network")
-    with pytest.raises(UserError, match=r"os holds no class 'system'$"):
+    with pytest.raises(UserError, match=r"os has no class 'system'$"):
         user_class("os.system", "model.network")
 
 
@@ -62,15 +62,15 @@ def test_a_class_of_python_s_own_is_no_system(changed: Changed) -> None:
 def test_an_error_in_a_user_s_class_says_what_it_was_built_with_or_given(changed: Changed, digits: Path) -> None:
     with pytest.raises(TypeError) as made:
         construct(Own, {"classes": lambda: 10}, {"margin": 1, "scale": None}, "model.system_arguments")
-    assert "Own was made with classes of Refit's and model.system_arguments = {'margin': 1" in made.value.__notes__[0]
+    assert "Own was called with classes from Refit and model.system_arguments = {'margin': 1" in made.value.__notes__[0]
     linear = {"in_features": 65, "out_features": 10}
     params = changed({"model.network": "torch.nn.Linear", "model.network_arguments": linear, **NOT_OURS})
     with pytest.raises(RuntimeError) as given:
         build_system(params.model, read_info(digits))
-    assert given.value.__notes__ == ["model.network = 'torch.nn.Linear' was given 2 images, float (2, 1, 8, 8)"]
+    assert given.value.__notes__ == ["model.network = 'torch.nn.Linear' was called with 2 images, float (2, 1, 8, 8)"]
 
 
 def test_a_whole_system_is_no_network(changed: Changed) -> None:
     path = "pytorch_lightning.demos.boring_classes.BoringModel"
-    with pytest.raises(UserError, match=f"model.network = '{path}' is a whole system; set model.system to it"):
+    with pytest.raises(UserError, match=f"model.network = '{path}' is a system, not a network; set model.system to it"):
         check_model(changed({"model.network": path, **NOT_OURS}).model)
