@@ -30,7 +30,7 @@ from refit.artifacts.prepared import read_split
 from refit.batches.datamodule import ImageLoader
 from refit.inference.predictor import predict, read_model
 from refit.params import TrainerParams, check_params
-from refit.training.trainer import make_trainer
+from refit.training.trainer import inference_trainer
 
 COLOUR, PHOTO = (3, 32, 32), (3, 176, 176)
 BATCH_SIZE = 512
@@ -175,7 +175,7 @@ def _test_accuracy(trainer: TrainerParams) -> float:
     system, model = read_model()
     split = read_split("test")
     images = ImageLoader(split, 2 * model.batch_size)
-    predicted = predict(make_trainer(trainer), system, images, model.task)["probabilities"].argmax(dim=1)
+    predicted = predict(inference_trainer(trainer), system, images, model.task)["probabilities"].argmax(dim=1)
     return (predicted == torch.from_numpy(split.labels)).float().mean().item()
 
 

@@ -17,7 +17,7 @@ from refit.params import Params, load_params
 from refit.runtime.errors import UserError
 from refit.runtime.stage import run_stage
 from refit.tasks.task import TASKS
-from refit.training.trainer import make_trainer, translate_lightning_errors
+from refit.training.trainer import inference_trainer, translate_lightning_errors
 
 READS = ("trainer", "predict", "debug")
 
@@ -30,7 +30,7 @@ def main(params: Params) -> None:
 
     new_images = FolderLoader(list(find_images(folder)), model.color, model.shape[1:], batch_size)
     images = new_images if len(new_images) else ImageLoader(read_split("test"), batch_size)
-    trainer = make_trainer(params.trainer, limit_predict_batches=params.debug.test_batches)
+    trainer = inference_trainer(params.trainer, limit_predict_batches=params.debug.test_batches)
     with translate_lightning_errors(params.debug):
         answers = predict(trainer, system, images, model.task)
     names = [_name(file, folder) for file in new_images.files] if len(new_images) else read_names("test")

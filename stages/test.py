@@ -17,7 +17,7 @@ from refit.reports.run_report import write_run_report
 from refit.runtime.stage import run_stage
 from refit.tasks.task import TASKS, Floats
 from refit.tracking.loggers import log_to_model
-from refit.training.trainer import make_trainer, translate_lightning_errors
+from refit.training.trainer import inference_trainer, translate_lightning_errors
 
 READS = ("trainer", "test", "debug")
 
@@ -27,7 +27,7 @@ def main(params: Params) -> None:
     split = read_split("test")
     loader = EvaluationLoader(split, EVALUATION_FACTOR * model.batch_size)
     collected = TestAnswers(model.task)
-    trainer = make_trainer(params.trainer, callbacks=[collected], limit_test_batches=params.debug.test_batches)
+    trainer = inference_trainer(params.trainer, callbacks=[collected], limit_test_batches=params.debug.test_batches)
     with translate_lightning_errors(params.debug):
         trainer.test(system, loader, verbose=False)
     answers = collected.gather(system)

@@ -26,7 +26,10 @@ FORMAT: Literal[3] = 3
 
 
 class Blueprint(BaseModel):
-    """Everything except the weights that determines a model's answers: enough to build its system."""
+    """Everything except the weights that determines a model's answers: enough to build its system.
+
+    A new key needs a default with which models without it answer as they did.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -46,6 +49,9 @@ class Blueprint(BaseModel):
     mean: list[float]
     """Mean, and below standard deviation, of the training images by channel, pixels scaled to 0..1."""
     std: list[float]
+    code: dict[str, str] = {}
+    """For a system or network of the user's own, by its dotted path: the sha256 of what its file means, or the version
+    of its package."""
 
 
 class ModelRecord(Blueprint):
@@ -70,16 +76,16 @@ class ModelRecord(Blueprint):
         return cls(
             **blueprint.model_dump(),
             weights_sha256=weights_sha256,
-            sha256=identity(blueprint, weights_sha256),
+            sha256=identity(blueprint.model_dump(mode="json"), weights_sha256),
             data_sha256=data_sha256,
             batch_size=batch_size,
             debug=debug,
         )
 
 
-def identity(blueprint: Blueprint, weights_sha256: str) -> str:
-    """The sha256 of everything that determines a model's answers."""
-    content = blueprint.model_dump(mode="json", include=set(Blueprint.model_fields)) | {"weights": weights_sha256}
+def identity(blueprint: Mapping[str, Any], weights_sha256: str) -> str:
+    """The sha256 of everything that determines a model's answers; `blueprint` as in model.json."""
+    content = {**blueprint, "weights": weights_sha256}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -125,7 +131,7 @@ def read_record(folder: Path = MODEL) -> ModelRecord:
     path = folder / RECORD
     values = read_json(path, "dvc repro fit")
     written_as = values.get("format")
-    if written_as not in (*_MIGRATIONS, FORMAT):
+    if not isinstance(written_as, int) or written_as not in (*_MIGRATIONS, FORMAT):
         raise UserError(
             f"{path}: format = {written_as!r} is unknown; this version of Refit reads formats 1 to {FORMAT}: update "
             "Refit, or run: dvc repro --force fit"
@@ -136,11 +142,15 @@ def read_record(folder: Path = MODEL) -> ModelRecord:
         record = ModelRecord.model_validate({**values, "written_as": written_as})
     except KeyError as error:
         raise UserError(f"{path}: {error.args[0]} is missing; run: dvc repro --force fit") from None
+    except (AttributeError, TypeError) as error:  # a migration of values that no version wrote
+        raise UserError(f"{path} is damaged: {error}; run: dvc repro --force fit") from None
     except ValidationError as error:
         fault = error.errors()[0]
         where = ".".join(map(str, fault["loc"]))
         raise UserError(f"{path}: {where}: {fault['msg']}; run: dvc repro --force fit") from None
-    if written_as == FORMAT and record.sha256 != identity(record, record.weights_sha256):
+    # Of the keys that the file has: it may be older than the newest of them.
+    blueprint = {name: values[name] for name in Blueprint.model_fields if name in values}
+    if written_as == FORMAT and record.sha256 != identity(blueprint, record.weights_sha256):
         raise UserError(f"{path} was changed: its sha256 does not match its content; run: dvc checkout {folder}")
     return record
 
@@ -197,7 +207,7 @@ def _to_format_3(values: dict[str, Any]) -> dict[str, Any]:
         "network": model["network"],
         "network_arguments": arguments,
         "embedding": model.get("embedding", 64),
-        "test_time_flip": model["test_time_flip"],
+        "test_time_flip": model.get("test_time_flip", False),
         "weights_sha256": weights_sha256,
         "sha256": weights_sha256,
         "debug": values.get("debug", False),

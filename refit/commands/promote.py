@@ -151,7 +151,7 @@ def predictions_of(folder: Path, champion: Version, params: Params) -> tuple[lis
     from refit.data.pack import decode_again
     from refit.inference.predictor import predict, read_model
     from refit.tasks.classification import predictions
-    from refit.training.trainer import make_trainer
+    from refit.training.trainer import inference_trainer
 
     try:
         system, model = read_model(folder)
@@ -162,7 +162,7 @@ def predictions_of(folder: Path, champion: Version, params: Params) -> tuple[lis
         split = Split(decode_again("test", params.data, model.color, model.shape[1:]), split.labels)
         hashes = [hashlib.sha256(image.tobytes()).hexdigest() for image in split.images]
     images = ImageLoader(split, EVALUATION_FACTOR * model.batch_size)
-    answers = predict(make_trainer(params.trainer), system, images, model.task)
+    answers = predict(inference_trainer(params.trainer), system, images, model.task)
     return model.classes, [model.classes[best] for best in predictions(answers["probabilities"].numpy())], hashes
 
 

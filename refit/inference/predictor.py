@@ -37,8 +37,8 @@ def read_model(folder: Path = MODEL) -> tuple[pl.LightningModule, ModelRecord]:
 
 
 def predict(trainer: pl.Trainer, system: pl.LightningModule, images: Any, task: str) -> dict[str, Tensor]:
-    """The answers of `system` by name, one row per image, on the CPU. `images` is an iterable of uint8 batches
-    (N, C, H, W). Raises UserError if the answers do not have the form that the task requires."""
+    """The answers of `system` by name, one row per image, on the CPU. `images` is a loader of uint8 batches
+    (N, C, H, W), not a list of them. Raises UserError if the answers do not have the form that the task requires."""
     return _gather(system, trainer.predict(system, images) or [], TASKS[task])
 
 
@@ -76,9 +76,13 @@ def _check_is_forward(
     with trainer.precision_plugin.test_step_context():
         answers = _named(system, system(images), task)
     tested = _named(system, outputs, task)
-    if not torch.allclose(answers[task.ANSWER], tested[task.ANSWER], atol=1e-3):
-        raise UserError(f"{type(system).__name__}: test_step and forward return different {task.ANSWER}; end test_step "
+    if answers.keys() != tested.keys() or not all(_alike(answers[name], tested[name]) for name in answers):
+        raise UserError(f"{type(system).__name__}: test_step and forward return different answers; end test_step "
                         "with `return self(batch.images)`; see docs/systems.md")  # fmt: skip
+
+
+def _alike(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and torch.allclose(one, other, atol=1e-3, equal_nan=True)
 
 
 def _gather(system: pl.LightningModule, batches: Sequence[Any], task: Task) -> dict[str, Tensor]:

@@ -16,7 +16,11 @@ from refit.runtime.errors import UserError
 PROJECT = Path(__file__).resolve().parents[2]
 
 _WATCHED = ("refit/", "stages/")  # what dvc.yaml has `check` depend on
-_WATCHERS = ("refit/runtime/", "refit/tracking/", "stages/__init__.py")  # these change no result
+# These change no result. The keys in params/operations.py do not, and the rules only refuse values.
+_WATCHERS = (
+    "refit/runtime/", "refit/tracking/", "refit/params/operations.py", "refit/params/rules.py",
+    "refit/params/spelling.py", "stages/__init__.py",
+)  # fmt: skip
 _SYSTEM_BUILDER = "refit/systems/build.py"
 _DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "PyYAML"}  # named otherwise than their import
 _BLOCKS = ("body", "orelse", "handlers", "finalbody", "cases")  # where statements hold statements
@@ -55,6 +59,16 @@ def code_of(stage: str, own: Sequence[str], root: Path = PROJECT) -> dict[str, s
     return dict(sorted(code.items()))
 
 
+def own_code(own: Sequence[str], root: Path = PROJECT) -> dict[str, str]:
+    """For each class in `own`, by its dotted path: the sha256 of what its file means, or the version of its package."""
+    code = {}
+    for path in own:
+        if "." in path:
+            files = list(_files_of(path.rpartition(".")[0], root))
+            code[path] = _read(files[-1].read_bytes())[0] if files else _version(path.partition(".")[0])
+    return code
+
+
 def _files_of(module: str, root: Path) -> Iterator[Path]:
     """The project's files that run when `module` is imported: its own, and the `__init__.py` of each package above."""
     path = root
@@ -84,8 +98,8 @@ def _imports(block: ast.AST) -> Iterator[tuple[int, str]]:
     elif isinstance(block, ast.ImportFrom):
         for alias in block.names:  # which may be a module too
             yield block.level, f"{block.module}.{alias.name}" if block.module else alias.name
-    for_types_alone = isinstance(block, ast.If) and ast.unparse(block.test).endswith("TYPE_CHECKING")
-    for field in _BLOCKS[1:] if for_types_alone else _BLOCKS:
+    types_only = isinstance(block, ast.If) and ast.unparse(block.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING")
+    for field in _BLOCKS[1:] if types_only else _BLOCKS:
         for inner in getattr(block, field, []):
             yield from _imports(inner)
 
@@ -104,7 +118,7 @@ def _meaning(node: object) -> Iterator[str]:
             value = getattr(node, name, None)
             if isinstance(value, list):
                 value = [item for item in value if not _means_nothing(item, node)]
-            empty = value is None or value == [] or (isinstance(value, ast.JoinedStr) and not value.values)
+            empty = value is None or value == [] or (name == "format_spec" and not value.values)
             if not empty and name not in ("ctx", "kind"):  # the place says the former; the latter is the u of u"text"
                 yield f"{name}="
                 yield from _meaning(value)

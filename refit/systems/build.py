@@ -9,6 +9,7 @@ from refit.artifacts.model import Blueprint
 from refit.artifacts.prepared import DatasetInfo
 from refit.params import LossParams, ModelParams, OptimizerParams
 from refit.runtime.errors import UserError
+from refit.runtime.fingerprint import own_code
 from refit.systems.autoencoder import Autoencoder
 from refit.systems.classifier import Classifier
 from refit.systems.networks import build_network, check_network, network_arguments
@@ -33,6 +34,7 @@ def blueprint_of(model: ModelParams, info: DatasetInfo) -> Blueprint:
         shape=(channels, height, width),
         mean=info.mean,
         std=info.std,
+        code=own_code((model.system, model.network)),
     )
 
 

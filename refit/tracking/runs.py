@@ -39,6 +39,7 @@ from refit.tracking.store import (
     EXPERIMENT,
     MODEL_TAG,
     connect,
+    failures,
     find_finished_run,
     now,
     root_cause,
@@ -242,15 +243,15 @@ class TrackedRun(FitLogger):
 
         system, record = read_model(model_dir)
         example = images[:2]
-        with torch.no_grad():
-            answers = system(example)
-        is_one = isinstance(answers, torch.Tensor)
-        shown = answers.numpy() if is_one else {name: value.numpy() for name, value in answers.items()}
         mlflow.set_tracking_uri(self._uri)
         with mlflow.start_run(run_id=self._run_id), warnings.catch_warnings():  # marks the run finished at its end
             # Weights in the channels_last layout are complete, though torch.export's writer takes them for a part.
             warnings.filterwarnings("ignore", "No complete tensor found in the group")
             try:
+                with torch.no_grad():
+                    answers = system(example)
+                is_one = isinstance(answers, torch.Tensor)
+                shown = answers.numpy() if is_one else {name: value.numpy() for name, value in answers.items()}
                 mlflow.pytorch.log_model(
                     system,
                     name="model",
@@ -260,7 +261,9 @@ class TrackedRun(FitLogger):
                     tags={MODEL_TAG: record.sha256},
                     metadata={"classes": record.classes},
                 )
-            except RuntimeError as error:  # torch.export has no graph for every network
+            except failures():
+                raise
+            except Exception as error:  # noqa: BLE001, torch.export fails in many ways at a network without one graph
                 print(f"warning: MLflow's run holds no model, which cannot be registered: {root_cause(error)}",
                       file=sys.stderr)  # fmt: skip
 

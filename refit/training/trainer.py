@@ -59,6 +59,12 @@ def make_trainer(
         raise UserError(f"trainer.accelerator = {params.accelerator!r}{devices}: {error}") from None
 
 
+def inference_trainer(params: TrainerParams, **options: Any) -> pl.Trainer:
+    """As make_trainer, for test and predict. It computes in the precision of the model's weights, whatever the fit's
+    was, so that the answers are those of the model outside Lightning."""
+    return make_trainer(params.model_copy(update={"precision": "32-true"}), **options)
+
+
 @contextmanager
 def translate_lightning_errors(debug: DebugParams) -> Iterator[None]:
     """Raises UserError in place of Lightning's errors about a configuration.
