@@ -318,7 +318,7 @@ def check(workspace: Path, **environment: str) -> tuple[int, str, str]:
 
 def test_check_writes_the_schema_that_is_committed(workspace: Path, values: Values) -> None:
     (workspace / "params.yaml").write_text(yaml.safe_dump(values({})))
-    assert check(workspace) == (0, "params.yaml is right\n", "")
+    assert check(workspace) == (0, "params.yaml is valid\n", "")
     assert (workspace / "docs/params.schema.json").read_bytes() == (ROOT / "docs/params.schema.json").read_bytes()
 
 

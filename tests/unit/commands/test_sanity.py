@@ -52,8 +52,8 @@ def test_a_sound_system_learns_a_few_images_by_heart(
     keys = {"model.system": system, "model.embedding": 64, "model.network": "cnn"}
     sanity.main(changed(QUICK | keys))
     *curve, verdict = capsys.readouterr().out.splitlines()
-    assert verdict.startswith("32 images were learnt by heart in ")
-    assert 10 <= int(verdict.split()[-2]) < sanity.STEPS, "it stops when they are learnt"
+    assert verdict.startswith("memorised 32 images in ")
+    assert 10 <= int(verdict.split()[-2]) < sanity.STEPS, "it stops when they are memorised"
     assert len(curve) >= 2
     assert all(line.startswith("step ") for line in curve)
 
@@ -63,7 +63,7 @@ def test_a_frozen_system_is_caught(broken: Broken, params: Params) -> None:
         system.requires_grad_(False)
 
     broken(freeze)
-    with pytest.raises(UserError, match="every weight is frozen"):
+    with pytest.raises(UserError, match="all weights are frozen"):
         sanity.main(params)
 
 
@@ -96,7 +96,7 @@ def test_labels_shuffled_at_each_step_are_caught(
         system.training_step = shuffled  # type: ignore[method-assign]
 
     broken(shuffle)
-    with pytest.raises(UserError, match="could not be learnt by heart in 60 steps\nlikely: the loss is that of guess"):
+    with pytest.raises(UserError, match="could not memorise 32 images in 60 steps\nlikely: the loss is that of guess"):
         sanity.main(params)
     assert capsys.readouterr().out.count("val_loss") >= sanity.SHOWN
 
@@ -127,7 +127,7 @@ def test_a_system_too_slow_to_judge_ends_in_time(
 
 def test_the_images_are_of_all_classes_in_turn() -> None:
     labels = np.array([2, 0, 0, 0, 1, 1, 0, 2])
-    rows = sanity.some_of_each_class(labels, 5)
+    rows = sanity.balanced_subset(labels, 5)
     assert sorted(labels[rows][:3]) == [0, 1, 2]
     assert sorted(rows[3:].tolist()) == [2, 5]
-    assert sorted(sanity.some_of_each_class(labels, 100).tolist()) == list(range(8))
+    assert sorted(sanity.balanced_subset(labels, 100).tolist()) == list(range(8))
