@@ -118,7 +118,7 @@ def _meaning(node: object) -> Iterator[str]:
             value = getattr(node, name, None)
             if isinstance(value, list):
                 value = [item for item in value if not _means_nothing(item, node)]
-            empty = value is None or value == [] or (name == "format_spec" and not value.values)
+            empty = value is None or value == [] or (name == "format_spec" and getattr(value, "values", None) == [])
             if not empty and name not in ("ctx", "kind"):  # the place says the former; the latter is the u of u"text"
                 yield f"{name}="
                 yield from _meaning(value)

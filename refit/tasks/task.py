@@ -47,6 +47,10 @@ class Task(Protocol):
         """Raises UserError if `answer` does not have the form that to_answer returns."""
         ...
 
+    def predictions(self, answer: Floats) -> Targets:
+        """The target that each answer predicts, (N,)."""
+        ...
+
     def outcome_rows(self, answer: Floats, targets: Targets, classes: Sequence[str]) -> list[dict[str, object]]:
         """One row per test image: its target and the answer."""
         ...

@@ -1,12 +1,15 @@
-"""docs/promises.md names tests that exist."""
+"""docs/promises.md and docs/lightning.md name tests that exist."""
 
 import ast
 import re
 from pathlib import Path
 
+import pytest
+
 TESTS = Path(__file__).resolve().parents[1]
 PROMISES = TESTS.parent / "docs/promises.md"
-NAMED = re.compile(r"`([^`\s]*test_[^`\s]*)`")
+LIGHTNING = TESTS.parent / "docs/lightning.md"
+NAMED = re.compile(r"`([^`\s]*/test_[^`\s]*)`")
 
 
 def names_in(file: Path) -> set[str]:
@@ -19,9 +22,10 @@ def names_in(file: Path) -> set[str]:
     return names
 
 
-def test_every_test_that_the_promises_name_exists() -> None:
-    named = NAMED.findall(PROMISES.read_text(encoding="utf-8"))
-    assert len(named) > 80, "the page is read wrongly"
+@pytest.mark.parametrize(("page", "at_least"), [(PROMISES, 80), (LIGHTNING, 50)])
+def test_every_test_that_a_page_names_exists(page: Path, at_least: int) -> None:
+    named = NAMED.findall(page.read_text(encoding="utf-8"))
+    assert len(named) > at_least, "the page is read wrongly"
     missing = []
     for reference in named:
         path, _, name = reference.partition("::")

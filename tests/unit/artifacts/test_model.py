@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
-from pydantic import ValidationError
 from safetensors.torch import load_file
 from torch import nn
 
@@ -23,6 +22,7 @@ from refit.artifacts.prepared import DatasetInfo
 from refit.inference.predictor import read_model
 from refit.params import ModelParams
 from refit.runtime.errors import UserError
+from refit.runtime.fingerprint import own_code
 from refit.systems.build import blueprint_of, build_system
 from refit.systems.system import System
 from tests.fixtures import model_params
@@ -71,8 +71,8 @@ def change_json(folder: Path, change: Callable[[dict[str, Any]], object]) -> Non
     """With a sha256 that fits the change, as anyone can compute it."""
     values = json.loads((folder / "model.json").read_text(encoding="utf-8"))
     change(values)
-    with contextlib.suppress(ValidationError, KeyError):
-        blueprint = Blueprint(**{name: values[name] for name in Blueprint.model_fields})
+    with contextlib.suppress(KeyError):
+        blueprint = {name: values[name] for name in Blueprint.model_fields}
         values["sha256"] = identity(blueprint, values["weights_sha256"])
     (folder / "model.json").write_text(json.dumps(values))
 
@@ -175,6 +175,34 @@ def test_a_record_of_format_2_from_before_some_keys_existed_is_read(tmp_path: Pa
     del values["debug"]
     (tmp_path / "model.json").write_text(json.dumps(values))
     assert read_record(tmp_path) == read_record(OLD / "format_2_classifier")
+
+
+def test_a_record_without_a_newer_key_keeps_its_name(write: Write, folder: Path) -> None:
+    """A key with a default may come later: `code` here."""
+    write()
+    values = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+    del values["code"]
+    older = {name: values[name] for name in Blueprint.model_fields if name in values}
+    values["sha256"] = identity(older, values["weights_sha256"])
+    (folder / "model.json").write_text(json.dumps(values))
+    assert read_record(folder).sha256 == values["sha256"]
+
+
+def test_an_edit_of_the_user_s_own_system_is_another_model(tmp_path: Path) -> None:
+    for number, file in enumerate(("first", "second")):
+        (tmp_path / file).mkdir()
+        (tmp_path / file / "mine.py").write_text(f"class Mine:\n    answer = {number}\n")
+    first, second = (own_code(["mine.Mine"], tmp_path / file)["mine.Mine"] for file in ("first", "second"))
+    assert first != second
+    (tmp_path / "second/mine.py").write_text("class Mine:  # a comment\n    answer = 0\n")
+    assert own_code(["mine.Mine", "cnn"], tmp_path / "second") == {"mine.Mine": first}
+
+
+@pytest.mark.parametrize("values", [{"format": 2, "model": "x", "sha256": ""}, {"format": 1, "network": []}])
+def test_a_damaged_record_of_an_earlier_format_is_refused_in_a_line(values: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "model.json").write_text(json.dumps(values))
+    with pytest.raises(UserError, match=r"model\.json(:| is damaged)"):
+        read_record(tmp_path)
 
 
 def test_a_record_of_a_later_format_says_so(write: Write, folder: Path) -> None:

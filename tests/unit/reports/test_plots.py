@@ -84,7 +84,7 @@ def test_embeddings_that_span_no_plane_have_no_map(images: int, dimensions: int,
 
 def test_the_headline_of_perfect_curves_names_no_class_as_the_hardest() -> None:
     perfect = evaluate(np.eye(3, dtype=np.float32), np.arange(3), ["ant", "bee", "cat"], 0.95, 10)
-    assert plots.separation_finding(perfect) == "Each class can be told from the rest: every average precision is 1"
+    assert plots.separation_finding(perfect) == "Every class is separated from the rest: all average precisions are 1"
     probabilities, labels = random_images(40, 3)
     assert plots.separation_finding(evaluate(probabilities, labels, ["ant", "bee", "cat"], 0.95, 10)).startswith(
         "Hardest"
