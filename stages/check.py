@@ -1,8 +1,8 @@
-"""Is every choice in params.yaml right, and are the raw images at hand? And has the code of any stage changed?
+"""Check params.yaml and that the raw images exist, and write the code fingerprints of all stages.
 
-The other stages depend on what this one writes of their code, so none begins before it has passed. What it writes does
-not depend on the values in params.yaml, except for a system or a network of the user's own: a right value makes no
-stage stale by itself.
+All other stages depend on these fingerprints, so none starts before this stage has passed. The fingerprints depend on
+model.system and model.network, which may be code of the user's own, but on no other value in params.yaml: a valid
+change of a value does not make a stage stale here.
 """
 
 import json
@@ -19,7 +19,7 @@ from refit.runtime.errors import UserError
 from refit.runtime.stage import run_stage
 
 SCHEMA = Path("docs/params.schema.json")
-USERS_FOLDERS = (Path("data/raw"), Path("data/new"), WEIGHTS_FILES)  # two are defaults of data.root, predict.images
+USERS_FOLDERS = (Path("data/raw"), Path("data/new"), WEIGHTS_FILES)  # for files of data.root, predict.images, weights
 
 
 def main(params: Params) -> None:
@@ -27,23 +27,23 @@ def main(params: Params) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     open_source(params.data)
     if not Path(params.predict.images).is_dir():
-        raise UserError(f"predict.images = {params.predict.images!r} is not a folder; create it, or name another")
+        raise UserError(f"predict.images = {params.predict.images!r} is not a folder; create it, or set another folder")
     ours = params.model.system in OUR_SYSTEMS and params.model.network in OUR_NETWORKS
     if not ours or params.model.system_arguments or params.model.weights:
-        from refit.systems.build import check_model  # seconds of imports that ours do not need
+        from refit.systems.build import check_model  # imports that take seconds, and that Refit's own do not need
 
         check_model(params.model)
     if params.trainer.compile and not any(map(shutil.which, [os.environ.get("CXX") or "g++", "clang++"])):
         raise UserError(
-            f"trainer.compile = {params.trainer.compile!r} needs a C++ compiler, and there is no g++; install it, or "
-            "set trainer.compile to null"
+            f"trainer.compile = {params.trainer.compile!r} needs a C++ compiler, and g++ was not found; install it, "
+            "or set trainer.compile to null"
         )
-    for name in params.tracking.loggers:  # each needs the package of its name; csv is Python's own
+    for name in params.tracking.loggers:  # each needs the package of the same name; csv is built into Python
         if find_spec(name) is None:
             raise UserError(f"tracking.loggers names {name}, which is not installed; run: uv pip install {name}")
     changes = write_checked((params.model.system, params.model.network))
     write_bytes(SCHEMA, (json.dumps(Params.model_json_schema(), indent=2) + "\n").encode())
-    print("params.yaml is right", *changes, sep="\n")
+    print("params.yaml is valid", *changes, sep="\n")
 
 
 if __name__ == "__main__":

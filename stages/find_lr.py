@@ -1,4 +1,4 @@
-"""The learning rate: a range test, its curve, and what is chosen from it."""
+"""Choose the learning rate: from a range test, or as params.yaml states it."""
 
 import sys
 from dataclasses import asdict
@@ -21,7 +21,9 @@ READS = ("seed", "augment", "model", "optimizer", "loss", "trainer")
 def main(params: Params) -> None:
     info, batch = read_info(), read_batch()
     pl.seed_everything(params.seed, verbose=False)
-    constant = params.optimizer.model_copy(update={"schedule": "constant"})  # the test itself moves the learning rate
+    constant = params.optimizer.model_copy(
+        update={"schedule": "constant"}
+    )  # the range test sets the learning rate itself
     system = build_system(params.model, info, constant, params.loss)
     data = PreparedData(params.augment, batch.micro_batch, batch.effective_batch, params.seed)
     choice, curve = find_learning_rate(system, data, batch, params.optimizer, params.trainer)
@@ -29,7 +31,7 @@ def main(params: Params) -> None:
     write_csv(LEARNING_RATE_CURVE, curve)
     if choice.chosen_by == "fallback":
         print(
-            f"warning: the range test has no suggestion; fit takes optimizer.fallback_learning_rate = "
+            f"warning: the range test found no learning rate; fit uses optimizer.fallback_learning_rate = "
             f"{choice.learning_rate:g}",
             file=sys.stderr,
         )

@@ -33,7 +33,7 @@ def main(params: Params) -> None:
     machine = environment(params.trainer)
     devices = devices_of_fit(params.trainer, machine["hardware"])
     shared = share_batch(batch, params.trainer.world_size)
-    leads = leads_fit(params.trainer, devices)  # one of several processes; the others only train
+    leads = leads_fit(params.trainer, devices)  # of several processes one leads; the others only train
     if leads:
         announce(batch, rate, machine["hardware"])
     blueprint = blueprint_of(params.model, info)
@@ -53,7 +53,7 @@ def main(params: Params) -> None:
         pl.seed_everything(params.seed, verbose=False)
         system = assemble(blueprint, params.optimizer, params.loss, rate.learning_rate, params.model)
         if leads and "learning_rate" not in inspect.signature(type(system)).parameters:
-            print(f"warning: {type(system).__name__} takes no learning_rate: it does not train with "
+            print(f"warning: {type(system).__name__} has no argument learning_rate, so it does not train with "
                   f"{rate.learning_rate:.3g}", file=sys.stderr)  # fmt: skip
         data = PreparedData(params.augment, shared.micro_batch, shared.effective_batch, params.seed)
         if params.debug.overfit_batches:
@@ -68,7 +68,7 @@ def main(params: Params) -> None:
             raise
         if not leads:
             return
-        # With fsdp each device holds only a part of the trained system.
+        # With fsdp each device has only a part of the trained system.
         weights = best.weights if params.trainer.strategy == "fsdp" else system.state_dict()
         model = write_model(
             weights, blueprint, data_sha256=info.sha256, batch_size=batch.micro_batch, params=resolved,

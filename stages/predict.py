@@ -1,4 +1,4 @@
-"""The trained model on new images: a folder of them, or the test split where the folder holds none."""
+"""Run the trained model on a folder of new images, or on the test split if the folder is empty."""
 
 import sys
 from collections import Counter
@@ -26,7 +26,7 @@ def main(params: Params) -> None:
     system, model = read_model()
     folder, batch_size = Path(params.predict.images), EVALUATION_FACTOR * model.batch_size
     if not folder.is_dir():
-        raise UserError(f"predict.images = {str(folder)!r} is not a folder; create it, or name another")
+        raise UserError(f"predict.images = {str(folder)!r} is not a folder; create it, or set another folder")
 
     new_images = FolderLoader(list(find_images(folder)), model.color, model.shape[1:], batch_size)
     images = new_images if len(new_images) else ImageLoader(read_split("test"), batch_size)

@@ -1,4 +1,4 @@
-"""Raw images → one packed, split and described data set."""
+"""Raw images → one packed data set with train, validation and test splits."""
 
 from refit.artifacts.files import whole_folder, write_json
 from refit.artifacts.paths import PREPARED, PREPARED_REPORT

@@ -1,4 +1,4 @@
-"""The effective batch, and the micro-batch of it that fits this machine's memory."""
+"""Choose the effective batch, and the micro-batch that fits into this machine's memory."""
 
 from dataclasses import asdict
 
@@ -20,8 +20,8 @@ def main(params: Params) -> None:
     info = read_info()
     effective_batch = choose_effective_batch(params.batch, info.counts["train"])
     pl.seed_everything(params.seed, verbose=False)
-    # The optimizer and the augmentation do not change what fits: the scaler counts the largest optimizer state, and an
-    # augmented image has the same size.
+    # The optimizer and the augmentation do not change the result: the scaler assumes the largest optimizer state, and
+    # an augmented image has the same size.
     system = build_system(params.model, info, OptimizerParams(schedule="constant"))
     data = PreparedData(AugmentParams(), effective_batch, effective_batch, params.seed)
     choice = scale_batch(system, data, params.batch, params.trainer)

@@ -1,4 +1,4 @@
-"""The model on images it has never seen: metrics, tables, pictures and one report."""
+"""Test the model on images that it was not trained on: metrics, tables, pictures and a report."""
 
 from collections.abc import Mapping
 
@@ -38,8 +38,8 @@ def main(params: Params) -> None:
     report = evaluate(answer, split.labels, model.classes, params.test.confidence, params.test.calibration_bins)
     metrics = report.test_summary() | {name: float(value) for name, value in trainer.callback_metrics.items()}
     outcomes = outcome_rows(model, answer, answers, split)
-    trial = {"debug": True} if debug else {}
-    write_json(TEST, {"tested": model_name(model.sha256), **metrics, **trial})
+    marked = {"debug": True} if debug else {}
+    write_json(TEST, {"tested": model_name(model.sha256), **metrics, **marked})
     write_csv(OUTCOMES, outcomes)
     with whole_folder(TABLES) as tables:
         for name, rows in report.tables().items():
@@ -60,7 +60,7 @@ def main(params: Params) -> None:
 def outcome_rows(
     model: ModelRecord, answer: Floats, others: Mapping[str, Tensor], split: Split
 ) -> list[dict[str, object]]:
-    """One row per test image. The confusion plot, the gallery and paired comparisons of models are made from them."""
+    """One row per test image, for the confusion plot, the gallery and paired comparisons of models."""
     names = read_names("test")[: len(answer)]
     rows = TASKS[model.task].outcome_rows(answer, split.labels, model.classes)
     columns = columns_of_each(others, len(names))

@@ -1,7 +1,7 @@
-"""Is one experiment better than another, and what differs between them? `make versus A=NAME [B=NAME]`.
+"""Compare two experiments: which one is better, and how they differ. `make versus A=NAME [B=NAME]`.
 
-Each is an experiment, commit, branch or tag; B defaults to this workspace. They are compared on the images that both
-were tested on, so neither was trained on any of them.
+A and B are experiments, commits, branches or tags; B defaults to this workspace. They are compared on the images that
+both were tested on, so that neither was trained on them.
 """
 
 import csv
@@ -26,11 +26,11 @@ from refit.runtime.command import command_parser, run_command
 from refit.runtime.errors import UserError
 
 HERE = "workspace"
-_SHOWN = 10  # classes, and images
+_SHOWN = 10  # classes, or images
 
 
 class Tested(NamedTuple):
-    """A tested model of a revision."""
+    """The tested model of a revision."""
 
     name: str
     model: str
@@ -38,7 +38,7 @@ class Tested(NamedTuple):
     outcomes: list[Row]
     """The rows of outcomes.csv, one per test image."""
     params: dict[str, str]
-    """Under dotted keys."""
+    """Values by dotted key."""
 
 
 def main(first: str, second: str) -> None:
@@ -46,15 +46,15 @@ def main(first: str, second: str) -> None:
     a, b = read_tested(first), read_tested(second)
     if a.params.get("data.source") != b.params.get("data.source"):
         raise UserError(f"{a.name} and {b.name} have different images: data.source differs")
-    labels = {row["file"]: row["actual"] for row in a.outcomes}  # an image with a new label counts as another
-    theirs = {row["file"]: row["predicted"] for row in b.outcomes if row["actual"] == labels.get(row["file"])}
-    comparison, differences = paired(a.outcomes, "other", theirs, confidence)
+    labels = {row["file"]: row["actual"] for row in a.outcomes}  # an image with a new label is a different image
+    predicted_by_b = {row["file"]: row["predicted"] for row in b.outcomes if row["actual"] == labels.get(row["file"])}
+    comparison, differences = paired(a.outcomes, "other", predicted_by_b, confidence)
     if not comparison.images:
-        raise UserError(f"{a.name} and {b.name} have no test image in common: their images have other names")
+        raise UserError(f"{a.name} and {b.name} have no test images in common: no file name and label is in both")
     print("\n".join(["Comparison", *as_lines(as_facts(a, b, comparison))]))
     print("\n".join(["", "Parameters that differ", *_aligned(different_params(a, b))]))
-    print("\n".join(["", "Classes in which they differ most", *_aligned(different_classes(differences))]))
-    print("\n".join(["", "Images that one of them has right", *_aligned(different_images(differences))]))
+    print("\n".join(["", "Classes with the largest difference", *_aligned(different_classes(differences))]))
+    print("\n".join(["", "Images that only one model predicts correctly", *_aligned(different_images(differences))]))
 
 
 def read_tested(revision: str) -> Tested:
@@ -65,20 +65,22 @@ def read_tested(revision: str) -> Tested:
         outcomes = list(csv.DictReader(io.StringIO(read(str(OUTCOMES)), newline="")))
         params = yaml.safe_load(read("params.yaml"))
     except SCMError:
-        raise UserError(f"{revision} is no experiment, commit, branch or tag; `dvc exp list` has the names") from None
+        raise UserError(
+            f"{revision} is not an experiment, commit, branch or tag; to list the experiments: dvc exp list"
+        ) from None
     except (OSError, DvcException) as error:
         reason = str(error).partition("\n")[0]
         raise UserError(
-            f"{revision} has no test results ({reason}); run it: dvc repro, or fetch them: dvc pull"
+            f"{revision} has no test results ({reason}); to compute them: dvc repro, to download them: dvc pull"
         ) from None
     if test.get("debug"):
-        raise UserError(f"the test of {revision} is a debug run: its metrics say nothing about the model")
+        raise UserError(f"the test of {revision} is a debug run: its metrics are not those of a fully trained model")
     return Tested(revision, test.get("tested", "?"), test["accuracy"], outcomes,
                   {key: str(value) for key, value in flatten(params).items()})  # fmt: skip
 
 
 def _reader(revision: str) -> Callable[[str], str]:
-    """A function that reads a file of the revision as text: from git, or DVC's cache or remote."""
+    """A function that reads a file of the revision as text, from git or from DVC's cache or remote."""
     if revision == HERE:
         return lambda file: Path(file).read_text(encoding="utf-8")
     read: Callable[[str], str] = DVCFileSystem(rev=revision).read_text
@@ -86,34 +88,34 @@ def _reader(revision: str) -> Callable[[str], str]:
 
 
 def as_facts(a: Tested, b: Tested, found: Comparison) -> list[Fact]:
-    surer = "A" if found.low > 0 else "B" if found.high < 0 else None
+    better = "A" if found.low > 0 else "B" if found.high < 0 else None
     return [
         *(
             Fact(letter, f"{one.name}: model {one.model}, accuracy {one.accuracy:.4f} on {len(one.outcomes):,} images")
             for letter, one in (("A", a), ("B", b))
         ),
-        Fact("compared", f"{found.accuracy:.4f} with {found.other_accuracy:.4f} on {found.images:,} images of both"),
+        Fact("accuracies", f"A {found.accuracy:.4f}, B {found.other_accuracy:.4f} on {found.images:,} common images"),
         Fact("difference", f"{found.difference:+.4f} (confidence interval {found.low:+.4f} to {found.high:+.4f})"),
-        Fact("verdict", f"{surer} is better" if surer else "no more than chance may do"),
+        Fact("verdict", f"{better} is better" if better else "neither is better: the difference may be chance"),
     ]
 
 
 def different_params(a: Tested, b: Tested) -> list[tuple[str, str]]:
     keys = sorted(key for key in a.params.keys() | b.params.keys() if a.params.get(key) != b.params.get(key))
-    rows = [(key, f"A {a.params.get(key, 'has none')}, B {b.params.get(key, 'has none')}") for key in keys]
-    return rows or [("none", "the code, the images or the versions differ: git diff A B, dvc diff A B")]
+    rows = [(key, f"A {a.params.get(key, 'not set')}, B {b.params.get(key, 'not set')}") for key in keys]
+    return rows or [("none", "the code, the images or the packages may differ; see: git diff A B, dvc diff A B")]
 
 
 def different_classes(differences: list[Row]) -> list[tuple[str, str]]:
-    """The classes for which the numbers of right images differ most."""
+    """The classes with the largest difference in the number of correct predictions."""
     a = Counter(row["actual"] for row in differences if row["predicted"] == row["actual"])
     b = Counter(row["actual"] for row in differences if row["other"] == row["actual"])
     classes = sorted(a.keys() | b.keys(), key=lambda name: (-abs(a[name] - b[name]), name))
-    return [(name, f"right by A alone {a[name]:,}, by B alone {b[name]:,}") for name in classes[:_SHOWN]]
+    return [(name, f"only A is right: {a[name]:,}, only B: {b[name]:,}") for name in classes[:_SHOWN]]
 
 
 def different_images(differences: list[Row]) -> list[tuple[str, str]]:
-    rows = [(row["file"], f"is {row['actual']}: A {row['predicted']}, B {row['other']}") for row in differences]
+    rows = [(row["file"], f"true {row['actual']}: A {row['predicted']}, B {row['other']}") for row in differences]
     return [*rows[:_SHOWN], ("...", f"and {len(rows) - _SHOWN:,} more")] if len(rows) > _SHOWN else rows
 
 

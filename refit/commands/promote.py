@@ -1,7 +1,7 @@
 """Make the model that was just tested the champion, if it is good enough: `make promote`.
 
-promote.min_accuracy and promote.margin say what is enough. The model is compared with the current champion on the same
-test images, none of which either was trained on. The first champion is compared with nothing.
+promote.min_accuracy and promote.margin define "good enough". The model is compared with the current champion on test
+images that neither was trained on. The first champion is not compared.
 """
 
 import hashlib
@@ -36,8 +36,8 @@ from refit.tracking.registry import (
 )
 from refit.tracking.store import EXPERIMENT, open_store
 
-WAY_OUT = "compare them by hand, then: make register, and give its version the alias champion in MLflow"
-MAY_CHANGE = 0.01  # of the predictions: other hardware rounds differently
+MANUAL_PROMOTION = "compare them manually, then run: make register, and set the alias champion in MLflow"
+MAX_CHANGED = 0.01  # fraction of the champion's predictions; other hardware rounds differently
 
 
 class Challenger(NamedTuple):
@@ -64,7 +64,7 @@ class ChampionComparison(NamedTuple):
 
 class Verdict(NamedTuple):
     outcome: Literal["promoted", "kept", "unchanged"]
-    """unchanged: it already is the champion."""
+    """unchanged: the model already is the champion."""
     why: str
 
 
@@ -74,32 +74,32 @@ def main() -> None:
     if champion is None:
         verdict = decide(challenger, None, params.promote)
     elif champion.sha256 == challenger.sha256:
-        verdict = Verdict("unchanged", f"{champion.uri} is this very model")
-    elif before and before.was_champion and int(champion.number) < int(before.number):  # so a person withdrew it
-        verdict = Verdict("kept", f"{champion.uri} stays the champion: this model, {before.uri}, was it before and was "
-                                  "withdrawn; to have it again, give it the alias champion in MLflow")  # fmt: skip
+        verdict = Verdict("unchanged", f"{champion.uri} is already this model")
+    elif before and before.was_champion and int(champion.number) < int(before.number):  # a person withdrew it
+        verdict = Verdict("kept", f"{champion.uri} stays the champion: this model, {before.uri}, was champion before "
+                                  "and was withdrawn; to restore it, set its alias champion in MLflow")  # fmt: skip
     else:
         versus_champion = compare_with_champion(champion, challenger, params)
         verdict = decide(challenger, versus_champion, params.promote)
     if verdict.outcome == "promoted":
         version, _ = register(MODEL, EXPERIMENT)
         if version.sha256 != challenger.sha256:
-            raise UserError(f"{MODEL} was changed meanwhile, to {model_name(version.sha256)}; run it again")
-        verdict = Verdict("promoted", f"{version.uri} is the champion, {verdict.why}")
+            raise UserError(f"{MODEL} has changed to {model_name(version.sha256)} in the meantime; run: make promote")
+        verdict = Verdict("promoted", f"{version.uri} is now the champion: {verdict.why}")
         make_champion(version, verdict.why)
 
     facts = as_facts(challenger, versus_champion, verdict)
     write_verdict(challenger, versus_champion, verdict, facts)
     if versus_champion:
         gain = {"accuracy_beside_champion": versus_champion.comparison.difference}
-        with open_store():  # it does not go to the outbox: data/promotion holds it
+        with open_store():  # not to the outbox: data/promotion has it already
             send_to_model_run(challenger.sha256, gain, sorted(PROMOTION.iterdir()))
     print("\n".join(["Promotion", *as_lines(facts)]))
 
 
 def read_challenger() -> Challenger:
-    """Raises UserError if the model in data/model was not tested, was tested by a debug run, or was tested on other
-    images than those of data/prepared."""
+    """Raises UserError if the model in data/model was not tested, was tested by a debug run, or was tested on images
+    that are not those of data/prepared."""
     sha256 = model_sha256(MODEL)
     if not was_tested(sha256):
         raise UserError(f"model {model_name(sha256)} has not been tested; run: dvc repro")
@@ -111,7 +111,7 @@ def read_challenger() -> Challenger:
         )
     outcomes = read_csv(OUTCOMES)
     if [row["file"] for row in outcomes] != read_names("test"):
-        raise UserError(f"{OUTCOMES} has other test images than {PREPARED}; run: dvc repro")
+        raise UserError(f"{OUTCOMES} and {PREPARED} have different test images; run: dvc repro")
     return Challenger(sha256, float(test["accuracy"]), outcomes)
 
 
@@ -123,30 +123,28 @@ def compare_with_champion(champion: Version, challenger: Challenger, params: Par
         classes, predicted, hashes = predictions_of(saved.model_dir, champion, params)
     if not set(labels) & set(classes):
         raise UserError(
-            f"the champion {champion.uri} knows none of today's classes: it solves another task; to start again, "
+            f"the champion {champion.uri} knows none of the current classes: it solves another task; to start again, "
             "delete the alias champion in MLflow"
         )
-    again = [saved.predicted[file] == theirs for file, theirs in zip(files, predicted, strict=True)
-             if file in saved.predicted]  # fmt: skip
-    if again.count(False) > max(1, MAY_CHANGE * len(again)):
+    same = [saved.predicted[file] == now for file, now in zip(files, predicted, strict=True) if file in saved.predicted]
+    if same.count(False) > max(1, MAX_CHANGED * len(same)):
         raise UserError(
-            f"the champion {champion.uri} predicts another class than when it was tested for {again.count(False)} of "
-            f"{len(again)} images: the code or the images have changed since; {WAY_OUT}"
+            f"the champion {champion.uri} now predicts a different class for {same.count(False)} of {len(same)} "
+            f"images than in its own test: the code or the images have changed; {MANUAL_PROMOTION}"
         )
     if saved.seen is None:
-        print(f"warning: which images {champion.uri} was trained on is not known: all test images count",
-              file=sys.stderr)  # fmt: skip
+        print(f"warning: the training images of {champion.uri} are unknown: all test images are used", file=sys.stderr)
     seen = np.array([], np.uint64) if saved.seen is None else saved.seen
-    fair = ~np.isin(short_hashes(hashes), seen)
-    theirs = {file: predicted[i] for i, file in enumerate(files) if fair[i]}
-    comparison, differences = paired(challenger.outcomes, "champion", theirs, params.test.confidence)
+    unseen = ~np.isin(short_hashes(hashes), seen)
+    champion_predictions = {file: predicted[i] for i, file in enumerate(files) if unseen[i]}
+    comparison, differences = paired(challenger.outcomes, "champion", champion_predictions, params.test.confidence)
     unknown = sum(label not in classes for label in labels)
-    return ChampionComparison(champion, comparison, len(files) - len(theirs), unknown, differences)
+    return ChampionComparison(champion, comparison, len(files) - len(champion_predictions), unknown, differences)
 
 
 def predictions_of(folder: Path, champion: Version, params: Params) -> tuple[list[str], list[str], list[str]]:
-    """The classes that the model in `folder` knows; which of them it takes each test image for; and the sha256 of that
-    image's pixels as it sees them: where that is not as the new model does, they are decoded once more."""
+    """The classes of the model in `folder`; its predicted class for each test image; and the sha256 of each image's
+    pixels in its input. The images are decoded again if its input has another colour or size than the new model's."""
     from refit.batches.datamodule import EVALUATION_FACTOR, ImageLoader
     from refit.data.pack import decode_again
     from refit.inference.predictor import predict, read_model
@@ -156,7 +154,9 @@ def predictions_of(folder: Path, champion: Version, params: Params) -> tuple[lis
     try:
         system, model = read_model(folder)
     except UserError as error:
-        raise UserError(f"the champion {champion.uri} cannot be read by this code ({error}); {WAY_OUT}") from None
+        raise UserError(
+            f"the champion {champion.uri} cannot be read by this code ({error}); {MANUAL_PROMOTION}"
+        ) from None
     info, split, hashes = read_info(), read_split("test"), read_hashes("test")
     if (model.color, list(model.shape)) != (info.color, info.shape):
         split = Split(decode_again("test", params.data, model.color, model.shape[1:]), split.labels)
@@ -173,12 +173,12 @@ def decide(challenger: Challenger, versus_champion: ChampionComparison | None, p
         return Verdict("kept", f"{stays}: the new model's accuracy of {challenger.accuracy:.4f} is below "
                                f"promote.min_accuracy = {promote.min_accuracy:g}")  # fmt: skip
     if versus_champion is None:
-        return Verdict("promoted", "the first")
-    of = versus_champion.comparison
-    beside = f"the new model's accuracy beside its own is {of.difference:+.4f}, at worst {of.low:+.4f}"
-    if of.low < -promote.margin:
-        return Verdict("kept", f"{stays}: {beside}, and promote.margin allows {-promote.margin:g}")
-    return Verdict("promoted", f"after {versus_champion.champion.uri}: {beside}")
+        return Verdict("promoted", "it is the first one")
+    found = versus_champion.comparison
+    difference = f"the difference in accuracy is {found.difference:+.4f}, with a lower bound of {found.low:+.4f}"
+    if found.low < -promote.margin:
+        return Verdict("kept", f"{stays}: {difference}, below the {-promote.margin:g} that promote.margin allows")
+    return Verdict("promoted", f"it replaces {versus_champion.champion.uri}; {difference}")
 
 
 def as_facts(challenger: Challenger, versus_champion: ChampionComparison | None, verdict: Verdict) -> list[Fact]:
@@ -187,16 +187,19 @@ def as_facts(challenger: Challenger, versus_champion: ChampionComparison | None,
         Fact("new model", f"{model_name(challenger.sha256)}, accuracy {challenger.accuracy:.4f} on {images:,} images")
     ]
     if versus_champion:
-        champion, of, seen, unknown, _ = versus_champion
+        champion, found, seen, unknown, _ = versus_champion
         left_out = f"; {seen:,} are left out because the champion was trained on them" if seen else ""
-        new_classes = f"; {unknown:,} images are of classes that it does not know" if unknown else ""
+        new_classes = f"; {unknown:,} images have classes that it does not know" if unknown else ""
         facts += [
             Fact("champion", f"{champion.uri}, {model_name(champion.sha256)}{new_classes}"),
-            Fact("compared", f"{of.accuracy:.4f} with {of.other_accuracy:.4f} on {of.images:,} images{left_out}"),
+            Fact(
+                "accuracies",
+                f"new {found.accuracy:.4f}, champion {found.other_accuracy:.4f} on {found.images:,} images{left_out}",
+            ),
             Fact(
                 "difference",
-                f"{of.difference:+.4f} (confidence interval {of.low:+.4f} to {of.high:+.4f}); "
-                f"right by the new model alone {of.only_this:,}, by the champion alone {of.only_other:,}",
+                f"{found.difference:+.4f} (confidence interval {found.low:+.4f} to {found.high:+.4f}); "
+                f"only the new model is right on {found.only_this:,} images, only the champion on {found.only_other:,}",
             ),
         ]
     return [*facts, Fact(verdict.outcome, verdict.why)]

@@ -1,4 +1,4 @@
-"""Make the current model a version in MLflow's registry: `make register [NAME=refit]`."""
+"""Register the current model as a version in MLflow's registry: `make register [NAME=refit]`."""
 
 import sys
 
@@ -13,7 +13,7 @@ def main(name: str) -> None:
     sha256 = model_sha256(MODEL)
     model = model_name(sha256)
     if not was_tested(sha256):
-        print(f"warning: model {model} has not been tested; to test it: dvc repro", file=sys.stderr)
+        print(f"warning: model {model} has not been tested; to test it, run: dvc repro", file=sys.stderr)
     version, new = register(MODEL, name)
     print(f"model {model} {'is now' if new else 'was already'} {version.uri}")
 

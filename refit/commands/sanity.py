@@ -1,4 +1,4 @@
-"""`make sanity`: can the system that params.yaml describes overfit a few images? If not, something is broken."""
+"""`make sanity`: check that the system in params.yaml can memorise a few images. If it cannot, something is broken."""
 
 import math
 from collections.abc import Sequence
@@ -25,31 +25,31 @@ READS = ("seed", "model", "optimizer", "loss", "fit", "trainer")
 IMAGES = 32
 STEPS = 300
 SECONDS = 50
-EVERY = 5  # steps between two looks at the loss
-LEARNT = 0.1  # of its first value: learnt if the loss falls to it, where there is no accuracy
-GUESSING = 0.8  # of its first value: nothing of the labels was learnt if the loss stays above it
+EVERY = 5  # steps between two validations
+MEMORISED = 0.1  # fraction of the first loss that means success, for a system without accuracy
+GUESSING = 0.8  # fraction of the first loss above which nothing was learned from the labels
 SHOWN = 10  # points of the curve
 
 
 def main(params: Params) -> None:
-    """Print the curve. Raises UserError with the likely causes if the images were not learnt."""
+    """Print the curve. Raises UserError with the likely causes if the system could not memorise the images."""
     info, rate = read_info(), _learning_rate(params.optimizer)
     pl.seed_everything(params.seed, verbose=False)
     constant = params.optimizer.model_copy(update={"schedule": "constant"})
     system = build_system(params.model, info, constant, params.loss, rate)
     data = PreparedData(AugmentParams(), IMAGES, IMAGES, params.seed)
-    data.only(some_of_each_class(data.train.labels))
+    data.only(balanced_subset(data.train.labels))
 
     curve = memorise(system, data, params)
     curve.show()
     images = len(data.train.labels)
-    if not curve.is_learnt():
+    if not curve.is_memorised():
         causes = "\n".join(f"likely: {cause}" for cause in curve.causes(rate))
-        raise UserError(f"{images} images could not be learnt by heart in {curve.steps} steps\n{causes}")
-    print(f"{images} images were learnt by heart in {curve.steps} steps")
+        raise UserError(f"could not memorise {images} images in {curve.steps} steps\n{causes}")
+    print(f"memorised {images} images in {curve.steps} steps")
 
 
-def some_of_each_class(labels: npt.NDArray[np.int64], images: int = IMAGES) -> npt.NDArray[np.int64]:
+def balanced_subset(labels: npt.NDArray[np.int64], images: int = IMAGES) -> npt.NDArray[np.int64]:
     """The rows of at most `images` images: the first of each class, then the second of each, and so on."""
     of_class = [np.flatnonzero(labels == label) for label in np.unique(labels)]
     turn = np.concatenate([np.arange(len(rows)) for rows in of_class])
@@ -57,9 +57,9 @@ def some_of_each_class(labels: npt.NDArray[np.int64], images: int = IMAGES) -> n
 
 
 def memorise(system: pl.LightningModule, data: PreparedData, params: Params) -> "Curve":
-    """Train on the images of `data`, all in one batch, until they are learnt or the time is up."""
+    """Train on the images of `data`, all in one batch, until they are memorised or a limit is reached."""
     if not any(weight.requires_grad for weight in system.parameters()):
-        raise UserError("every weight is frozen (requires_grad is False): nothing can be learnt")
+        raise UserError("all weights are frozen (requires_grad is False): nothing can be trained")
     before = {name: weight.detach().clone() for name, weight in system.named_parameters()}
     curve = Curve()
     trainer = make_trainer(
@@ -74,17 +74,17 @@ def memorise(system: pl.LightningModule, data: PreparedData, params: Params) -> 
     trainer.fit(system, datamodule=data)
     after = {name: weight.detach().to(before[name].device) for name, weight in system.named_parameters()}
     curve.steps = trainer.global_step
-    curve.unmoved = [name for name in before if torch.equal(before[name], after[name])]
+    curve.unchanged = [name for name in before if torch.equal(before[name], after[name])]
     return curve
 
 
 @dataclass
 class Curve(Callback):
-    """Records the metrics on the training images every few steps, and ends the fit when they are learnt."""
+    """Records the metrics on the training images every few steps, and ends the fit when they are memorised."""
 
     points: list[dict[str, float]] = field(default_factory=list)
     steps: int = 0
-    unmoved: Sequence[str] = ()
+    unchanged: Sequence[str] = ()
     """Weights that did not change."""
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -92,49 +92,51 @@ class Curve(Callback):
         if "val_loss" not in metrics:
             raise UserError(f"{type(pl_module).__name__} logs no val_loss in its validation_step; see docs/systems.md")
         self.points.append({"step": trainer.global_step, **metrics})
-        trainer.should_stop = self.is_learnt() or not math.isfinite(metrics["val_loss"])
+        trainer.should_stop = self.is_memorised() or not math.isfinite(metrics["val_loss"])
 
-    def is_learnt(self) -> bool:
+    def is_memorised(self) -> bool:
         if not self.points:
             return False
         first, last = self.points[0], self.points[-1]
-        return last["val_accuracy"] == 1 if "val_accuracy" in last else last["val_loss"] <= LEARNT * first["val_loss"]
+        return (
+            last["val_accuracy"] == 1 if "val_accuracy" in last else last["val_loss"] <= MEMORISED * first["val_loss"]
+        )
 
     def show(self) -> None:
         for point in self.points[:: max(1, len(self.points) // SHOWN)]:
             print("  ".join(f"{name} {value:.4g}" for name, value in point.items()))
 
     def causes(self, rate: float) -> list[str]:
-        """Why the images were not learnt, the most likely cause first."""
+        """Why the system could not memorise the images, the most likely cause first."""
         if not self.points:
-            return [f"{SECONDS} s are too short for {EVERY} steps: take smaller images (data.image_size) or a smaller "
+            return [f"{SECONDS} s are too short for {EVERY} steps: use smaller images (data.image_size) or a smaller "
                     "network"]  # fmt: skip
         first, last = self.points[0]["val_loss"], self.points[-1]["val_loss"]
         causes = []
-        if self.unmoved:
-            some = ", ".join(self.unmoved[:3]) + (", ..." if len(self.unmoved) > 3 else "")
+        if self.unchanged:
+            some = ", ".join(self.unchanged[:3]) + (", ..." if len(self.unmoved) > 3 else "")
             causes.append(
-                f"{len(self.unmoved)} weights never changed ({some}): they are frozen, not among those that "
-                "configure_optimizers gives to the optimizer, the loss does not depend on them, or a learning rate of "
-                f"{rate:.3g} changes them by less than a float can hold"
+                f"{len(self.unchanged)} weights never changed ({some}): they are frozen, configure_optimizers does not "
+                "give them to the optimizer, the loss does not depend on them, or a learning rate of "
+                f"{rate:.3g} is so low that their changes are rounded to zero"
             )
         if not math.isfinite(last):
             causes.append(f"the loss diverged: a learning rate of {rate:.3g} is too high")
         elif last > GUESSING * first:
             causes.append(
-                "the loss is that of guessing: labels that do not go with their images (shuffled, or taken from "
-                f"another batch), or a learning rate of {rate:.3g} that is far too high or too low"
+                "the loss is that of guessing: the labels do not match the images (shuffled, or from another batch), "
+                f"or a learning rate of {rate:.3g} is far too high or too low"
             )
         else:
             causes.append(
-                f"the loss falls, from {first:.3g} to {last:.3g}, but not far enough: too small a network, too much "
-                f"of dropout or optimizer.weight_decay, or a learning rate of {rate:.3g} that is too low"
+                f"the loss falls from {first:.3g} to {last:.3g}, but not far enough: the network is too small, there "
+                f"is too much dropout or optimizer.weight_decay, or a learning rate of {rate:.3g} is too low"
             )
         return causes
 
 
 def _learning_rate(optimizer: OptimizerParams) -> float:
-    """The one that fit takes; its fallback if find_lr has not run."""
+    """The learning rate that fit uses, or the fallback if find_lr has not run."""
     if optimizer.learning_rate != "auto":
         return optimizer.learning_rate
     return read_learning_rate().learning_rate if LEARNING_RATE.is_file() else optimizer.fallback_learning_rate

@@ -1,4 +1,4 @@
-"""Print what the last run gave: `make summary`."""
+"""Print a summary of the last run: `make summary`."""
 
 from refit.reports.summary import as_text, read_facts
 from refit.runtime.command import run_command

@@ -1,4 +1,4 @@
-"""Send MLflow what it missed while it could not be reached: `make sync`."""
+"""Send the outbox, which holds what could not be logged while MLflow was unreachable: `make sync`."""
 
 import shutil
 import sys
@@ -20,23 +20,23 @@ LOCK = OUTBOX / "sync.lock"
 
 
 def main() -> None:
-    """Exits 1, after a line with the reason, if MLflow still cannot be reached or a saved model cannot be read. What
-    was not sent stays in the outbox."""
+    """Prints the reason and exits 1 if MLflow still cannot be reached or a saved model cannot be read. What was not
+    sent stays in the outbox."""
     if not models_in_outbox():
-        print("MLflow misses nothing")
+        print("the outbox is empty: MLflow has everything")
         return
-    with only_process(repository_root() / LOCK, "sends MLflow what it missed"):
+    with only_process(repository_root() / LOCK, "sends the outbox to MLflow"):
         unreadable = 0
         for sha256 in models_in_outbox():
             try:
                 if not (_send_fit(sha256) and _send_test(sha256)):
                     sys.exit(1)
-            except UserError as error:  # its system may be gone, but the others can still be sent
+            except UserError as error:  # such as a system whose code was removed; the other models can still be sent
                 print(f"error: model {model_name(sha256)} stays in the outbox: {error}", file=sys.stderr)
                 unreadable += 1
                 continue
             shutil.rmtree(outbox_part(sha256, "fit").parent)
-            print(f"MLflow has the run of model {model_name(sha256)}")
+            print(f"sent the run of model {model_name(sha256)} to MLflow")
         if unreadable:
             sys.exit(1)
 

@@ -57,7 +57,7 @@ def test_the_first_is_promoted_and_a_better_one_and_a_worse_one_is_not(
     promote.main()
     assert verdict()["outcome"] == "promoted"
     promote.main()
-    assert (verdict()["outcome"], verdict()["why"]) == ("unchanged", "models:/refit/1 is this very model")
+    assert (verdict()["outcome"], verdict()["why"]) == ("unchanged", "models:/refit/1 is already this model")
 
     good = trained()
     assert good > bad + 0.1, "this would show nothing"
@@ -73,7 +73,7 @@ def test_the_first_is_promoted_and_a_better_one_and_a_worse_one_is_not(
     champion = find_champion("refit")
     assert champion is not None
     assert (champion.number, champion.sha256) == ("2", better)
-    assert "models:/refit/2 is the champion, after models:/refit/1" in capsys.readouterr().out
+    assert "models:/refit/2 is now the champion: it replaces models:/refit/1" in capsys.readouterr().out
 
     assert trained(learning_rate=1e-4, fit__max_epochs=1) == bad
     promote.main()
@@ -232,7 +232,7 @@ def test_a_champion_that_was_withdrawn_does_not_come_back_by_itself(trained: Any
     promote.main()
     assert verdict()["outcome"] == "kept"
     assert str(client.get_model_version_by_alias("refit", "champion").version) == "1"
-    assert "this model, models:/refit/2, was it before and was withdrawn" in verdict()["why"]
+    assert "this model, models:/refit/2, was champion before and was withdrawn" in verdict()["why"]
 
 
 def test_a_champion_to_which_today_s_code_gives_other_answers_is_not_judged(
@@ -244,9 +244,7 @@ def test_a_champion_to_which_today_s_code_gives_other_answers_is_not_judged(
     monkeypatch.setattr(torch.nn.functional, "relu", torch.tanh)
     monkeypatch.setattr(torch.nn.ReLU, "forward", lambda self, values: torch.tanh(values))
     monkeypatch.setattr(torch.nn.GELU, "forward", lambda self, values: torch.tanh(values))
-    with pytest.raises(
-        UserError, match=r"models:/refit/1 predicts another class than when it was tested for \d+ of 359"
-    ):
+    with pytest.raises(UserError, match=r"models:/refit/1 now predicts a different class for \d+ of 359 images"):
         promote.main()
     assert find_champion("refit") is not None
     assert verdict()["outcome"] == "promoted", "the last one's"
@@ -261,7 +259,7 @@ def test_a_champion_of_another_task_is_refused_and_images_of_classes_that_it_lac
     (kept / "outcomes.csv").unlink()
     trained(fit__max_epochs=2)
     (kept / "model.json").write_text(json.dumps({**description, "classes": [f"cat {i}" for i in range(10)]}))
-    with pytest.raises(UserError, match="models:/refit/1 knows none of today's classes: it solves another task"):
+    with pytest.raises(UserError, match="models:/refit/1 knows none of the current classes: it solves another task"):
         promote.main()
     (kept / "model.json").write_text(json.dumps({**description, "classes": [*"012345678", "nine"]}))
     promote.main()
@@ -278,7 +276,7 @@ def test_a_test_of_other_images_than_those_prepared_is_refused_in_one_line(
     shutil.rmtree("data/prepared")
     Path("data/prepared").mkdir()
     pack(open_source(data.data), data.data, 1, Path("data/prepared"))
-    with pytest.raises(UserError, match=r"outcomes.csv has other test images than data/prepared; run: dvc repro"):
+    with pytest.raises(UserError, match=r"outcomes.csv and data/prepared have different test images; run: dvc repro"):
         promote.main()
 
 
@@ -343,5 +341,37 @@ def test_a_model_registered_when_the_images_had_changed_is_compared_on_all_and_s
     info.write_text(told)
     trained()
     promote.main()
-    assert "which images models:/refit/1 was trained on is not known: all test images count" in capsys.readouterr().err
+    assert "the training images of models:/refit/1 are unknown: all test images are used" in capsys.readouterr().err
     assert (verdict()["comparison"]["images"], verdict()["seen"]) == (359, 0)
+<<<<<<< HEAD
+=======
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "low", "keys", "outcome", "why"),
+    [
+        (0.5, None, {}, "promoted", "it is the first one"),
+        (0.5, None, {"min_accuracy": 0.6}, "kept", "there is no champion yet: the new model's accuracy of 0.5000 is"),
+        (0.9, -0.01, {"margin": 0.01}, "promoted", "it replaces models:/refit/7; the difference in accuracy is"),
+        (
+            0.9,
+            -0.0101,
+            {"margin": 0.01},
+            "kept",
+            "a lower bound of -0.0101, below the -0.01 that promote.margin allows",
+        ),
+        (0.9, 0.001, {"margin": 0.0}, "promoted", "a lower bound of +0.0010"),
+        (0.9, 0.05, {"min_accuracy": 0.95}, "kept", "models:/refit/7 stays the champion: the new model's accuracy of"),
+    ],
+)
+def test_the_rule(
+    accuracy: float, low: float | None, keys: dict[str, float], outcome: str, why: str, changed: Changed
+) -> None:
+    rules = changed({f"promote.{name}": value for name, value in keys.items()}).promote
+    versus_champion = (
+        None if low is None else ChampionComparison(RIVAL, Comparison(100, 0.9, 0.88, 5, 3, low, 0.1), 0, 0, [])
+    )
+    found = decide(Challenger("a" * 64, accuracy, []), versus_champion, rules)
+    assert found.outcome == outcome
+    assert why in found.why
+>>>>>>> 9c4ac54 (Plain English in commands, stages and versus; their tests and sample outputs match)

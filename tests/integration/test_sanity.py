@@ -57,8 +57,8 @@ def test_a_sound_system_learns_a_few_images_by_heart(
     keys = {"model.system": system, "model.embedding": 64, "model.network": "cnn"}
     sanity.main(changed(QUICK | keys))
     *curve, verdict = capsys.readouterr().out.splitlines()
-    assert verdict.startswith("32 images were learnt by heart in ")
-    assert 10 <= int(verdict.split()[-2]) < sanity.STEPS, "it stops when they are learnt"
+    assert verdict.startswith("memorised 32 images in ")
+    assert 10 <= int(verdict.split()[-2]) < sanity.STEPS, "it stops when they are memorised"
     assert len(curve) >= 2
     assert all(line.startswith("step ") for line in curve)
 
@@ -68,7 +68,7 @@ def test_a_frozen_system_is_caught(broken: Broken, params: Params) -> None:
         system.requires_grad_(False)
 
     broken(freeze)
-    with pytest.raises(UserError, match="every weight is frozen"):
+    with pytest.raises(UserError, match="all weights are frozen"):
         sanity.main(params)
 
 
@@ -100,7 +100,7 @@ def test_labels_shuffled_at_each_step_are_caught(
         system.training_step = shuffled  # type: ignore[method-assign]
 
     broken(shuffle)
-    with pytest.raises(UserError, match="could not be learnt by heart in 60 steps\nlikely: the loss is that of guess"):
+    with pytest.raises(UserError, match="could not memorise 32 images in 60 steps\nlikely: the loss is that of guess"):
         sanity.main(params)
     assert capsys.readouterr().out.count("val_loss") >= sanity.SHOWN
 

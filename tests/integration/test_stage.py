@@ -303,3 +303,72 @@ def in_container(command: list[str], project: Path, workspace: Path) -> "subproc
         [*container, *command], cwd=workspace, env=environment(project, "done"),
         capture_output=True, text=True,
     )  # fmt: skip
+<<<<<<< HEAD
+=======
+
+
+def check(workspace: Path, **environment: str) -> tuple[int, str, str]:
+    """The project's own first stage."""
+    return ended(
+        subprocess.Popen(
+            [sys.executable, "-m", "stages.check"], cwd=workspace, text=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT), **environment}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )
+    )  # fmt: skip
+
+
+def test_check_writes_the_schema_that_is_committed(workspace: Path, values: Values) -> None:
+    (workspace / "params.yaml").write_text(yaml.safe_dump(values({})))
+    assert check(workspace) == (0, "params.yaml is valid\n", "")
+    assert (workspace / "docs/params.schema.json").read_bytes() == (ROOT / "docs/params.schema.json").read_bytes()
+
+
+def model_of_ones_own(arguments: dict[str, int]) -> dict[str, object]:
+    return model_params(system="refit.systems.classifier.Classifier", system_arguments=arguments).model_dump()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "line"),
+    [
+        ("fit.max_epoch", 3, "fit.max_epoch is not a known key; did you mean fit.max_epochs?"),
+        ("optimizer.learning_rate", -1, "optimizer.learning_rate = -1 must be"),
+        ("data.source", "digit", "data.source = 'digit' is unknown"),
+        (
+            "model",
+            model_params(network="torchvision:resnet8", width=None, dropout=None).model_dump(),
+            "model.network = ",
+        ),
+        ("model.system", "os.path", "model.system = 'os.path': os has no class 'path'"),
+        ("model.system", "refit.systems.build.build_system", "has no class 'build_system'"),
+        ("model.system", "refit.systems.clasifier.Classifier", "there is no module 'refit.systems.clasifier'"),
+        (
+            "model",
+            model_params(system="benchmarks.rivals.TemplateSystem", system_arguments={"steps": 1}).model_dump(),
+            "benchmarks/rivals.py, which the stage find_lr uses, is in no folder that dvc.yaml watches",
+        ),
+        ("model.system", "torch.nn.Linear", "model.system = 'torch.nn.Linear' is not a LightningModule"),
+        ("model.system", "mine.Own", "there is no package 'mine'"),
+        ("model.system_arguments", {"classes": 3}, "model.system_arguments = {"),
+        ("model", model_of_ones_own({"klasses": 3}), "has no such argument; did you mean classes?"),
+        ("model", model_of_ones_own({"classes": 3}), "Refit provides classes to Classifier("),
+        ("model.weights", "data/weights/gone.pth", "model.weights = 'data/weights/gone.pth' does not exist; put"),
+        ("predict.images", "data/newer", "predict.images = 'data/newer' is not a folder; create it"),
+    ],
+)
+def test_check_refuses_in_one_line_and_writes_nothing(
+    key: str, value: object, line: str, workspace: Path, values: Values
+) -> None:
+    (workspace / "params.yaml").write_text(yaml.safe_dump(values({key: value})))
+    code, out, err = check(workspace)
+    assert (code, out, len(err.splitlines())) == (2, "", 1)
+    assert err.startswith("error: ")
+    assert line in err
+    assert not (workspace / "docs").exists()
+
+
+def test_check_refuses_to_compile_where_there_is_no_compiler(workspace: Path, values: Values) -> None:
+    (workspace / "params.yaml").write_text(yaml.safe_dump(values({"trainer.compile": "default"})))
+    code, out, err = check(workspace, PATH=str(workspace), CXX="")
+    assert (code, out, len(err.splitlines())) == (2, "", 1)
+    assert err.startswith("error: trainer.compile = 'default' needs a C++ compiler")
+>>>>>>> 9c4ac54 (Plain English in commands, stages and versus; their tests and sample outputs match)

@@ -189,10 +189,10 @@ def test_a_run_whose_end_mlflow_missed_is_completed_as_if_never_interrupted(
     sent = [point.step for point in client.get_metric_history(half.info.run_id, "val_loss")]
     assert sent in ([17], [17, 35]), "the second epoch's may have been on its way"
     done = sync_command()
-    assert (done.returncode, done.stdout, done.stderr) == (0, f"MLflow has the run of model {model[:12]}\n", "")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"sent the run of model {model[:12]} to MLflow\n", "")
     synced = only_run(server.url)
     assert models_in_outbox() == []
-    assert sync_command().stdout == "MLflow misses nothing\n"
+    assert sync_command().stdout == "the outbox is empty: MLflow has everything\n"
     assert only_run(server.url) == synced
 
     whole = undisturbed(server, fitted_in_mlflow)
@@ -300,5 +300,5 @@ def test_a_kept_model_that_cannot_be_read_lets_the_others_be_sent(
 
 def test_a_second_sync_beside_the_first_is_refused(away_and_back: object, fitted_in_mlflow: Fit) -> None:
     fitted_in_mlflow(**KEYS)
-    with only_process(sync.LOCK, "runs"), pytest.raises(UserError, match=f"process {os.getpid()} sends MLflow"):
+    with only_process(sync.LOCK, "runs"), pytest.raises(UserError, match=f"process {os.getpid()} sends the outbox"):
         sync.main()

@@ -500,7 +500,7 @@ def test_a_model_is_registered_once_and_loads_by_its_name(repository: Path, caps
     assert second == f"model {sha256[:12]} was already models:/refit/1"
     other = tracked(write_model(repository / "data/model", seed=1))
     register_command.main("refit")
-    lack = f"warning: model {other[:12]} has not been tested; to test it: dvc repro\n"
+    lack = f"warning: model {other[:12]} has not been tested; to test it, run: dvc repro\n"
     assert lack in capsys.readouterr().err
 
     versions = MlflowClient(tracking_uri()).search_model_versions("name = 'refit'")

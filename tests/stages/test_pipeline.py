@@ -119,7 +119,7 @@ def test_a_params_yaml_with_missing_keys_runs(project: Project) -> None:
     values = {"seed": 0, **dict.fromkeys(sections), "data": {"root": "data/raw"}, "predict": {"images": "data/new"}}
     (project.root / "params.yaml").write_text(yaml.safe_dump(values))
     assert sorted(project.stale()) == sorted(ALL)
-    assert project.run("python", "-m", "stages.check").stdout.startswith("params.yaml is right")
+    assert project.run("python", "-m", "stages.check").stdout.startswith("params.yaml is valid")
 
     del values["loss"]
     (project.root / "params.yaml").write_text(yaml.safe_dump(values))

@@ -33,19 +33,19 @@ def test_two_experiments_are_compared_on_the_images_that_both_were_tested_on(pro
     said = versus(project, "thin")
     alone, alone_here = len(right(thin) - right(wide)), len(right(wide) - right(thin))
     assert alone_here > 100, "this would show nothing"
-    assert f"{len(right(thin)) / 359:.4f} with {len(right(wide)) / 359:.4f} on 359 images of both" in said
+    assert f"A {len(right(thin)) / 359:.4f}, B {len(right(wide)) / 359:.4f} on 359 common images" in said
     assert re.search(rf"difference +{(alone - alone_here) / 359:+.4f} \(confidence interval -0\.\d+ to -0\.\d+\)", said)
     assert re.search(r"verdict +B is better", said)
     params = said.partition("Parameters that differ\n")[2].partition("\n\n")[0].splitlines()
     assert params == ["  fit.max_epochs  A 1, B 3", "  model.width     A 4, B None"]
-    counts = re.findall(r"right by A alone (\d+), by B alone (\d+)", said)
+    counts = re.findall(r"only A is right: (\d+), only B: (\d+)", said)
     assert [sum(map(int, column)) for column in zip(*counts, strict=True)] == [alone, alone_here]
-    file, actual, a, b = re.findall(r"^  (\d+) +is (\d): A (\d), B (\d)$", said, re.MULTILINE)[0]
+    file, actual, a, b = re.findall(r"^  (\d+) +true (\d): A (\d), B (\d)$", said, re.MULTILINE)[0]
     assert (actual, a, b) == (wide[file]["actual"], thin[file]["predicted"], wide[file]["predicted"])
     assert re.search(r"verdict +A is better", versus(project, "HEAD", "thin"))
     same = versus(project, "HEAD", "workspace")
-    assert re.search(r"verdict +no more than chance may do", same)
-    assert "it is the code, the images or the versions" in same
+    assert re.search(r"verdict +neither is better: the difference may be chance", same)
+    assert "the code, the images or the packages may differ" in same
 
 
 def test_an_image_that_only_one_was_tested_on_or_that_was_labelled_anew_does_not_count(project: Project) -> None:
@@ -55,9 +55,9 @@ def test_an_image_that_only_one_was_tested_on_or_that_was_labelled_anew_does_not
     anew = ",".join([file, str((int(actual) + 1) % 10), *others])
     path.unlink()  # it may be a link into DVC's cache
     path.write_text("\n".join([header, f"x{first}", anew, *rest, ""]))
-    assert "on 357 images of both" in versus(project, "HEAD")
+    assert "on 357 common images" in versus(project, "HEAD")
     path.write_text("\n".join([header, *(f"x{row}" for row in (first, second, *rest)), ""]))
-    assert "HEAD and workspace have no test image in common" in versus(project, "HEAD", ok=False)
+    assert "HEAD and workspace have no test images in common" in versus(project, "HEAD", ok=False)
     project.restore()
 
 
@@ -66,7 +66,9 @@ def test_what_cannot_be_compared_fails_with_one_line(project: Project, tmp_path:
         (said,) = versus(project, *names, ok=False).splitlines()
         return said
 
-    assert line("gone") == "error: gone is no experiment, commit, branch or tag; `dvc exp list` has the names"
+    assert (
+        line("gone") == "error: gone is not an experiment, commit, branch or tag; to list the experiments: dvc exp list"
+    )
     assert "error: the following arguments are required: A" in versus(project, ok=False)
     assert "error: unrecognized arguments: c" in versus(project, "a", "b", "c", ok=False)
     (project.root / OUTCOMES).rename(tmp_path / "away")

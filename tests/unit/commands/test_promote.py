@@ -13,11 +13,11 @@ RIVAL = Version("refit", "7", "c" * 64, "run", was_champion=True)
 @pytest.mark.parametrize(
     ("accuracy", "low", "keys", "outcome", "why"),
     [
-        (0.5, None, {}, "promoted", "the first"),
+        (0.5, None, {}, "promoted", "it is the first one"),
         (0.5, None, {"min_accuracy": 0.6}, "kept", "there is no champion yet: the new model's accuracy of 0.5000 is"),
-        (0.9, -0.01, {"margin": 0.01}, "promoted", "after models:/refit/7: the new model's accuracy beside its own is"),
-        (0.9, -0.0101, {"margin": 0.01}, "kept", "at worst -0.0101, and promote.margin allows -0.01"),
-        (0.9, 0.001, {"margin": 0.0}, "promoted", "at worst +0.0010"),
+        (0.9, -0.01, {"margin": 0.01}, "promoted", "it replaces models:/refit/7; the difference in accuracy is"),
+        (0.9, -0.0101, {"margin": 0.01}, "kept", "a lower bound of -0.0101, below the -0.01 that promote.margin allows"),
+        (0.9, 0.001, {"margin": 0.0}, "promoted", "a lower bound of +0.0010"),
         (0.9, 0.05, {"min_accuracy": 0.95}, "kept", "models:/refit/7 stays the champion: the new model's accuracy of"),
     ],
 )

@@ -7,7 +7,7 @@ from refit.commands import sanity
 
 def test_the_images_are_of_all_classes_in_turn() -> None:
     labels = np.array([2, 0, 0, 0, 1, 1, 0, 2])
-    rows = sanity.some_of_each_class(labels, 5)
+    rows = sanity.balanced_subset(labels, 5)
     assert sorted(labels[rows][:3]) == [0, 1, 2]
     assert sorted(rows[3:].tolist()) == [2, 5]
-    assert sorted(sanity.some_of_each_class(labels, 100).tolist()) == list(range(8))
+    assert sorted(sanity.balanced_subset(labels, 100).tolist()) == list(range(8))

@@ -356,7 +356,7 @@ def test_the_fallback_is_reported_as_a_warning(
     write_json(Path("data/tuning/batch.json"), vars(choice_of()))
     find_lr.main(params)
     assert (
-        "warning: the range test has no suggestion; fit takes optimizer.fallback_learning_rate = 0.001"
+        "warning: the range test found no learning rate; fit uses optimizer.fallback_learning_rate = 0.001"
         in capsys.readouterr().err
     )
     assert read_learning_rate().chosen_by == "fallback"
