@@ -1,1 +1,1 @@
-"""How fast Refit is, as ratios against named rivals measured in the same run. Not part of the tests."""
+"""Measure Refit's speed as ratios to named baselines measured in the same run. Not part of the tests."""

@@ -1,4 +1,4 @@
-"""Interleaved rounds of rivals, and what is told of them."""
+"""Interleaved rounds of the measurements that are compared, and the table of results."""
 
 import argparse
 import json
@@ -17,7 +17,7 @@ RESULTS = Path(__file__).with_name("results.json")
 
 @dataclass(frozen=True)
 class Result:
-    """One line of the table: the median over the rounds, and their range."""
+    """One row of the table: the median over the rounds, and their range."""
 
     name: str
     ratio: float
@@ -32,14 +32,14 @@ class Result:
         return self.ratio >= self.target if self.better == "higher" else self.ratio <= self.target
 
 
-def interleave(rivals: Mapping[str, Callable[[], float]], rounds: int, warm_up: int = 1) -> Rounds:
-    """Each rival's measurements, one a round: what slows the machine for a while slows them all.
+def interleave(measurements: Mapping[str, Callable[[], float]], rounds: int, warm_up: int = 1) -> Rounds:
+    """Take every measurement once per round, so that a slow period of the machine affects all of them.
 
     The first `warm_up` rounds are not counted.
     """
-    measured: Rounds = {name: [] for name in rivals}
+    measured: Rounds = {name: [] for name in measurements}
     for number in range(-warm_up, rounds):
-        for name, measure in rivals.items():
+        for name, measure in measurements.items():
             value = measure()
             if number >= 0:
                 measured[name].append(value)
@@ -48,15 +48,15 @@ def interleave(rivals: Mapping[str, Callable[[], float]], rounds: int, warm_up: 
     return measured
 
 
-def compare(name: str, ours: list[float], rival: list[float], target: float, better: Literal["higher", "lower"],
+def compare(name: str, ours: list[float], baseline: list[float], target: float, better: Literal["higher", "lower"],
             combine: Callable[[float, float], float] = lambda a, b: a / b) -> Result:  # fmt: skip
-    """The ratio of each round, or what else `combine` makes of ours and the rival's."""
-    each = [combine(a, b) for a, b in zip(ours, rival, strict=True)]
+    """The result of `combine`, by default the ratio, over the rounds of our measurements and the baseline's."""
+    each = [combine(a, b) for a, b in zip(ours, baseline, strict=True)]
     return Result(name, statistics.median(each), min(each), max(each), target, better, len(each))
 
 
 def report(results: list[Result]) -> None:
-    """Print the table, and keep it with those of the other benchmarks in results.json."""
+    """Print the table, and store its rows in results.json with those of the other benchmarks."""
     kept = {entry["name"]: entry for entry in json.loads(RESULTS.read_text())} if RESULTS.exists() else {}
     kept |= {result.name: asdict(result) for result in results}
     RESULTS.write_text(json.dumps(list(kept.values()), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -75,7 +75,7 @@ def table(results: list[Result]) -> str:
 
 
 def command_line(about: str | None, benchmarks: Sequence[Callable[[int], list[Result]]]) -> None:
-    """Run them all, or one of them by its name, and report."""
+    """Run all benchmarks, or the one that --only names, and report the results."""
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", choices=[benchmark.__name__ for benchmark in benchmarks])
@@ -89,14 +89,14 @@ def command_line(about: str | None, benchmarks: Sequence[Callable[[int], list[Re
 
 
 def peak_memory() -> float:
-    """MiB of this process. Linux only: `getrusage` counts what the parent held when it started this one."""
+    """MiB of this process. Linux only, because `getrusage` would include the parent's memory at the fork."""
     (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1]) / 1024
 
 
 def machine() -> str:
-    """The processor, and what runs on it."""
-    import torch  # not where peak_memory is asked
+    """The processor and the versions of Python and torch."""
+    import torch  # here, so that it does not count in a process that measures its peak_memory
 
     processor = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")

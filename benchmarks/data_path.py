@@ -1,4 +1,4 @@
-"""The data path alone, from a prepared split to augmented and normalised batches, against the same image by image.
+"""The data path alone, from a prepared split to augmented and normalised batches, against transforms per image.
 
 python -m benchmarks.data_path [--rounds 5]
 """
@@ -28,8 +28,8 @@ def small_images(rounds: int) -> list[Result]:
     per_image = PerImage(split, small_image_transforms(28))
     measured = interleave(
         {
-            "refit": lambda: _images_a_second(_ours(split)),
-            "per image, 0 workers": lambda: _images_a_second(_theirs(per_image)),
+            "refit": lambda: _images_per_second(_ours(split)),
+            "per image, 0 workers": lambda: _images_per_second(_baseline(per_image)),
         },
         rounds,
     )
@@ -38,17 +38,17 @@ def small_images(rounds: int) -> list[Result]:
 
 
 def _ours(split: Split) -> Iterator[AnyBatch]:
-    """As the rival's images are: floats. Refit's networks begin with that step."""
+    """Refit's batches as floats, like the baseline's. In Refit this normalisation is the network's first layer."""
     normalize = Normalize([0.5], [0.25])
     for batch in TrainLoader(split, BATCH_SIZE, BATCH_SIZE, SHIFT_AND_FLIP, seed=0, epoch=lambda: 0):
         yield batch._replace(images=normalize(batch.images))
 
 
-def _theirs(images: PerImage) -> DataLoader[tuple[torch.Tensor, int]]:
+def _baseline(images: PerImage) -> DataLoader[tuple[torch.Tensor, int]]:
     return DataLoader(images, BATCH_SIZE, shuffle=True, drop_last=True)
 
 
-def _images_a_second(batches: Iterable[Any]) -> float:
+def _images_per_second(batches: Iterable[Any]) -> float:
     began = time.perf_counter()
     images = sum(len(batch[1]) for batch in batches)
     return images / (time.perf_counter() - began)

@@ -1,4 +1,4 @@
-"""`dvc exp show` with many experiments: they take two minutes to make, so `make bench` leaves this out.
+"""`dvc exp show` with many experiments. Creating them takes two minutes, so `make bench` does not include this.
 
 python -m benchmarks.experiments [--rounds 5]
 """
@@ -8,7 +8,7 @@ import sys
 from benchmarks.compare import Result, command_line, compare, interleave
 from benchmarks.pipeline import clone_here, output_of, seconds_of
 
-# As `dvc exp run` leaves them, without the work.
+# Creates experiments like those of `dvc exp run`, without running them.
 _EXPERIMENTS = """
 import json, pathlib, sys
 from dvc.repo import Repo
@@ -34,7 +34,7 @@ print(peak_memory())
 
 
 def experiments(rounds: int) -> list[Result]:
-    """`dvc exp show` of 200 experiments: its seconds, and its memory against that without any."""
+    """`dvc exp show` with 200 experiments: its time, and its memory compared with no experiments."""
     show = [sys.executable, "-c", _SHOW]
     with clone_here() as clone:
         seconds_of(["dvc", "repro"], clone)

@@ -1,9 +1,9 @@
-"""What only a GPU can show: near the raw loop, without waits in a step, CIFAR-10's 94 %, and photos a second.
+"""Benchmarks that need a GPU: speed compared with the raw loop, host synchronisations, CIFAR-10's 94 %, and photos.
 
 python -m benchmarks.gpu [--rounds 5] [--only NAME]
 
-`cifar10` takes the images from $CIFAR10: a folder of class folders in `train` and `test`, or one for torchvision's
-files, which are downloaded where it has none.
+`cifar10` reads the images from $CIFAR10: a folder with class folders in `train` and `test`, or a folder for
+torchvision's files, which are downloaded if it does not contain them.
 """
 
 import os
@@ -39,13 +39,13 @@ RECIPE = Path(__file__).resolve().parents[1] / "docs/recipes/cifar10.yaml"
 
 
 def small_images() -> AbstractContextManager[None]:
-    """As many as CIFAR-10's, and of its size."""
+    """A workspace with images of the number and size of CIFAR-10's."""
     return workspace(made_split(51_200, COLOUR), made_split(2_048, COLOUR), BATCH_SIZE)
 
 
 def against_raw(rounds: int) -> list[Result]:
-    """ResNet-9 on images of CIFAR-10's size, random crops and flips, bfloat16 in both; then with both compiled, the
-    rounds after the one that compiles."""
+    """ResNet-9 on images of CIFAR-10's size, random crops and flips, bfloat16 in both; then with both compiled, without
+    the round that compiles."""
     name = "GPU, ResNet-9: images/s ÷ raw loop"
     return [_against_raw(name, None, rounds), _against_raw(f"{name}, both compiled", "reduce-overhead", rounds)]
 
@@ -65,37 +65,36 @@ def _against_raw(name: str, mode: str | None, rounds: int) -> Result:
 
 
 class _Waits(pl.Callback):
-    """Counts what makes the host wait for the device from one batch to the next, after the first ten of an epoch, as
-    PyTorch tells of it."""
+    """Counts PyTorch's warnings of synchronisations with the device, after the first ten batches of each epoch."""
 
     steps = waits = 0
-    told: list[warnings.WarningMessage] | None = None
+    warned: list[warnings.WarningMessage] | None = None
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, number: int) -> None:
         self._count()
         if number >= 10:
             self.caught = warnings.catch_warnings(record=True)
-            self.told = self.caught.__enter__()
+            self.warned = self.caught.__enter__()
             warnings.simplefilter("always")
             torch.cuda.set_sync_debug_mode("warn")
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any,
                            number: int) -> None:  # fmt: skip
         if number + 1 == trainer.num_training_batches:
-            self._count()  # the epoch's end may wait
+            self._count()  # the end of an epoch may synchronise
 
     def _count(self) -> None:
-        if self.told is None:
+        if self.warned is None:
             return
         torch.cuda.set_sync_debug_mode("default")
         self.caught.__exit__(None, None, None)
-        waits = [str(one.message) for one in self.told if "synchronizing CUDA operation" in str(one.message)]
+        waits = [str(one.message) for one in self.warned if "synchronizing CUDA operation" in str(one.message)]
         print(*waits, sep="\n", end="\n" if waits else "", file=sys.stderr)
-        self.steps, self.waits, self.told = self.steps + 1, self.waits + len(waits), None
+        self.steps, self.waits, self.warned = self.steps + 1, self.waits + len(waits), None
 
 
 def host_waits(rounds: int) -> list[Result]:
-    """How often a step waits for the device, with as much as may be at work in it."""
+    """How often a step synchronises with the device, with weight averaging and augmentation on."""
     each = []
     with small_images():
         for _ in range(rounds):
@@ -106,7 +105,7 @@ def host_waits(rounds: int) -> list[Result]:
 
 
 def determinism(rounds: int) -> list[Result]:
-    """What `trainer.deterministic: true` costs; and whether the same fit gives the same bits."""
+    """The cost of `trainer.deterministic: true`, and whether the same fit gives the same bits."""
     epochs, models = 4, set()
 
     def same_again() -> float:
@@ -127,7 +126,7 @@ def determinism(rounds: int) -> list[Result]:
 
 
 def compiled(rounds: int) -> list[Result]:
-    """What `trainer.compile` gives, once it has compiled."""
+    """The speed-up of `trainer.compile`, without the compilation itself."""
     epochs = 4
     with small_images():
         measured = interleave(
@@ -144,7 +143,7 @@ def compiled(rounds: int) -> list[Result]:
 
 
 def cifar10(rounds: int) -> list[Result]:
-    """The recipe of docs/recipes, with another seed each time: at least ten."""
+    """The recipe in docs/recipes with a different seed in each round, at least ten rounds."""
     values = yaml.safe_load(RECIPE.read_text(encoding="utf-8"))
     root = Path(os.environ.get("CIFAR10", "data/raw")).absolute()
     values["data"] |= {"root": str(root)} | ({"source": "folder"} if (root / "train").is_dir() else {})
@@ -152,7 +151,7 @@ def cifar10(rounds: int) -> list[Result]:
     with empty_workspace():
         write_tuning(values["batch"]["size"], values["optimizer"]["learning_rate"])
         stages.prepare.main(check_params(values).only(*stages.prepare.READS))
-        for seed in range(-1, max(rounds, 10)):  # the first one warms up
+        for seed in range(-1, max(rounds, 10)):  # the first one is a warm-up
             values["seed"] = seed + 1
             began = time.perf_counter()
             seconds = fit(values["fit"]["max_epochs"], params=values)
@@ -193,12 +192,12 @@ def photos(rounds: int) -> list[Result]:
 
 
 def photos_against_reference(rounds: int) -> list[Result]:
-    """The same on files of photos, which the rival decodes with a worker a core."""
+    """The same on photo files, which the baseline decodes with one worker per core."""
     name = "GPU, ResNet-18 at 176 px: images/s from the cache ÷ torchvision's reference style"
     return against_reference(name, "torchvision:resnet18", None, 176, 8_192, 256, {os.cpu_count() or 1: 2}, rounds)
 
 
 if __name__ == "__main__":
     if not torch.cuda.is_available() and not {"-h", "--help"} & set(sys.argv):
-        sys.exit("error: no CUDA device; make bench runs what needs none")
+        sys.exit("error: no CUDA device; make bench runs the benchmarks that do not need one")
     command_line(__doc__, [against_raw, host_waits, determinism, compiled, cifar10, photos, photos_against_reference])

@@ -1,10 +1,10 @@
-"""`dvc repro` on the digits, killed again and again until it ends: is dvc.lock what it is undisturbed?
+"""Kill `dvc repro` on the digits repeatedly until it finishes: is dvc.lock the same as without kills?
 
 python -m benchmarks.kill_test [--rounds 50] [--seed 0] [--kills 12] [--set KEY=VALUE ...]
 
-SIGKILL hits `dvc` itself, the process of a stage or the warm process they are forked from, at a random moment or in the
-middle of the writing of a state; after so many kills a round may end. Each begins with no output, cache or state.
-Where that cut a file of DVC's own short, `make doctor` is run, as a user would have to.
+SIGKILL is sent to `dvc` itself, to the process of a stage, or to the warm process that stages are forked from, at a
+random moment or while a state is being written. After --kills kills, a round is left to finish. Each round starts
+without outputs, cache or states. If a kill truncated one of DVC's own files, `make doctor` is run, as a user would do.
 --set changes params.yaml, for instance fit.averaging=ema or trainer.devices=2.
 """
 
@@ -33,7 +33,7 @@ MADE = ("data/prepared", "data/tuning", "data/model", "data/evaluation", "data/p
 
 
 def kill_test(rounds: int, seed: int, most: int, choices: Mapping[str, str]) -> tuple[Result, Counter[str]]:
-    """The share of the rounds whose dvc.lock is the undisturbed one; and how often what was killed in which stage."""
+    """The share of rounds with the same dvc.lock as without kills; and the kills, counted by process and stage."""
     chance = random.Random(seed)
     killed: Counter[str] = Counter()
     with clone_here() as project:
@@ -43,7 +43,7 @@ def kill_test(rounds: int, seed: int, most: int, choices: Mapping[str, str]) -> 
         same = 0
         for number in range(1, rounds + 1):
             kills: list[str] = []
-            while not kills:  # a round that ended before its first moment shows nothing
+            while not kills:  # repeat a round that finished before its first kill
                 clear(project)
                 kills = disturbed(project, seconds, chance, most)
             killed.update(kills)
@@ -83,7 +83,7 @@ def clear(project: Path) -> None:
 
 
 def disturbed(project: Path, seconds: float, chance: random.Random, most: int) -> list[str]:
-    """Runs `dvc repro` until it ends well, killed `most` times; returns what was killed in which stage."""
+    """Run `dvc repro` until it succeeds, with up to `most` kills; returns the process and stage of each kill."""
     kills: list[str] = []
     while True:
         with TemporaryDirectory() as folder, (Path(folder) / "output").open("w+") as output:
@@ -98,26 +98,26 @@ def disturbed(project: Path, seconds: float, chance: random.Random, most: int) -
             if code == 0:
                 return kills
             if victim is None:
-                mended = mend(project)
-                if not mended:
+                repaired = repair(project)
+                if not repaired:
                     sys.exit(f"dvc repro exited {code} though nothing was killed:\n{Path(output.name).read_text()}")
-                kills.append(f"dvc, as it wrote {' and '.join(mended)}: make doctor was needed, after it")
+                kills.append(f"dvc, while it wrote {' and '.join(repaired)}: make doctor was needed")
 
 
-def mend(project: Path) -> list[str]:
-    """Which of DVC's own files `make doctor` had to mend."""
+def repair(project: Path) -> list[str]:
+    """Run `make doctor`; returns the files of DVC's own that it repaired."""
     doctor = [sys.executable, "-m", "pipelines.tools.doctor"]
-    said = subprocess.run(doctor, cwd=project, env=ENVIRONMENT, check=True, capture_output=True, text=True).stdout
-    return re.findall(r"^(?:removed|restored) +(\.dvc/tmp/rwlock|dvc\.lock):", said, re.MULTILINE)
+    output = subprocess.run(doctor, cwd=project, env=ENVIRONMENT, check=True, capture_output=True, text=True).stdout
+    return re.findall(r"^(?:removed|restored) +(\.dvc/tmp/rwlock|dvc\.lock):", output, re.MULTILINE)
 
 
 def wait_for_moment(
     dvc: psutil.Popen, project: Path, seconds: float, chance: random.Random
 ) -> tuple[psutil.Process, str] | None:
-    """Whom to kill now, and what it is; None where dvc ended before."""
-    seen = set(project.glob(WRITING))  # what the last kill left
+    """The process to kill now, and its description; None if dvc ended first."""
+    seen = set(project.glob(WRITING))  # left by the previous kill
     moment = time.monotonic() + chance.uniform(0.3, seconds)
-    states = chance.randrange(8) if chance.random() < 0.5 else None  # so many are written before the one
+    states = chance.randrange(8) if chance.random() < 0.5 else None  # number of states to be written before the kill
     while dvc.poll() is None:
         new = set(project.glob(WRITING)) - seen
         seen |= new

@@ -1,4 +1,4 @@
-"""Prints this process's peak memory, MiB, after an epoch of `fit` or of the raw loop.
+"""Print this process's peak memory, in MiB, after an epoch of `fit` or of the raw loop.
 
 python -m benchmarks.memory refit|raw|raw-with-libraries (benchmarks.training starts it)
 """
@@ -15,7 +15,7 @@ IMAGES, SHAPE, WIDTH, BATCH_SIZE = 2_560, (1, 28, 28), 19, 512
 
 def fit_once() -> None:
     from benchmarks.raw import made_split
-    from benchmarks.workspace import fit, workspace  # with Lightning, which the raw loop does without
+    from benchmarks.workspace import fit, workspace  # imports Lightning, which the raw loop does not use
 
     with workspace(made_split(IMAGES, SHAPE), made_split(1_024, SHAPE), BATCH_SIZE):
         fit(model__width=WIDTH)

@@ -22,7 +22,7 @@ from refit.data.images import decode, open_image
 
 @contextmanager
 def jpeg_files(count: int) -> Iterator[list[Path]]:
-    """Pieces of the two photos that scikit-learn ships, 500 x 375 pixels."""
+    """Crops of the two photos that come with scikit-learn, 500 x 375 pixels."""
     random, photos = np.random.default_rng(0), load_sample_images().images
     with TemporaryDirectory() as folder:
         files = [Path(folder, f"{number}.jpg") for number in range(count)]
@@ -34,7 +34,7 @@ def jpeg_files(count: int) -> Iterator[list[Path]]:
 
 
 def as_prepared(files: list[Path], size: int) -> npt.NDArray[np.uint8]:
-    """The photos as `prepare` leaves them, each decoded and resized once: (N, 3, size, size)."""
+    """The photos as `prepare` writes them, each decoded and resized once: (N, 3, size, size)."""
     return np.stack([decode(open_image(file), "rgb", (size, size)) for file in files])
 
 
@@ -42,12 +42,12 @@ def against_reference(
     name: str, network: str, width: int | None, size: int, count: int, batch_size: int, targets: dict[int, float],
     rounds: int,
 ) -> list[Result]:  # fmt: skip
-    """An epoch of `count` photos and the validation of one batch: random resized crops and flips in both. `targets` are
-    by the rival's number of worker processes."""
+    """Compare an epoch of `count` photos and the validation of one batch, with random resized crops and flips in both.
+    The keys of `targets` are the baseline's numbers of worker processes."""
     choices: dict[str, Any] = {
         "model__network": network,
         "model__width": width,
-        "augment__crop_area": 0.08,  # torchvision's own least area
+        "augment__crop_area": 0.08,  # torchvision's default minimum area
         "augment__flip": True,
     }
     with jpeg_files(count + batch_size) as files:
@@ -55,14 +55,14 @@ def against_reference(
         images = as_prepared(files, size)
         train, val = Split(images[:count], labels[:count]), Split(images[count:], labels[count:])
 
-        def rival(workers: int) -> float:
-            theirs = without_normalize(our_network(network, width, (3, size, size)))
-            return reference(theirs, files, labels.tolist(), batch_size, size, batch_size, workers)
+        def baseline(workers: int) -> float:
+            unnormalized = without_normalize(our_network(network, width, (3, size, size)))
+            return reference(unnormalized, files, labels.tolist(), batch_size, size, batch_size, workers)
 
         with workspace(train, val, batch_size):
             measured = interleave(
                 {"refit": lambda: count / fit(**choices)}
-                | {f"{workers} workers": partial(rival, workers) for workers in targets},
+                | {f"{workers} workers": partial(baseline, workers) for workers in targets},
                 rounds,
             )
     return [

@@ -1,4 +1,4 @@
-"""`dvc repro` of all stages on digits against one script that does the same in one process; and DVC's own share.
+"""`dvc repro` of all stages on digits against one script that does the same in one process; and DVC's own overhead.
 
 python -m benchmarks.pipeline [--rounds 5] [--only NAME]
 """
@@ -17,7 +17,7 @@ from benchmarks.compare import Result, command_line, compare, interleave
 ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
 
-# The stages' own functions, one after the other: what `python train.py` would be.
+# The stages' own functions, one after the other, as a `python train.py` would call them.
 _SINGLE_SCRIPT = """
 from refit.params import load_params
 from stages import check, prepare, scale_batch, find_lr, fit, test, predict
@@ -30,7 +30,7 @@ for stage in (prepare, scale_batch, find_lr, fit, test, predict):
 
 
 def against_one_script(rounds: int) -> list[Result]:
-    """All stages from nothing, the files in the operating system's cache."""
+    """All stages from scratch, with warm file caches."""
     with clone_here() as ours, clone_here() as single:
         script = single / "single_script.py"
         script.write_text(_SINGLE_SCRIPT, encoding="utf-8")
@@ -47,7 +47,7 @@ def against_one_script(rounds: int) -> list[Result]:
 
 
 def nothing_to_do(rounds: int) -> list[Result]:
-    """`dvc repro` where nothing changed, and of a pipeline without a stage."""
+    """`dvc repro` when nothing changed, against that of a pipeline without stages."""
     with clone_here() as ours, TemporaryDirectory() as folder:
         seconds_of(["dvc", "repro"], ours)
         empty = Path(folder)
@@ -64,7 +64,7 @@ def nothing_to_do(rounds: int) -> list[Result]:
 
 @contextmanager
 def clone_here() -> Iterator[Path]:
-    """The repository's last commit in a temporary folder of its own."""
+    """A clone of the repository's last commit in a temporary folder."""
     with TemporaryDirectory() as folder:
         clone = Path(folder) / "refit"
         subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
@@ -78,7 +78,7 @@ def seconds_of(command: list[str], folder: Path) -> float:
 
 
 def output_of(command: list[str], folder: Path) -> str:
-    """What it prints."""
+    """The standard output of `command`, which must succeed."""
     environment = {**ENVIRONMENT, "PYTHONPATH": str(folder)}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

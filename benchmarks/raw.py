@@ -1,4 +1,4 @@
-"""The first rival: a plain PyTorch loop, which imports what Refit's networks are made of and no more."""
+"""The first baseline: a plain PyTorch loop, which imports only what Refit's networks need."""
 
 import time
 
@@ -13,19 +13,19 @@ from refit.systems.networks import Normalize, build_network, network_arguments
 
 
 def made_split(images: int, shape: tuple[int, int, int], classes: int = 10) -> Split:
-    """Random images: a speed does not depend on what they show."""
+    """Random images: the speed does not depend on their content."""
     random = np.random.default_rng(0)
     return Split(random.integers(0, 256, (images, *shape), np.uint8), random.integers(0, classes, images))
 
 
 def our_network(name: str, width: int | None, shape: tuple[int, int, int]) -> nn.Module:
-    """One of Refit's own, by the name and width of params.yaml, for ten classes."""
+    """One of Refit's networks, by its name and width in params.yaml, for ten classes."""
     arguments = network_arguments(ModelParams(network=name, width=width))
     return build_network(name, arguments, shape, 10, [0.5], [0.25])
 
 
 def without_normalize(network: nn.Module) -> nn.Module:
-    """One of Refit's networks without its first layer, for images that are normalised before they come to it."""
+    """One of Refit's networks without its first layer, for images that are already normalised."""
     first, *others = network.children()
     assert isinstance(first, Normalize)
     return nn.Sequential(*others)
@@ -33,10 +33,10 @@ def without_normalize(network: nn.Module) -> nn.Module:
 
 def raw_loop(network: nn.Module, train: Split, val: Split, batch_size: int, epochs: int, augmented: bool = False,
              compile_mode: str | None = None) -> float:  # fmt: skip
-    """Training images a second of a plain PyTorch loop with the same work: batches gathered from one tensor, AdamW
-    without decay of biases, one cycle, clipped gradients, loss and accuracy, and a validation after each epoch."""
+    """Training images per second of a plain PyTorch loop that does the same work: batches gathered from one tensor,
+    AdamW without weight decay for biases, one cycle, clipped gradients, loss, accuracy, and a validation per epoch."""
     torch.use_deterministic_algorithms(False)
-    torch.backends.cudnn.benchmark = True  # no loop that cares for speed goes without
+    torch.backends.cudnn.benchmark = True  # as in any loop that is written for speed
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network.to(device).to(memory_format=torch.channels_last)
     if compile_mode:
@@ -75,12 +75,12 @@ def raw_loop(network: nn.Module, train: Split, val: Split, batch_size: int, epoc
                 logits = network(some)
                 loss = F.cross_entropy(logits, truth, reduction="sum")
                 val_sums += torch.stack((loss, (logits.argmax(dim=1) == truth).sum()))
-        [float(value) for value in (*sums, *val_sums)]  # an epoch's figures are read by somebody
+        [float(value) for value in (*sums, *val_sums)]  # a real loop would read its metrics after each epoch
     return epochs * steps * batch_size / (time.perf_counter() - began)
 
 
 def crop_and_flip(images: Tensor, padding: int = 2) -> Tensor:
-    """A random crop and flip of each image, (N, C, H, W), of the whole batch at once."""
+    """A random crop and flip for each image, (N, C, H, W), computed for the whole batch at once."""
     count, channels, height, width = images.shape
     padded = F.pad(images, [padding] * 4)
     top, left = torch.randint(0, 2 * padding + 1, (2, count, 1), device=images.device)

@@ -1,4 +1,4 @@
-"""The rivals: honest minimal programs, as a good engineer would write them without Refit."""
+"""The baselines: minimal but careful programs, as a good engineer would write them without Refit."""
 
 import time
 from pathlib import Path
@@ -51,7 +51,7 @@ def small_image_transforms(size: int) -> T.Compose:
 
 
 class TemplateSystem(pl.LightningModule):
-    """What Lightning templates show: a metric's forward and a log of each at every step."""
+    """The style of Lightning templates: each metric is updated by forward and logged at every step."""
 
     def __init__(self, network: nn.Module, classes: int, steps: int) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ class TemplateSystem(pl.LightningModule):
 
 
 class Clock(pl.Callback):
-    """The seconds from the start of the training to its end, when all that was to be written is."""
+    """Measures the seconds from the start of the training until everything is written."""
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.began = time.perf_counter()
@@ -86,7 +86,7 @@ class Clock(pl.Callback):
 
 
 def template(network: nn.Module, train: Split, batch_size: int, workers: int) -> float:
-    """Training images a second of a template-style Lightning fit of one epoch; `network` takes normalised images."""
+    """Training images per second of a template-style Lightning fit of one epoch; `network` takes normalised images."""
     steps = len(train.labels) // batch_size
     images = PerImage(train, small_image_transforms(train.images.shape[2]))
     loader = DataLoader(images, batch_size, shuffle=True, num_workers=workers, drop_last=True)
@@ -102,9 +102,9 @@ def template(network: nn.Module, train: Split, batch_size: int, workers: int) ->
 def reference(
     network: nn.Module, files: list[Path], labels: list[int], val: int, size: int, batch_size: int, workers: int
 ) -> float:
-    """Training images a second in an epoch and its evaluation, as torchvision's references/classification/train.py has
-    them: loss and top-1 and top-5 accuracy are read at each step. The last `val` photos are those of the evaluation;
-    `network` takes normalised images."""
+    """Training images per second in an epoch and its evaluation, in the style of torchvision's
+    references/classification/train.py: loss, top-1 and top-5 accuracy are read at each step. The last `val` photos are
+    for the evaluation; `network` takes normalised images."""
     train_transform = T.Compose(
         [T.RandomResizedCrop(size), T.RandomHorizontalFlip(), T.PILToTensor(), *_to_normalized_floats()]
     )
@@ -123,7 +123,7 @@ def reference(
     network.to(device)
     criterion = nn.CrossEntropyLoss()
     optimizer = torch.optim.SGD(network.parameters(), 0.1, momentum=0.9, weight_decay=1e-4)
-    figures: list[tuple[float, ...]] = []
+    metrics: list[tuple[float, ...]] = []
     began = time.perf_counter()
     network.train()
     for images, targets in train_loader:
@@ -133,13 +133,13 @@ def reference(
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        figures.append((loss.item(), *_top_accuracies(logits, targets)))
+        metrics.append((loss.item(), *_top_accuracies(logits, targets)))
     network.eval()
     with torch.inference_mode():
         for images, targets in val_loader:
             images, targets = images.to(device, non_blocking=True), targets.to(device, non_blocking=True)
             logits = network(images)
-            figures.append((criterion(logits, targets).item(), *_top_accuracies(logits, targets)))
+            metrics.append((criterion(logits, targets).item(), *_top_accuracies(logits, targets)))
     return len(train_loader) * batch_size / (time.perf_counter() - began)
 
 
@@ -148,7 +148,7 @@ def _to_normalized_floats() -> list[nn.Module]:
 
 
 def _top_accuracies(logits: Tensor, targets: Tensor) -> tuple[float, float]:
-    """Shares of images whose class is the first, and among the first five."""
+    """Top-1 and top-5 accuracy."""
     with torch.inference_mode():
         hits = logits.topk(5).indices == targets[:, None]
         return hits[:, 0].float().mean().item(), hits.any(dim=1).float().mean().item()

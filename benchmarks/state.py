@@ -1,4 +1,4 @@
-"""What the saving of states, from which a killed fit goes on, costs a fit that nothing disturbs.
+"""The cost of saving states, from which a killed fit resumes, for a fit that is not interrupted.
 
 python -m benchmarks.state [--rounds 5] [--only NAME]
 """
@@ -22,7 +22,7 @@ def digits(rounds: int) -> list[Result]:
 
 
 def fashion_mnist(rounds: int) -> list[Result]:
-    """A fifth of its images, so an epoch of a fifth of the length: its states cost five times the share they would."""
+    """A fifth of its images. An epoch is a fifth as long, so the share of the states is five times as large."""
     return [_cost("state saving, size of Fashion-MNIST", 10_752, (1, 28, 28), 256, 2, rounds)]
 
 

@@ -1,4 +1,4 @@
-"""`fit`, as it is with its logging and checkpoints, against a raw PyTorch loop and a template-style Lightning module.
+"""`fit` with its logging and checkpoints against a raw PyTorch loop and a template-style LightningModule.
 
 python -m benchmarks.training [--rounds 5] [--only NAME]
 """
@@ -32,12 +32,12 @@ AUGMENTED: dict[str, Any] = {"augment__shift": 2, "augment__flip": True}
 
 
 def cnn_against_raw(rounds: int) -> list[Result]:
-    """A convolutional network of 102,000 parameters, where the arithmetic is the work."""
+    """A convolutional network with 102,000 parameters, where arithmetic takes most of the time."""
     return _against_raw("100k-parameter CNN: images/s ÷ raw loop", "cnn", 19, 5_120, 1, rounds, 0.97)
 
 
 def tiny_against_raw(rounds: int) -> list[Result]:
-    """A network so small that the data path is the work: random crops and flips in both."""
+    """A network so small that the data path takes most of the time; random crops and flips in both."""
     return _against_raw("tiny network: images/s ÷ raw loop", "mlp", 16, 61_440, 3, rounds, 0.95, augmented=True)
 
 
@@ -54,8 +54,8 @@ def tiny_against_template(rounds: int) -> list[Result]:
             rounds,
         )
     return [
-        compare(f"tiny network: images/s ÷ {rival}", measured["refit"], measured[rival], target, "higher")
-        for rival, target in {"template, 0 workers": 6, "template, 2 workers": 5}.items()
+        compare(f"tiny network: images/s ÷ {baseline}", measured["refit"], measured[baseline], target, "higher")
+        for baseline, target in {"template, 0 workers": 6, "template, 2 workers": 5}.items()
     ]
 
 
@@ -64,13 +64,13 @@ def _template(train: Split, workers: int) -> float:
 
 
 def photos_against_reference(rounds: int) -> list[Result]:
-    """A network of next to no work on crops of 128 x 128."""
+    """A network with almost no work, on crops of 128 x 128."""
     name = "tiny network, photos, 128 px: images/s from the cache ÷ torchvision's reference style"
     return against_reference(name, "mlp", 16, 128, 2_048, 128, {0: 5, 2: 2}, rounds)
 
 
 def step_overhead(rounds: int) -> list[Result]:
-    """What a step costs above the raw loop's, where the network costs next to nothing: a linear layer of 16 to 10."""
+    """The overhead of a step over the raw loop's, with a network that costs almost nothing: linear, 16 to 10."""
     images, batch_size = 64_000, 64
     train, val = made_split(images, (1, 4, 4)), made_split(64, (1, 4, 4))
     with workspace(train, val, batch_size), patch("refit.systems.networks.mlp", _linear):
@@ -91,7 +91,7 @@ def step_overhead(rounds: int) -> list[Result]:
 
 
 def validation(rounds: int) -> list[Result]:
-    """A fit's validation beside its training, both of as many images."""
+    """The speed of a fit's validation compared with its training, on the same number of images."""
     images = 5_120
     with workspace(made_split(images, GREY), made_split(images, GREY), 512):
         speeds = interleave({"validation": _speed_of_validation}, rounds)["validation"]
@@ -99,7 +99,7 @@ def validation(rounds: int) -> list[Result]:
 
 
 def _speed_of_validation() -> float:
-    """Over that of the training, in one epoch."""
+    """The ratio to the speed of the training, in one epoch."""
     begun: dict[str, float] = {}
 
     class Timed(pl.Callback):
@@ -117,7 +117,7 @@ def _speed_of_validation() -> float:
 
 
 def tracking(rounds: int) -> list[Result]:
-    """MLflow's share of the training: small epochs, so that there is much to log for little work."""
+    """MLflow's share of the training time, with short epochs, so that there is much to log for little work."""
     train, val = made_split(2_560, GREY), made_split(1_024, GREY)
     with workspace(train, val, 64):
         shares = interleave({"MLflow's share, %": _share_of_tracking}, rounds)["MLflow's share, %"]
@@ -125,7 +125,7 @@ def tracking(rounds: int) -> list[Result]:
 
 
 def _share_of_tracking() -> float:
-    """By the time that the training waits for it: too little to be seen in a difference of whole trainings."""
+    """Measured as the time in which training waits for MLflow: too short to measure as a difference of two fits."""
     in_tracking = 0.0
 
     class Timed(TrackedRun):
@@ -141,8 +141,8 @@ def _share_of_tracking() -> float:
 
 
 def memory(rounds: int) -> list[Result]:
-    """The peak resident memory of a process that fits, and of two that run the raw loop, one of which imports what a
-    fit is to be done with: Lightning, torchmetrics and MLflow."""
+    """The peak resident memory of a process that fits, compared with two that run the raw loop; one of these also
+    imports Lightning, torchmetrics and MLflow, which a fit needs."""
     measured = interleave(
         {name: partial(_peak_memory, name) for name in ("refit", "raw", "raw-with-libraries")}, rounds, warm_up=0
     )
@@ -156,8 +156,8 @@ def memory(rounds: int) -> list[Result]:
 
 def _against_raw(name: str, network: str, width: int, images: int, epochs: int, rounds: int, target: float,
                  augmented: bool = False) -> list[Result]:  # fmt: skip
-    """Both with one thread of PyTorch's; then the raw loop with one a core, and Refit too unless it augments, which a
-    thread of its own does beside the other."""
+    """Both with one PyTorch thread; then both with one thread per core. If it augments, Refit keeps one PyTorch thread,
+    because another thread augments at the same time."""
     batch_size, cores = 512, os.cpu_count() or 1
     changes: dict[str, Any] = {"model__network": network, "model__width": width, **(AUGMENTED if augmented else {})}
     train, val = made_split(images, GREY), made_split(2_048, GREY)
@@ -192,14 +192,14 @@ def _linear(pixels: int, classes: int, width: int, dropout: float) -> nn.Module:
 
 
 def _peak_memory(name: str) -> float:
-    """MiB, of a process of its own."""
+    """MiB, measured in a separate process."""
     done = subprocess.run([sys.executable, "-m", "benchmarks.memory", name], capture_output=True, check=True)
     return float(done.stdout)
 
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """As `fit` runs by default, without its notices."""
+    """With the default threads and seed of `fit`, and without warnings."""
     torch.set_num_threads(TrainerParams().threads)
     pl.seed_everything(0, verbose=False)
     with warnings.catch_warnings():

@@ -1,4 +1,4 @@
-"""A workspace in a temporary folder with made data, in which the project's own `fit` runs as it is."""
+"""A temporary workspace with generated data, in which the project's own `fit` runs unchanged."""
 
 import contextlib
 import io
@@ -28,7 +28,7 @@ from refit.training.trainer import hardware_class, make_trainer
 
 @contextlib.contextmanager
 def empty_workspace() -> Iterator[None]:
-    """The current folder is a temporary one, with an MLflow store of its own."""
+    """Change to a temporary folder with its own MLflow store."""
     with (
         TemporaryDirectory() as folder,
         patch.dict(os.environ, {"MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db"}),
@@ -39,7 +39,7 @@ def empty_workspace() -> Iterator[None]:
 
 @contextlib.contextmanager
 def workspace(train: Split, val: Split, batch_size: int) -> Iterator[None]:
-    """The current folder has the outputs of all stages before `fit`."""
+    """Change to a temporary folder that contains the outputs of all stages before `fit`."""
     with empty_workspace():
         PREPARED.mkdir(parents=True)
         for name, split in {"train": train, "val": val, "test": val}.items():
@@ -66,7 +66,7 @@ def write_tuning(batch_size: int, learning_rate: float) -> None:
 def fit(
     epochs: int = 1, callbacks: Sequence[pl.Callback] = (), params: Mapping[str, Any] | None = None, **changes: Any
 ) -> float:
-    """Seconds of the training in the project's own `fit`, with `params` (None: the defaults) except for `changes`
+    """Seconds of the training in the project's own `fit`, with `params` (None: the defaults) and `changes` to them
     (`section__key`)."""
     values = deepcopy(dict(params or {}))
     for name, value in {"fit__max_epochs": epochs, **changes}.items():
