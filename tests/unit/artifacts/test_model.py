@@ -269,7 +269,9 @@ def test_weights_with_a_malicious_header_are_refused_in_a_line(header: str, writ
     (folder / "model.safetensors").write_bytes(HEADERS[header])
     sha256 = hashlib.sha256(HEADERS[header]).hexdigest()
     change_json(folder, lambda values: values.update(weights_sha256=sha256))
-    with pytest.raises(UserError, match=r"model\.safetensors is not a safetensors file") as raised:
+    with pytest.raises(
+        UserError, match=r"model\.safetensors (is not a safetensors file|contains no weights)"
+    ) as raised:
         read_model(folder)
     assert len(str(raised.value).splitlines()) == 1
 
