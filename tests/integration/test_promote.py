@@ -343,35 +343,3 @@ def test_a_model_registered_when_the_images_had_changed_is_compared_on_all_and_s
     promote.main()
     assert "the training images of models:/refit/1 are unknown: all test images are used" in capsys.readouterr().err
     assert (verdict()["comparison"]["images"], verdict()["seen"]) == (359, 0)
-<<<<<<< HEAD
-=======
-
-
-@pytest.mark.parametrize(
-    ("accuracy", "low", "keys", "outcome", "why"),
-    [
-        (0.5, None, {}, "promoted", "it is the first one"),
-        (0.5, None, {"min_accuracy": 0.6}, "kept", "there is no champion yet: the new model's accuracy of 0.5000 is"),
-        (0.9, -0.01, {"margin": 0.01}, "promoted", "it replaces models:/refit/7; the difference in accuracy is"),
-        (
-            0.9,
-            -0.0101,
-            {"margin": 0.01},
-            "kept",
-            "a lower bound of -0.0101, below the -0.01 that promote.margin allows",
-        ),
-        (0.9, 0.001, {"margin": 0.0}, "promoted", "a lower bound of +0.0010"),
-        (0.9, 0.05, {"min_accuracy": 0.95}, "kept", "models:/refit/7 stays the champion: the new model's accuracy of"),
-    ],
-)
-def test_the_rule(
-    accuracy: float, low: float | None, keys: dict[str, float], outcome: str, why: str, changed: Changed
-) -> None:
-    rules = changed({f"promote.{name}": value for name, value in keys.items()}).promote
-    versus_champion = (
-        None if low is None else ChampionComparison(RIVAL, Comparison(100, 0.9, 0.88, 5, 3, low, 0.1), 0, 0, [])
-    )
-    found = decide(Challenger("a" * 64, accuracy, []), versus_champion, rules)
-    assert found.outcome == outcome
-    assert why in found.why
->>>>>>> 9c4ac54 (Plain English in commands, stages and versus; their tests and sample outputs match)

@@ -50,8 +50,6 @@ def test_a_system_that_takes_no_learning_rate_is_said_to_train_with_its_own(
     (tmp_path / "mine_plain.py").write_text(PLAIN)
     monkeypatch.syspath_prepend(tmp_path)
     fitted(model__system="mine_plain.Plain", fit__max_epochs=1)
-    assert "warning: Plain has no argument learning_rate, so it does not train with 0.01" in (
-        capsys.readouterr().err
-    )
+    assert "warning: Plain has no argument learning_rate, so it does not train with 0.01" in (capsys.readouterr().err)
     fitted(fit__max_epochs=1)
     assert "no argument learning_rate" not in capsys.readouterr().err

@@ -48,8 +48,8 @@ def model_of_ones_own(arguments: dict[str, int]) -> dict[str, object]:
         ("model.system", "mine.Own", "there is no package 'mine'"),
         ("model.system_arguments", {"classes": 3}, "model.system_arguments = {"),
         ("model", model_of_ones_own({"klasses": 3}), "has no such argument; did you mean classes?"),
-        ("model", model_of_ones_own({"classes": 3}), "Refit itself gives Classifier("),
-        ("model.weights", "data/weights/gone.pth", "model.weights = 'data/weights/gone.pth' is not there; put"),
+        ("model", model_of_ones_own({"classes": 3}), "Refit provides classes to Classifier("),
+        ("model.weights", "data/weights/gone.pth", "model.weights = 'data/weights/gone.pth' does not exist; put"),
         ("predict.images", "data/newer", "predict.images = 'data/newer' is not a folder; create it"),
     ],
 )
