@@ -36,7 +36,7 @@ def write_json(path: Path, value: object) -> None:
 
 
 def read_json(path: Path, command: str) -> dict[str, Any]:
-    """The object in a JSON file. Raises UserError if there is none, which names `command` as what writes the file."""
+    """The object in a JSON file. Raises UserError if it is missing or invalid; the message says to run `command`."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -200,7 +200,7 @@ def reliability_diagram(report: ClassificationReport) -> Figure:
     gaps = [c - a for c, a in zip(confidence, heights, strict=True)]
     axes.bar(left, gaps, bottom=heights, color="none", edgecolor=ORANGE, hatch="////", **bars)
     axes.plot([0, 1], [0, 1], color=QUIET, linewidth=1.2, linestyle=(0, (4, 2)))
-    axes.set_title("Bar: accuracy. Hatched: gap between accuracy and confidence. Dashed: perfect calibration")
+    axes.set_title("Bar: accuracy. Hatched: gap to confidence. Dashed: perfect calibration")
     axes.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy in the bin")
     axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
     counts = below.bar(left, [row.images for row in filled], color=QUIET, edgecolor="white", **bars)

@@ -125,20 +125,22 @@ def _inside(prefix: str, state: Mapping[str, Tensor]) -> State:
 
 def _fit(network: nn.Module, state: State, weights: str) -> str:
     """Load `state` into `network`; returns the head's name if the head is new, else an empty string."""
-    own, last = network.state_dict(), head(network)
+    expected, last = network.state_dict(), head(network)
     (head_name,) = (name for name, layer in network.named_modules() if layer is last)
     # torchvision's densenets have names from a time when a module's name could contain a dot.
     for name in [name for name in state if re.search(r"denselayer\d+\.(norm|conv)\.[12]\.", name)]:
         state[re.sub(r"\.(norm|conv)\.([12])\.", r".\1\2.", name)] = state.pop(name)
-    heads = {name for name in own if name.rpartition(".")[0] == head_name}
-    is_new = any(name not in state or state[name].shape != own[name].shape for name in heads)
+    heads = {name for name in expected if name.rpartition(".")[0] == head_name}
+    is_new = any(name not in state or state[name].shape != expected[name].shape for name in heads)
     if is_new:
-        state.update({name: own[name] for name in heads})
-    counters = {name for name in own if name.endswith("num_batches_tracked")}  # old files lack them
-    wrong = [name for name in own if name not in counters | state.keys() or _differ(own[name], state.get(name))]
-    wrong += [name for name in state if name not in own]
+        state.update({name: expected[name] for name in heads})
+    counters = {name for name in expected if name.endswith("num_batches_tracked")}  # old files lack them
+    wrong = [
+        name for name in expected if name not in counters | state.keys() or _differ(expected[name], state.get(name))
+    ]
+    wrong += [name for name in state if name not in expected]
     if wrong:
-        shown = ", ".join(_with_shapes(name, state, own) for name in wrong[:4])
+        shown = ", ".join(_with_shapes(name, state, expected) for name in wrong[:4])
         shown += f" and {len(wrong) - 4} more" if len(wrong) > 4 else ""
         raise UserError(
             f"model.weights = {weights!r} does not fit: missing, unexpected or of another shape: {shown}; choose the "
@@ -148,9 +150,9 @@ def _fit(network: nn.Module, state: State, weights: str) -> str:
     return head_name if is_new else ""
 
 
-def _with_shapes(name: str, state: State, own: State) -> str:
-    both = name in state and name in own
-    return f"{name} (weights {list(state[name].shape)}, network {list(own[name].shape)})" if both else name
+def _with_shapes(name: str, state: State, expected: State) -> str:
+    both = name in state and name in expected
+    return f"{name} (weights {list(state[name].shape)}, network {list(expected[name].shape)})" if both else name
 
 
 def _differ(own: Tensor, other: Tensor | None) -> bool:

@@ -17,7 +17,7 @@ def test_the_schema_it_writes_is_the_committed_one(
     workspace: Path, changed: Changed, capsys: pytest.CaptureFixture[str]
 ) -> None:
     check.main(changed({}))
-    assert capsys.readouterr().out.startswith("params.yaml is right\n")
+    assert capsys.readouterr().out.startswith("params.yaml is valid\n")
     assert (workspace / "docs/params.schema.json").read_bytes() == (ROOT / "docs/params.schema.json").read_bytes()
 
 
