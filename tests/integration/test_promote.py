@@ -73,7 +73,9 @@ def test_the_first_is_promoted_and_a_better_one_and_a_worse_one_is_not(
     champion = find_champion("refit")
     assert champion is not None
     assert (champion.number, champion.sha256) == ("2", better)
-    assert "models:/refit/2 is now the champion: it replaces models:/refit/1" in capsys.readouterr().out
+    assert "models:/refit/2 is now the champion: it replaces models:/refit/1" in " ".join(
+        capsys.readouterr().out.split()
+    )
 
     assert trained(learning_rate=1e-4, fit__max_epochs=1) == bad
     promote.main()

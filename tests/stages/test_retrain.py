@@ -34,7 +34,7 @@ def test_new_photos_become_a_model_that_takes_the_champion_s_place(tmp_path: Pat
     }.items():  # fmt: skip
         project.set_param(key, value)
     project.commit()
-    assert "models:/refit/1 is now the champion: it is the first one" in retrain(project)
+    assert "models:/refit/1 is now the champion: it is the first one" in " ".join(retrain(project).split())
     first, before = verdict(project), splits(project)
 
     make_photos(bucket, 20, seed=1, prefix="new")
