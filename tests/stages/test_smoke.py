@@ -26,9 +26,9 @@ def test_smoke_runs_every_stage_of_every_system_as_edited_and_touches_nothing(pr
 
 
 def test_smoke_fails_with_the_stage_that_fails(project: Project) -> None:
-    project.set_param("fit.patience", "soon")
+    project.set_param("trainer.accelerator", "tpu")
     failed = project.run("python", "-m", "pipelines.tools.smoke", ok=False)
     assert failed.returncode != 0
-    assert "fit.patience = 'soon'" in failed.stderr
+    assert "error: trainer.accelerator = 'tpu'" in failed.stderr
     assert "error: classifier does not go through all stages" in failed.stderr
     assert "smoke:" not in failed.stdout
