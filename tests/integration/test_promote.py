@@ -11,7 +11,7 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
-from refit.artifacts.model import model_sha256, read_record
+from refit.artifacts.model import Blueprint, identity, model_sha256, read_record
 from refit.artifacts.paths import MODEL, PROMOTION
 from refit.artifacts.prepared import read_hashes, read_split
 from refit.commands import promote
@@ -182,13 +182,20 @@ def test_the_next_promotion_completes_an_interrupted_one(
     assert len(kept.predicted) == 359
 
 
+def write_record(folder: Path, record: dict[str, Any], **changes: Any) -> None:
+    """Write a changed record with the sha256 of its content."""
+    values = {**record, **changes}
+    blueprint = {name: values[name] for name in Blueprint.model_fields}
+    values["sha256"] = identity(blueprint, values["weights_sha256"])
+    (folder / "model.json").write_text(json.dumps(values))
+
+
 def test_a_champion_is_judged_by_the_names_of_its_classes(trained: Any) -> None:
     """A class that came later stands between the others and moves their numbers."""
     trained(fit__max_epochs=1)
     _, before, _ = predictions_of(MODEL, RIVAL, load_params())
     description = json.loads((MODEL / "model.json").read_text())
-    description["classes"] = [f"class {name}" for name in description["classes"]]
-    (MODEL / "model.json").write_text(json.dumps(description))
+    write_record(MODEL, description, classes=[f"class {name}" for name in description["classes"]])
     assert predictions_of(MODEL, RIVAL, load_params())[1] == [f"class {name}" for name in before]
 
 
@@ -264,13 +271,13 @@ def test_a_champion_of_another_task_is_refused_and_images_of_classes_that_it_lac
     description = json.loads((kept / "model.json").read_text())
     (kept / "outcomes.csv").unlink()
     trained(fit__max_epochs=2)
-    (kept / "model.json").write_text(json.dumps({**description, "classes": [f"cat {i}" for i in range(10)]}))
+    write_record(kept, description, classes=[f"cat {i}" for i in range(10)])
     with pytest.raises(UserError, match="models:/refit/1 knows none of the current classes: it solves another task"):
         promote.main()
-    (kept / "model.json").write_text(json.dumps({**description, "classes": [*"012345678", "nine"]}))
+    write_record(kept, description, classes=[*"012345678", "nine"])
     promote.main()
     nines = [str(label) for label in read_split("test").labels].count("9")
-    assert f"; {nines} images are of classes that it does not know" in (PROMOTION / "promotion.md").read_text()
+    assert f"; {nines} images have classes that it does not know" in (PROMOTION / "promotion.md").read_text()
     assert verdict()["unknown"] == nines
 
 
@@ -301,11 +308,11 @@ def test_a_model_registered_without_its_images_is_completed_later(trained: Any, 
 def test_a_champion_that_cannot_be_compared_fails_with_one_line(trained: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     trained(fit__max_epochs=1)
     description = json.loads((MODEL / "model.json").read_text())
-    (MODEL / "model.json").write_text(json.dumps({**description, "shape": [1, 16, 16]}))
+    write_record(MODEL, description, shape=[1, 16, 16])
     monkeypatch.setattr("refit.data.pack.open_source", lambda _: Source((), lambda: []))
     with pytest.raises(UserError, match=r"^\d+ is no longer in data.root = 'data/raw'; run: dvc repro"):
         predictions_of(MODEL, RIVAL, load_params())
-    (MODEL / "model.json").write_text(json.dumps({**description, "format": 1}))
+    (MODEL / "model.json").write_text(json.dumps({**description, "format": 99}))
     with pytest.raises(UserError, match=r"^the champion models:/refit/7 cannot be read by this code \(.*format"):
         predictions_of(MODEL, RIVAL, load_params())
 
