@@ -1,6 +1,6 @@
 """New images → every stage of dvc.yaml → a new champion, if it is good enough: `python -m pipelines.retrain`.
 
-The flow for a schedule. It ends as Promoted, Kept (the champion stays) or Unchanged (the champion is this very model).
+The flow for a schedule. It ends as Promoted, Kept (the champion stays) or Unchanged (the champion is the same model).
 """
 
 import os

@@ -30,5 +30,6 @@ class PromoteParams(Section):
     min_accuracy: Fraction = 0.0
     """Lowest test accuracy with which a model may become the champion, even the first one."""
     margin: Fraction = 0.01
-    """How much less accurate than the champion a new champion may be at worst: the limit for the lower end of the
-    confidence interval (test.confidence) of the difference, on test images that neither model was trained on."""
+    """Largest loss of accuracy that is accepted: a new model becomes the champion if the lower end of the confidence
+    interval (test.confidence) of its difference in accuracy is above minus this. Only test images count that neither
+    model was trained on."""

@@ -27,7 +27,7 @@ class OptimizerParams(Section):
     """Factor on the learning rate of all layers before the network's head, in fit, such as 0.1 for fine-tuning. 1: the
     same rate. find_lr's range test does not apply it."""
     fallback_learning_rate: Positive = 0.001
-    """Learning rate, taken with a warning, if learning_rate is auto and find_lr has no suggestion."""
+    """Learning rate if learning_rate is auto and find_lr has no suggestion; a warning then says so."""
     weight_decay: Annotated[float, real(ge=0), NOT_BOOL] = 0.05
     """Weight decay of matrices and kernels. Norms and biases have none."""
     momentum: Fraction = 0.9
@@ -68,8 +68,8 @@ class FitParams(Section):
     """norm: scale all gradients so that their global norm is at most gradient_clip_val. value: clip each element of the
     gradient to [-gradient_clip_val, gradient_clip_val]."""
     freeze_epochs: Annotated[int, Field(ge=0)] = 0
-    """Number of first epochs in which only the head learns: the network's last layer with weights, and whatever a
-    system has beside its network. Batch norm before it keeps its statistics. 0: off. See model.weights."""
+    """Number of first epochs in which only the head learns: the network's last layer with weights, and the layers of a
+    system outside its network. Batch norm before it keeps its statistics. 0: off. See model.weights."""
     averaging: Literal["none", "swa", "ema"] = "none"
     """Which weights are validated and kept. none: the trained weights. ema: their exponential moving average over the
     steps, batch norm's statistics included. swa: their mean over the ends of the epochs from swa_start on, with batch

@@ -119,7 +119,7 @@ class TrackedRun(FitLogger):
         self._submit(self._send_picture, name, png)
 
     def finish(self, model_dir: Path, images: "Tensor") -> None:
-        """Log the trained model and mark the run finished; or delete it, if a run already holds this very model.
+        """Log the trained model and mark the run finished; or delete it, if another run has the same model.
 
         What is logged is the whole system, as read back from `model_dir`: it takes uint8 images (N, C, H, W) to the
         same answers as `predict` gives. Two or more `images` are stored with it as an example of its input, and so are
@@ -228,7 +228,7 @@ class TrackedRun(FitLogger):
             self._client.delete_run(existing.info.run_id)  # a debug run gave the same weights as this full one
         elif existing:
             self._client.delete_run(self._run_id)
-            print(f"MLflow: run {existing.info.run_name} ({existing.info.run_id}) holds this very model; no run added")
+            print(f"MLflow: run {existing.info.run_name} ({existing.info.run_id}) has the same model; no run added")
             return
         self._client.set_tag(self._run_id, MODEL_TAG, sha256)
         self._client.update_run(self._run_id, name=f"{self._name} {model_name(sha256)}")
