@@ -142,7 +142,7 @@ def test_the_next_run_completes_a_failed_push_whatever_its_outcome(published: To
     assert done.returncode == 1
     assert error_of(done).startswith(f"error: push failed: '{code}' does not appear to be a git repository")
     done = toy.flow("retrain")
-    assert error_of(done).endswith("needs git to be able to push; what is wrong is said by: git push --dry-run")
+    assert error_of(done).endswith("needs git to be able to push; to see the error: git push --dry-run")
     code.with_name("away").rename(code)
     (toy.root / "outcome").write_text("kept")
     done = toy.flow("retrain")

@@ -73,8 +73,8 @@ def test_an_unknown_argument_is_refused_before_any_work(module: str, tmp_path: P
 @pytest.mark.parametrize(
     ("module", "usage", "purpose"),
     [
-        ("refit.commands.register", "[NAME]", "Make the current model a version in MLflow's registry"),
-        ("refit.commands.summary", "[-h]", "Print what the last run gave"),
+        ("refit.commands.register", "[NAME]", "Register the current model as a version in MLflow's registry"),
+        ("refit.commands.summary", "[-h]", "Print a summary of the last run"),
         ("pipelines.tools.offline_plots", "PAGE", "Let `dvc plots show` and `dvc plots diff` draw without a network"),
     ],
 )
