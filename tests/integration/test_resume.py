@@ -243,7 +243,7 @@ READ_BOTH = """
 import importlib.util, json, sys, torch
 assert importlib.util.find_spec("refit") is None
 state = torch.load(sys.argv[1], weights_only=True)["hyper_parameters"]
-print(json.dumps([state, json.load(open(sys.argv[2]))["params"]]))
+print(json.dumps([state, json.load(open(sys.argv[2]))]))
 """
 
 
@@ -256,7 +256,7 @@ def test_a_state_and_the_model_tell_their_resolved_parameters_to_a_process_witho
     state = state_files()[-1].rename("state.ckpt").resolve()
     witnessed(micro_batch=16, learning_rate=0.02)
     done = subprocess.run(
-        [sys.executable, "-I", "-c", READ_BOTH, state, Path("data/model/model.json").resolve()],
+        [sys.executable, "-I", "-c", READ_BOTH, state, Path("data/model/params.json").resolve()],
         cwd=tmp_path_factory.mktemp("elsewhere"), capture_output=True, text=True, check=True,
     )  # fmt: skip
     of_state, of_model = json.loads(done.stdout)

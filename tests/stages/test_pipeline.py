@@ -92,6 +92,8 @@ def test_changed_code_makes_stale_what_imports_it_and_nothing_else_and_the_run_n
     output = project.run("dvc", "repro", "check").stdout
     assert set(re.findall(r"(\w+): (.*) changed\n", output)) == {(stage, file) for stage in stages}
     assert set(re.findall(r"Running stage '(\w+)'", project.run("dvc", "repro", "--dry").stdout)) == stages
+    edit(project, file, after, before)
+    assert " changed\n" not in project.run("dvc", "repro", "check").stdout, "it is the code of the last run again"
 
 
 def test_another_version_of_a_package_makes_stale_what_imports_it_and_nothing_else(
