@@ -56,7 +56,6 @@ def test_lightning_gets_devices_machines_and_strategy(
     strategy: str, of_lightning: type[ParallelStrategy], changed: Changed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """There are no such devices here: a Trainer is made for them, and not run."""
-    monkeypatch.setattr("refit.training.distributed.hardware_class", lambda _: "a GPU, 80 GiB")
     for package in ("lightning_fabric", "pytorch_lightning"):
         monkeypatch.setattr(f"{package}.accelerators.cuda.num_cuda_devices", lambda: 4)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
