@@ -37,7 +37,7 @@ OWNER = "REFIT_WARM_OWNER"  # the process id of a flow, which starts one `dvc` p
 SWITCH = "REFIT_WARM"
 
 _COLD = ("check", "prepare")  # these need no torch, and end before it is imported
-_FIRST = ("torch", "pytorch_lightning", "torchmetrics.classification", "torchvision", "safetensors.torch", "filelock")
+_FIRST = ("torch", "pytorch_lightning", "torchmetrics.classification", "torchvision", "safetensors.torch")
 _LATER = (
     "mlflow",
     "sklearn.metrics",

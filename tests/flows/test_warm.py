@@ -224,7 +224,8 @@ assert threading.active_count() == 1, threading.enumerate()
 before = set(sys.modules)
 for stage in ("scale_batch", "find_lr", "fit", "test", "predict"):
     importlib.import_module(f"stages.{stage}")
-print({name.partition(".")[0] for name in set(sys.modules) - before} - sys.stdlib_module_names - {"refit", "stages"})
+imported = {name.partition(".")[0] for name in set(sys.modules) - before} - sys.stdlib_module_names
+print(imported - {"refit", "stages", "filelock"})  # filelock takes milliseconds
 """
     environment = {**os.environ, **QUIET, "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
     done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, env=environment, capture_output=True, text=True)
