@@ -21,9 +21,8 @@ READS = ("seed", "augment", "model", "optimizer", "loss", "trainer")
 def main(params: Params) -> None:
     info, batch = read_info(), read_batch()
     pl.seed_everything(params.seed, verbose=False)
-    constant = params.optimizer.model_copy(
-        update={"schedule": "constant"}
-    )  # the range test sets the learning rate itself
+    # The range test sets the learning rate itself.
+    constant = params.optimizer.model_copy(update={"schedule": "constant"})
     system = build_system(params.model, info, constant, params.loss)
     data = PreparedData(params.augment, batch.micro_batch, batch.effective_batch, params.seed)
     choice, curve = find_learning_rate(system, data, batch, params.optimizer, params.trainer)

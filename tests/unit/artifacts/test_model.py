@@ -1,4 +1,4 @@
-"""The model artifact: it gives back the same model, or says in a line why it does not."""
+"""The model artifact: reading it returns the same model, or fails with a one-line error."""
 
 import contextlib
 import hashlib

@@ -1,4 +1,4 @@
-"""How devices share a batch, and what Lightning is told of them."""
+"""How devices share a batch, and which devices Lightning gets."""
 
 import pytest
 from pytorch_lightning.strategies import DDPStrategy, FSDPStrategy, ParallelStrategy
