@@ -32,7 +32,7 @@ def main(params: Params) -> None:
     if not ours or params.model.system_arguments or params.model.weights:
         from refit.systems.build import check_model  # imports that take seconds, and that Refit's own do not need
 
-        check_model(params.model)
+        check_model(params.model, params.loss)
     if params.trainer.compile and not any(map(shutil.which, [os.environ.get("CXX") or "g++", "clang++"])):
         raise UserError(
             f"trainer.compile = {params.trainer.compile!r} needs a C++ compiler, and g++ was not found; install it, "

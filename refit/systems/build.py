@@ -1,6 +1,7 @@
 """Build a system by name: one of Refit's, or the user's own by dotted path (docs/systems.md)."""
 
 import inspect
+import json
 
 import pytorch_lightning as pl
 from torch import nn
@@ -97,18 +98,44 @@ PROVIDED = {
 """The arguments that Refit provides to a system's constructor, by name."""
 
 
-def check_model(model: ModelParams) -> None:
-    """Raises UserError unless the system, the network and the weights that `model` names can be found and built."""
+def check_model(model: ModelParams, loss: LossParams) -> None:
+    """Raises UserError unless the system, the network and the weights that `model` names can be found and built, and
+    the system takes what is set for it."""
     check_network(model)
     system = _system_class(model.system)
     check_arguments(system, PROVIDED, model.system_arguments, "model.system_arguments")
     if model.weights is not None:
         check_weights(model)
-        if not inspect.signature(system).parameters.keys() & {"network", "encoder"}:
-            raise UserError(
-                f"model.weights = {model.weights!r} has no effect with {model.system}, which builds its own network; "
-                "set it to null"
-            )
+    _check_effect(system, model, loss)
+
+
+# The values that reach a system only through the arguments of this name.
+_REACHED_BY = {
+    "loss": (("loss.label_smoothing", "loss.class_weights"), {"loss"}),
+    "test_time_flip": (("model.test_time_flip",), {"test_time_flip"}),
+    "encoder": (("model.embedding",), {"encoder"}),
+    "network or encoder": (
+        ("model.network", "model.network_arguments", "model.width", "model.dropout", "model.weights"),
+        {"network", "encoder"},
+    ),
+}
+
+
+def _check_effect(system: type, model: ModelParams, loss: LossParams) -> None:
+    accepted = inspect.signature(system).parameters.keys()
+    for argument, (keys, names) in _REACHED_BY.items():
+        if names & accepted:
+            continue
+        for key in keys:
+            section, name = key.split(".")
+            values = model if section == "model" else loss
+            value, default = getattr(values, name), getattr(type(values)(), name)
+            if value != default:
+                raise UserError(
+                    f"{key} = {json.dumps(value)} has no effect with {model.system}, whose constructor has no argument "
+                    f"{argument}; set {key} to its default, {json.dumps(default)}, or add the argument; see "
+                    "docs/systems.md"
+                )
 
 
 def _system_class(name: str) -> type[pl.LightningModule]:

@@ -4,9 +4,13 @@ from pathlib import Path
 
 import pytest
 import pytorch_lightning as pl
+import torch
+from torch import Tensor
 
 from refit.artifacts.prepared import read_info
+from refit.params import Params
 from refit.runtime.errors import UserError
+from refit.systems import build
 from refit.systems.build import build_system, check_model
 from refit.systems.user_code import check_arguments, construct, user_class
 from tests.fixtures import Changed
@@ -56,7 +60,7 @@ def test_only_classes_are_suggested_for_a_wrong_class_name() -> None:
 
 def test_a_class_of_python_s_own_is_no_system(changed: Changed) -> None:
     with pytest.raises(UserError, match=r"model\.system = 'builtins\.dict' is not a LightningModule"):
-        check_model(changed({"model.system": "builtins.dict"}).model)
+        check(changed({"model.system": "builtins.dict"}))
 
 
 def test_an_error_in_a_user_s_class_says_what_it_was_built_with_or_given(changed: Changed, digits: Path) -> None:
@@ -73,4 +77,42 @@ def test_an_error_in_a_user_s_class_says_what_it_was_built_with_or_given(changed
 def test_a_whole_system_is_no_network(changed: Changed) -> None:
     path = "pytorch_lightning.demos.boring_classes.BoringModel"
     with pytest.raises(UserError, match=f"model.network = '{path}' is a system, not a network; set model.system to it"):
-        check_model(changed({"model.network": path, **NOT_OURS}).model)
+        check(changed({"model.network": path, **NOT_OURS}))
+
+
+class OwnNetwork(pl.LightningModule):
+    """A system that builds its network itself, and takes neither the loss section nor flips."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.network = torch.nn.Linear(64, classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network(images.flatten(1).float()).softmax(1)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "argument"),
+    [
+        ("loss.label_smoothing", 0.1, "loss"),
+        ("loss.class_weights", "balanced", "loss"),
+        ("model.test_time_flip", True, "test_time_flip"),
+        ("model.embedding", 32, "encoder"),
+        ("model.network", "resnet9", "network or encoder"),
+        ("model.weights", "data/weights/mine.safetensors", "network or encoder"),
+    ],
+)
+def test_a_value_that_does_not_reach_a_user_s_system_is_an_error(
+    changed: Changed, monkeypatch: pytest.MonkeyPatch, key: str, value: object, argument: str
+) -> None:
+    monkeypatch.setattr(build, "user_class", lambda path, key: OwnNetwork)
+    monkeypatch.setattr(build, "check_weights", lambda model: None)
+    quick = {"model.system": "refit.systems.mine.OwnNetwork", "model.network": "cnn", "model.width": None,
+             "model.dropout": None}  # fmt: skip
+    check(changed(quick))
+    with pytest.raises(UserError, match=rf"^{key} = \S+ has no effect with .*no argument {argument}; set {key} to its"):
+        check(changed(quick | {key: value}))
+
+
+def check(params: Params) -> None:
+    check_model(params.model, params.loss)
