@@ -30,6 +30,7 @@ from refit.artifacts.prepared import read_split
 from refit.batches.datamodule import ImageLoader
 from refit.inference.predictor import predict, read_model
 from refit.params import TrainerParams, check_params
+from refit.params.reads import READS
 from refit.training.trainer import inference_trainer
 
 COLOUR, PHOTO = (3, 32, 32), (3, 176, 176)
@@ -150,7 +151,7 @@ def cifar10(rounds: int) -> list[Result]:
     accuracies, of_training, of_stage = [], [], []
     with empty_workspace():
         write_tuning(values["batch"]["size"], values["optimizer"]["learning_rate"])
-        stages.prepare.main(check_params(values).only(*stages.prepare.READS))
+        stages.prepare.main(check_params(values).only(*READS["prepare"]))
         for seed in range(-1, max(rounds, 10)):  # the first one is a warm-up
             values["seed"] = seed + 1
             began = time.perf_counter()

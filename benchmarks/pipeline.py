@@ -20,12 +20,13 @@ ENVIRONMENT = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}
 # The stages' own functions, one after the other, as a `python train.py` would call them.
 _SINGLE_SCRIPT = """
 from refit.params import load_params
+from refit.params.reads import READS
 from stages import check, prepare, scale_batch, find_lr, fit, test, predict
 
 params = load_params()
 check.main(params)
 for stage in (prepare, scale_batch, find_lr, fit, test, predict):
-    stage.main(params.only(*stage.READS))
+    stage.main(params.only(*READS[stage.__name__.removeprefix("stages.")]))
 """
 
 

@@ -23,6 +23,7 @@ from refit.artifacts.files import write_json
 from refit.artifacts.paths import BATCH, LEARNING_RATE, PREPARED
 from refit.artifacts.prepared import FORMAT, DatasetInfo, Split
 from refit.params import TrainerParams, check_params
+from refit.params.reads import READS
 from refit.training.trainer import hardware_class, make_trainer
 
 
@@ -78,7 +79,7 @@ def fit(
         patch.object(refit.training.train, "make_trainer", _with(clock, *callbacks)),
         contextlib.redirect_stdout(io.StringIO()),
     ):
-        stages.fit.main(check_params(values).only(*stages.fit.READS))
+        stages.fit.main(check_params(values).only(*READS["fit"]))
     return clock.seconds
 
 

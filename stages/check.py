@@ -1,8 +1,7 @@
-"""Check params.yaml and that the raw images exist, and write the code fingerprints of all stages.
+"""Check params.yaml and that the raw images exist, and write the code and the parameters of each other stage.
 
-All other stages depend on these fingerprints, so none starts before this stage has passed. The fingerprints depend on
-model.system and model.network, which may be code of the user's own, but on no other value in params.yaml: a valid
-change of a value does not make a stage stale here.
+All other stages depend on what this stage writes, so none starts before this stage has passed, and each becomes stale
+when its own code or parameters change.
 """
 
 import json
@@ -41,7 +40,7 @@ def main(params: Params) -> None:
     for name in params.tracking.loggers:  # each needs the package of the same name; csv is built into Python
         if find_spec(name) is None:
             raise UserError(f"tracking.loggers names {name}, which is not installed; run: uv pip install {name}")
-    changes = write_checked((params.model.system, params.model.network))
+    changes = write_checked(params)
     write_bytes(SCHEMA, (json.dumps(Params.model_json_schema(), indent=2) + "\n").encode())
     print("params.yaml is valid", *changes, sep="\n")
 

@@ -5,17 +5,16 @@ from dataclasses import asdict
 
 import pytorch_lightning as pl
 
+from refit.artifacts.checked import stage_params
 from refit.artifacts.choices import read_batch
 from refit.artifacts.files import write_csv, write_json
 from refit.artifacts.paths import LEARNING_RATE, LEARNING_RATE_CURVE
 from refit.artifacts.prepared import read_info
 from refit.batches.datamodule import PreparedData
-from refit.params import Params, load_params
+from refit.params import Params
 from refit.runtime.stage import run_stage
 from refit.systems.build import build_system
 from refit.training.tuning import find_learning_rate
-
-READS = ("seed", "augment", "model", "optimizer", "loss", "trainer")
 
 
 def main(params: Params) -> None:
@@ -38,4 +37,4 @@ def main(params: Params) -> None:
 
 
 if __name__ == "__main__":
-    run_stage(lambda: main(load_params().only(*READS)))
+    run_stage(lambda: main(stage_params("find_lr")))

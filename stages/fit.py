@@ -7,6 +7,7 @@ from dataclasses import asdict
 import pytorch_lightning as pl
 import torch
 
+from refit.artifacts.checked import stage_params
 from refit.artifacts.choices import BatchChoice, LearningRateChoice, read_batch, read_learning_rate, resolved_params
 from refit.artifacts.files import write_csv, write_json
 from refit.artifacts.model import model_name, write_model
@@ -14,6 +15,7 @@ from refit.artifacts.paths import BATCH, FIT, HISTORY, LEARNING_RATE, MODEL
 from refit.artifacts.prepared import read_info
 from refit.batches.datamodule import PreparedData
 from refit.params import Params, load_params
+from refit.params.reads import READS
 from refit.runtime.fingerprint import code_of
 from refit.runtime.stage import run_stage
 from refit.systems.build import assemble, blueprint_of
@@ -24,8 +26,6 @@ from refit.training.distributed import devices_of_fit, leads_fit, share_batch
 from refit.training.resume import fit_state
 from refit.training.train import train
 from refit.training.trainer import environment
-
-READS = ("seed", "augment", "model", "optimizer", "loss", "fit", "trainer", "debug")
 
 
 def main(params: Params) -> None:
@@ -38,18 +38,20 @@ def main(params: Params) -> None:
         announce(batch, rate, machine["hardware"])
     blueprint = blueprint_of(params.model, info)
     inputs = {
-        "params": params.model_dump(include=set(READS), exclude={"fit": {"save_state_every"}}),
+        "params": params.values(*READS["fit"]),
         "data": {"sha256": info.sha256, "batch": asdict(batch), "learning_rate": asdict(rate)},
         "weights": identity(params.model),
         "code": code_of("fit", (params.model.system, params.model.network)),
         "environment": machine,
     }
     resolved = resolved_params(params, batch, rate)
-    with fit_state(inputs, params.fit.save_state_every, resolved, leads) as state:
-        every_param = load_params().model_dump()  # for the record
+    every_param = load_params()  # for the record, and what changes no result
+    with fit_state(inputs, every_param.fit.save_state_every, resolved, leads) as state:
         debug = {"debug": True} if params.debug.shortens else {}
         tags = {"data_sha256": info.sha256, **dict.fromkeys(debug, "true")}
-        loggers = FitLoggers(chosen_loggers() if leads else None, every_param, tags, state.folder, state.step)
+        loggers = FitLoggers(
+            chosen_loggers() if leads else None, every_param.model_dump(), tags, state.folder, state.step
+        )
         pl.seed_everything(params.seed, verbose=False)
         system = assemble(blueprint, params.optimizer, params.loss, rate.learning_rate, params.model)
         if leads and "learning_rate" not in inspect.signature(type(system)).parameters:
@@ -94,4 +96,4 @@ def announce(batch: BatchChoice, rate: LearningRateChoice, hardware: str) -> Non
 
 
 if __name__ == "__main__":
-    run_stage(lambda: main(load_params().only(*READS)))
+    run_stage(lambda: main(stage_params("fit")))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from refit.artifacts.checked import stage_params
 from refit.artifacts.files import as_text, whole_folder, write_csv, write_json
 from refit.artifacts.paths import PREDICTIONS
 from refit.artifacts.prepared import read_names, read_split
@@ -13,13 +14,11 @@ from refit.batches.datamodule import EVALUATION_FACTOR, ImageLoader
 from refit.batches.folder import FolderLoader
 from refit.data.images import find_images
 from refit.inference.predictor import columns_of_each, predict, read_model
-from refit.params import Params, load_params
+from refit.params import Params
 from refit.runtime.errors import UserError
 from refit.runtime.stage import run_stage
 from refit.tasks.task import TASKS
 from refit.training.trainer import inference_trainer, translate_lightning_errors
-
-READS = ("trainer", "predict", "debug")
 
 
 def main(params: Params) -> None:
@@ -71,4 +70,4 @@ def _name(file: Path, folder: Path) -> str:
 
 
 if __name__ == "__main__":
-    run_stage(lambda: main(load_params().only(*READS)))
+    run_stage(lambda: main(stage_params("predict")))

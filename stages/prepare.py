@@ -1,13 +1,12 @@
 """Raw images → one packed data set with train, validation and test splits."""
 
+from refit.artifacts.checked import stage_params
 from refit.artifacts.files import whole_folder, write_json
 from refit.artifacts.paths import PREPARED, PREPARED_REPORT
 from refit.data.pack import pack
 from refit.data.sources import open_source
-from refit.params import Params, load_params
+from refit.params import Params
 from refit.runtime.stage import run_stage
-
-READS = ("seed", "data")
 
 
 def main(params: Params) -> None:
@@ -20,4 +19,4 @@ def main(params: Params) -> None:
 
 
 if __name__ == "__main__":
-    run_stage(lambda: main(load_params().only(*READS)))
+    run_stage(lambda: main(stage_params("prepare")))

@@ -4,16 +4,15 @@ from dataclasses import asdict
 
 import pytorch_lightning as pl
 
+from refit.artifacts.checked import stage_params
 from refit.artifacts.files import write_json
 from refit.artifacts.paths import BATCH
 from refit.artifacts.prepared import read_info
 from refit.batches.datamodule import PreparedData
-from refit.params import AugmentParams, OptimizerParams, Params, load_params
+from refit.params import AugmentParams, OptimizerParams, Params
 from refit.runtime.stage import run_stage
 from refit.systems.build import build_system
 from refit.training.tuning import choose_effective_batch, scale_batch
-
-READS = ("seed", "model", "batch", "trainer")
 
 
 def main(params: Params) -> None:
@@ -33,4 +32,4 @@ def main(params: Params) -> None:
 
 
 if __name__ == "__main__":
-    run_stage(lambda: main(load_params().only(*READS)))
+    run_stage(lambda: main(stage_params("scale_batch")))

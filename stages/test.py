@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from refit.artifacts.checked import stage_params
 from refit.artifacts.files import whole_folder, write_csv, write_json
 from refit.artifacts.model import ModelRecord, model_name
 from refit.artifacts.paths import OUTCOMES, TABLES, TEST
@@ -11,15 +12,13 @@ from refit.artifacts.prepared import Split, read_names, read_split
 from refit.batches.datamodule import EVALUATION_FACTOR, EvaluationLoader
 from refit.evaluation.classification import evaluate, worst_mistakes
 from refit.inference.predictor import TestAnswers, columns_of_each, read_model
-from refit.params import Params, load_params
+from refit.params import Params
 from refit.reports.embeddings import embedding_pictures
 from refit.reports.run_report import write_run_report
 from refit.runtime.stage import run_stage
 from refit.tasks.task import TASKS, Floats
 from refit.tracking.loggers import log_to_model
 from refit.training.trainer import inference_trainer, translate_lightning_errors
-
-READS = ("trainer", "test", "debug")
 
 
 def main(params: Params) -> None:
@@ -68,4 +67,4 @@ def outcome_rows(
 
 
 if __name__ == "__main__":
-    run_stage(lambda: main(load_params().only(*READS)))
+    run_stage(lambda: main(stage_params("test")))

@@ -1,38 +1,63 @@
-"""Fingerprints of each stage's code: `check` writes data/checked/NAME.json, on which the stage NAME depends."""
+"""The code and the parameters of each stage: `check` writes data/checked/NAME.json, on which the stage NAME depends."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from refit.artifacts.files import read_json, whole_folder, write_json
 from refit.artifacts.paths import CHECKED
+from refit.params import PARAMS_FILE, Params, load_params
+from refit.params.dotted import as_in_yaml
+from refit.params.reads import READS
 from refit.runtime.errors import UserError
 from refit.runtime.fingerprint import PROJECT, code_of
 
 _SHOWN = 3  # changes shown per stage
 
+Checked = Mapping[str, Mapping[str, Any]]
+"""`code`: by file the digest of its meaning, by package its version. `params`: the values that the stage reads."""
 
-def write_checked(own: Sequence[str], root: Path = PROJECT) -> list[str]:
-    """Write the code fingerprints of each stage but `check`. Returns a line for each stage whose code changed, unless
-    it is the code of the stage's last run again.
 
-    `own` are the values of model.system and model.network. Raises UserError as code_of.
-    """
+def write_checked(params: Params, root: Path = PROJECT) -> list[str]:
+    """Write the code and the parameters of each stage but `check`. Returns a line for each stage of which they changed,
+    unless they are those of its last run again. Raises UserError as code_of."""
     stages = sorted(path.stem for path in (root / "stages").glob("[!_]*.py") if path.stem != "check")
-    code = {stage: code_of(stage, own, root) for stage in stages}
+    own = (params.model.system, params.model.network)
+    checked = {stage: {"code": code_of(stage, own, root), "params": params.values(*READS[stage])} for stage in stages}
     lines: dict[str, str] = {}
     for stage in stages:
         with suppress(UserError):  # the file does not exist yet, or is damaged
-            found = _differences(read_json(CHECKED / f"{stage}.json", "dvc repro check"), code[stage])
+            found = _differences(read_json(_file(stage), "dvc repro check"), checked[stage])
             more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
             lines |= {stage: f"{stage}: {', '.join(found[:_SHOWN])}{more}"} if found else {}
     with whole_folder(CHECKED) as folder:
         for stage in stages:
-            write_json(folder / f"{stage}.json", code[stage])
-    return [line for stage, line in lines.items() if _md5(CHECKED / f"{stage}.json") != _md5_of_last_run(stage)]
+            write_json(folder / _file(stage).name, checked[stage])
+    return [line for stage, line in lines.items() if _md5(_file(stage)) != _md5_of_last_run(stage)]
+
+
+def stage_params(stage: str) -> Params:
+    """The parameters that `stage` reads, from params.yaml.
+
+    Raises UserError if params.yaml is not valid, or was changed since `check` recorded it: DVC would record the outputs
+    as those of the earlier values.
+    """
+    params = load_params()
+    if _file(stage).exists():
+        recorded = read_json(_file(stage), "dvc repro check").get("params", {})
+        changes = _differences({"params": recorded}, {"params": params.values(*READS[stage])})
+        if changes:
+            raise UserError(f"{PARAMS_FILE} has changed since it was checked ({', '.join(changes)}); run: dvc repro "
+                            f"{stage}, which checks it first")  # fmt: skip
+    return params.only(*READS[stage])
+
+
+def _file(stage: str) -> Path:
+    return CHECKED / f"{stage}.json"
 
 
 def _md5(file: Path) -> str:
@@ -43,18 +68,27 @@ def _md5_of_last_run(stage: str) -> str | None:
     """The hash of the stage's fingerprints when it last ran, by dvc.lock; None if it is not there."""
     try:
         deps = yaml.safe_load(Path("dvc.lock").read_text(encoding="utf-8"))["stages"][stage]["deps"]
-        return next((dep["md5"] for dep in deps if dep["path"] == str(CHECKED / f"{stage}.json")), None)
+        return next((dep["md5"] for dep in deps if dep["path"] == str(_file(stage))), None)
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):  # no lock yet, or one that is cut short
         return None
 
 
-def _differences(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    """A description of each difference, files first."""
-    names = sorted(before.keys() | now.keys(), key=lambda name: (not name.endswith(".py"), name))
-    return [_difference(name, before.get(name), now.get(name)) for name in names if before.get(name) != now.get(name)]
+def _differences(before: Checked, now: Checked) -> list[str]:
+    """A description of each difference: files, then packages and parameters."""
+    if "code" in now and "code" not in before:  # written by an earlier version of Refit
+        return []
+    changes = []
+    for kind in ("code", "params"):
+        old, new = before.get(kind, {}), now.get(kind, {})
+        for name in sorted(old.keys() | new.keys(), key=lambda name: (not name.endswith(".py"), name)):
+            if old.get(name) != new.get(name):
+                changes.append(_difference(name, old.get(name), new.get(name), code=kind == "code"))
+    return changes
 
 
-def _difference(name: str, before: str | None, now: str | None) -> str:
+def _difference(name: str, before: Any, now: Any, *, code: bool) -> str:
+    if not code:
+        return f"{name} {as_in_yaml(before)} -> {as_in_yaml(now)}"
     if before is None:
         return f"{name} is new"
     if now is None:

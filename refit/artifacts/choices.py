@@ -41,8 +41,9 @@ def read_learning_rate(path: Path = LEARNING_RATE) -> LearningRateChoice:
 
 
 def resolved_params(params: Params, batch: BatchChoice, rate: LearningRateChoice) -> dict[str, Any]:
-    """The sections of `params` as plain values, with the chosen values in place of `auto`."""
-    values = params.model_dump(mode="json")
+    """The sections of `params` as plain values, with the chosen values in place of `auto`, and without what changes no
+    result."""
+    values = params.model_dump(mode="json", exclude={"fit": {"save_state_every"}})
     values["optimizer"]["learning_rate"] = rate.learning_rate
     values["batch"] = {
         "size": batch.effective_batch,

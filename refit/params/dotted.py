@@ -1,5 +1,6 @@
-"""Nested values under dotted keys, as in `optimizer.learning_rate`."""
+"""Values of params.yaml for people: under dotted keys, as in `optimizer.learning_rate`, and as YAML writes them."""
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,3 +14,8 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{name}"] = value
     return flat
+
+
+def as_in_yaml(value: object) -> str:
+    """A value as params.yaml writes it."""
+    return value if isinstance(value, str) else json.dumps(value, default=str)

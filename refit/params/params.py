@@ -1,10 +1,11 @@
 """The whole of params.yaml."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field
 
 from refit.params.data import AugmentParams, DataParams
+from refit.params.dotted import flatten
 from refit.params.model import ModelParams
 from refit.params.operations import PipelinesParams, TrackingParams
 from refit.params.results import PredictParams, PromoteParams, TestParams
@@ -33,9 +34,21 @@ class Params(Section):
     tracking: TrackingParams = TrackingParams()
     pipelines: PipelinesParams = PipelinesParams()
 
-    def only(self, *sections: str) -> "Params":
-        """The same parameters with these sections alone; reading another raises AttributeError."""
+    def only(self, *keys: str) -> "Params":
+        """The same parameters with these sections, or keys by dotted name, alone.
+
+        Reading another section raises AttributeError. The other keys of a section are at their defaults.
+        """
         given = self.model_copy()
-        for name in type(self).model_fields.keys() - set(sections):
-            del given.__dict__[name]
+        for name, value in vars(self).items():
+            named = {key.partition(".")[2] for key in keys if key.partition(".")[0] == name}
+            if not named:
+                del given.__dict__[name]
+            elif "" not in named:
+                given.__dict__[name] = type(value)().model_copy(update={key: getattr(value, key) for key in named})
         return given
+
+    def values(self, *keys: str) -> dict[str, Any]:
+        """The JSON values of these sections and keys, each under its dotted name."""
+        values = flatten(self.model_dump(mode="json", include={key.partition(".")[0] for key in keys}))
+        return {name: value for name, value in values.items() if f"{name}.".startswith(tuple(f"{k}." for k in keys))}

@@ -1,10 +1,10 @@
 """Rules across sections: values that are right by themselves, but not together."""
 
-import json
 from collections.abc import Callable, Iterator
 from operator import attrgetter
 from typing import Any, NamedTuple
 
+from refit.params.dotted import as_in_yaml
 from refit.params.model import OUR_NETWORKS, OUR_SYSTEMS, TORCHVISION
 from refit.params.params import Params
 from refit.params.spelling import nearest
@@ -69,8 +69,8 @@ def _no_effect(params: Params) -> Iterator[str]:
         value, default, chosen = attrgetter(key)(params), attrgetter(key)(_DEFAULTS), attrgetter(other)(params)
         if value != default and useless(chosen):
             yield (
-                f"{key} = {_shown(value)} has no effect while {other} is {_shown(chosen)}; set it to its default, "
-                f"{_shown(default)}, or {other} to {remedy}"
+                f"{key} = {as_in_yaml(value)} has no effect while {other} is {as_in_yaml(chosen)}; set it to its "
+                f"default, {as_in_yaml(default)}, or {other} to {remedy}"
             )
 
 
@@ -113,8 +113,8 @@ def _fsdp(params: Params) -> Iterator[str]:
     ):
         value = attrgetter(key)(params)
         if value not in allowed:
-            expected = " or ".join(map(_shown, allowed))
-            yield f"{key} = {_shown(value)} does not work with trainer.strategy = fsdp; set it to {expected}"
+            expected = " or ".join(map(as_in_yaml, allowed))
+            yield f"{key} = {as_in_yaml(value)} does not work with trainer.strategy = fsdp; set it to {expected}"
 
 
 def _freezing(params: Params) -> Iterator[str]:
@@ -132,8 +132,3 @@ def _monitor(params: Params) -> Iterator[str]:
             f"fit.monitor = {params.fit.monitor} is not logged by model.system = {params.model.system}"
             f"{nearest(params.fit.monitor, logged)}; expected {' or '.join(logged)}"
         )
-
-
-def _shown(value: Any) -> str:
-    """As in YAML."""
-    return value if isinstance(value, str) else json.dumps(value, default=str)

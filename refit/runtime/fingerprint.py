@@ -16,10 +16,11 @@ from refit.runtime.errors import UserError
 PROJECT = Path(__file__).resolve().parents[2]
 
 _WATCHED = ("refit/", "stages/")  # what dvc.yaml has `check` depend on
-# These change no result. The keys in params/operations.py do not, and the rules only refuse values.
+# These change no result. The keys in params/operations.py do not, the rules only refuse values, and what a stage reads
+# is recorded beside its code.
 _WATCHERS = (
-    "refit/runtime/", "refit/tracking/", "refit/params/operations.py", "refit/params/rules.py",
-    "refit/params/spelling.py", "stages/__init__.py",
+    "refit/runtime/", "refit/tracking/", "refit/params/operations.py", "refit/params/reads.py",
+    "refit/params/rules.py", "refit/params/spelling.py", "stages/__init__.py",
 )  # fmt: skip
 _SYSTEM_BUILDER = "refit/systems/build.py"
 _DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "PyYAML"}  # named otherwise than their import

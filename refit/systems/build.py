@@ -1,7 +1,6 @@
 """Build a system by name: one of Refit's, or the user's own by dotted path (docs/systems.md)."""
 
 import inspect
-import json
 
 import pytorch_lightning as pl
 from torch import nn
@@ -9,6 +8,7 @@ from torch import nn
 from refit.artifacts.model import Blueprint
 from refit.artifacts.prepared import DatasetInfo
 from refit.params import LossParams, ModelParams, OptimizerParams
+from refit.params.dotted import as_in_yaml
 from refit.runtime.errors import UserError
 from refit.runtime.fingerprint import own_code
 from refit.systems.autoencoder import Autoencoder
@@ -132,8 +132,8 @@ def _check_effect(system: type, model: ModelParams, loss: LossParams) -> None:
             value, default = getattr(values, name), getattr(type(values)(), name)
             if value != default:
                 raise UserError(
-                    f"{key} = {json.dumps(value)} has no effect with {model.system}, whose constructor has no argument "
-                    f"{argument}; set {key} to its default, {json.dumps(default)}, or add the argument; see "
+                    f"{key} = {as_in_yaml(value)} has no effect with {model.system}, whose constructor has no argument "
+                    f"{argument}; set {key} to its default, {as_in_yaml(default)}, or add the argument; see "
                     "docs/systems.md"
                 )
 

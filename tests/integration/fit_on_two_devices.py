@@ -16,8 +16,8 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
 
+from refit.artifacts.checked import stage_params
 from refit.batches.datamodule import TrainLoader
-from refit.params import load_params
 from refit.runtime.parent import die_with_parent
 from refit.runtime.stage import run_stage
 from refit.training import train
@@ -75,4 +75,4 @@ if __name__ == "__main__":
     train.make_trainer = lambda *args, callbacks, **options: make_trainer(  # type: ignore[attr-defined]
         *args, callbacks=[Witness(), *callbacks], **options
     )
-    run_stage(lambda: fit.main(load_params().only(*fit.READS)))
+    run_stage(lambda: fit.main(stage_params("fit")))

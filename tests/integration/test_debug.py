@@ -13,11 +13,11 @@ import torch
 from mlflow import MlflowClient
 from pytorch_lightning.callbacks import Callback
 
+from refit.artifacts.checked import stage_params
 from refit.artifacts.model import model_sha256
 from refit.artifacts.prepared import read_split
 from refit.batches.datamodule import Batch
 from refit.commands import register
-from refit.params import load_params
 from refit.reports import summary
 from refit.runtime.errors import UserError
 from refit.systems.classifier import Classifier
@@ -64,7 +64,7 @@ def watched(fitted: Fit) -> Callable[..., Steps]:
 
 def run_test_and_predict() -> None:
     run_test()
-    predict.main(load_params().only(*predict.READS))
+    predict.main(stage_params("predict"))
 
 
 def told(name: str) -> Any:

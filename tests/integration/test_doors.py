@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from refit.artifacts.checked import stage_params
 from refit.artifacts.prepared import read_split
 from refit.commands.promote import predictions_of
 from refit.inference.predictor import read_model
@@ -37,7 +38,7 @@ def rows(path: str) -> list[dict[str, str]]:
 
 
 def run_predict() -> list[dict[str, str]]:
-    predict.main(load_params().only(*predict.READS))
+    predict.main(stage_params("predict"))
     return rows("data/predictions/predictions.csv")
 
 

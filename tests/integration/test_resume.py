@@ -23,11 +23,10 @@ from pytorch_lightning.callbacks import Callback
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
-from refit.params import load_params
+from refit.artifacts.checked import stage_params
 from refit.runtime.errors import UserError
 from refit.runtime.fingerprint import PROJECT
 from refit.training import resume
-from stages import fit
 from tests.fixtures import Fit, watched_by
 
 STEPS_AN_EPOCH = 18
@@ -261,8 +260,8 @@ def test_a_state_and_the_model_tell_their_resolved_parameters_to_a_process_witho
     )  # fmt: skip
     of_state, of_model = json.loads(done.stdout)
     assert of_state == of_model
-    params = load_params().only(*fit.READS)
-    resolved = {section: getattr(params, section).model_dump() for section in fit.READS if section != "seed"}
+    params = stage_params("fit")
+    resolved = params.model_dump(exclude={"fit": {"save_state_every"}})
     resolved["optimizer"]["learning_rate"] = 0.02
     resolved |= {"seed": 0, "batch": {"size": 64, "micro_batch": 16, "accumulate_grad_batches": 4}}
     assert of_state == resolved

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from refit.params import load_params
+from refit.artifacts.checked import stage_params
 from stages import predict
 from tests.fixtures import Fit, run_test
 
@@ -38,7 +38,7 @@ class Plain(pl.LightningModule):
 def test_an_autoencoder_of_another_precision_is_tested_and_predicted_with(precision: str, fitted: Fit) -> None:
     fitted(model__system="autoencoder", fit__max_epochs=2, trainer__precision=precision)
     run_test()
-    predict.main(load_params().only(*predict.READS))
+    predict.main(stage_params("predict"))
     assert json.loads(Path("data/evaluation/test.json").read_text())["accuracy"] > 0.6
     with Path("data/predictions/predictions.csv").open(encoding="utf-8", newline="") as file:
         assert len(list(csv.DictReader(file))) == 359

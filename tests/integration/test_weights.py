@@ -10,6 +10,7 @@ from refit.artifacts.model import read_fit_params
 from refit.artifacts.paths import MODEL
 from refit.inference.predictor import read_model
 from refit.params import check_params
+from refit.params.reads import READS
 from stages import predict
 from tests.fixtures import Fit, Values
 
@@ -34,5 +35,5 @@ def test_a_fit_starts_from_a_model_of_refit_and_its_result_needs_no_other_file(
     assert read_fit_params()["model"]["weights"] == "data/weights/encoder.safetensors"
     assert all(torch.equal(value, after[name]) for name, value in system.state_dict().items())
     params = check_params(values({"model.network": "cnn", "model.width": 4}))
-    predict.main(params.only(*predict.READS))
+    predict.main(params.only(*READS["predict"]))
     assert json.loads(Path("data/predictions/summary.json").read_text())["images"] > 0

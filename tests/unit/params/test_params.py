@@ -10,7 +10,7 @@ import yaml
 from pydantic import ValidationError
 from pydantic_core import PydanticUndefined
 
-from refit.params import Params, check_params, load_params
+from refit.params import Params, TrainerParams, check_params, load_params
 from refit.params.rules import CHOICES
 from refit.runtime.errors import UserError
 from tests.fixtures import Values
@@ -378,6 +378,15 @@ def test_a_stage_sees_only_the_sections_it_names(params: Params) -> None:
     for hidden in set(Params.model_fields) - {"seed", "fit"}:
         with pytest.raises(AttributeError):
             getattr(seen, hidden)
+
+
+def test_the_keys_that_a_stage_does_not_name_are_at_their_defaults() -> None:
+    params = check_params({"seed": 3, "trainer": {"threads": 2, "deterministic": False}, "test": {"confidence": 0.9}})
+    seen = params.only("trainer.threads", "test")
+    assert seen.trainer == TrainerParams(threads=2)
+    assert seen.test == params.test
+    assert params.values("trainer.threads", "seed") == {"seed": 3, "trainer.threads": 2}
+    assert params.values("test").keys() == {f"test.{name}" for name in type(params.test).model_fields}
 
 
 def test_parameters_cannot_be_changed_on_the_way(params: Params) -> None:

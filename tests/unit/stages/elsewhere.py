@@ -1,9 +1,14 @@
 """A system of a user's own in a folder that dvc.yaml does not watch."""
 
 import pytorch_lightning as pl
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class Own(pl.LightningModule):
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
     def forward(self, images: Tensor) -> Tensor:
-        return images.float().mean(dim=(1, 2, 3))[:, None].expand(-1, 10).softmax(1)
+        probabilities: Tensor = self.network(images).softmax(1)
+        return probabilities

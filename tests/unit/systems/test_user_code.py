@@ -88,7 +88,8 @@ class OwnNetwork(pl.LightningModule):
         self.network = torch.nn.Linear(64, classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.network(images.flatten(1).float()).softmax(1)
+        probabilities: Tensor = self.network(images.flatten(1).float()).softmax(1)
+        return probabilities
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,24 @@
+"""The values of params.yaml that each stage is given. No other value can change what the stage writes."""
+
+from refit.params.training import FitParams
+
+_DEVICE = ("trainer.accelerator", "trainer.threads", "trainer.deterministic")
+
+READS: dict[str, tuple[str, ...]] = {
+    "prepare": ("seed", "data"),
+    # The initial weights and the order of the images do not change how much memory a step takes.
+    "scale_batch": ("model", "batch", "trainer.accelerator", "trainer.precision", "trainer.deterministic"),
+    # The range test sets the learning rate of all layers at each step, so there is no schedule and no factor.
+    "find_lr": (
+        "seed", "augment", "model", "loss",
+        "optimizer.name", "optimizer.learning_rate", "optimizer.fallback_learning_rate", "optimizer.weight_decay",
+        "optimizer.momentum", *_DEVICE, "trainer.precision",
+    ),
+    "fit": (
+        "seed", "augment", "model", "optimizer", "loss",
+        *(f"fit.{name}" for name in FitParams.model_fields if name != "save_state_every"), "trainer", "debug",
+    ),
+    "test": ("test", "debug", *_DEVICE),
+    "predict": ("predict", "debug", *_DEVICE),
+}  # fmt: skip
+"""By stage: sections, or keys of them by dotted name."""
