@@ -23,6 +23,7 @@ from refit.systems.weights import identity
 from refit.tracking.loggers import FitLoggers, chosen_loggers
 from refit.tracking.watchers import watchers
 from refit.training.distributed import devices_of_fit, leads_fit, share_batch
+from refit.training.pace import Pace
 from refit.training.resume import fit_state
 from refit.training.train import train
 from refit.training.trainer import environment
@@ -63,7 +64,7 @@ def main(params: Params) -> None:
         try:
             history, best = train(
                 system, data, params.fit, params.trainer, params.debug, devices, shared.accumulate_grad_batches, state,
-                watchers(loggers), loggers.each,
+                [Pace(info, params.trainer), *watchers(loggers)], loggers.each,
             )  # fmt: skip
         except BaseException:
             loggers.fail()

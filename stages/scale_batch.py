@@ -9,9 +9,10 @@ from refit.artifacts.files import write_json
 from refit.artifacts.paths import BATCH
 from refit.artifacts.prepared import read_info
 from refit.batches.datamodule import PreparedData
-from refit.params import AugmentParams, OptimizerParams, Params
+from refit.params import AugmentParams, OptimizerParams, Params, load_params
 from refit.runtime.stage import run_stage
 from refit.systems.build import build_system
+from refit.training.pace import announce_pace
 from refit.training.tuning import choose_effective_batch, scale_batch
 
 
@@ -23,12 +24,14 @@ def main(params: Params) -> None:
     pl.seed_everything(0, verbose=False)
     system = build_system(params.model, info, OptimizerParams(schedule="constant"))
     data = PreparedData(AugmentParams(), effective_batch, effective_batch, seed=0)
-    choice = scale_batch(system, data, params.batch, params.trainer)
+    choice, seconds_an_image = scale_batch(system, data, params.batch, params.trainer)
     write_json(BATCH, asdict(choice))
     print(
         f"effective batch {choice.effective_batch}: {choice.accumulate_grad_batches} x {choice.micro_batch} images "
         f"({choice.hardware})"
     )
+    epochs = load_params().fit.max_epochs  # for people only
+    print(announce_pace(seconds_an_image, info, epochs, params.trainer))
 
 
 if __name__ == "__main__":

@@ -1,16 +1,19 @@
 """Test the model on images that it was not trained on: metrics, tables, pictures and a report."""
 
 from collections.abc import Mapping
+from dataclasses import asdict
 
 from torch import Tensor
 
 from refit.artifacts.checked import stage_params
 from refit.artifacts.files import whole_folder, write_csv, write_json
 from refit.artifacts.model import ModelRecord, model_name
-from refit.artifacts.paths import OUTCOMES, TABLES, TEST
+from refit.artifacts.paths import FINDINGS, OUTCOMES, TABLES, TEST
 from refit.artifacts.prepared import Split, read_names, read_split
 from refit.batches.datamodule import EVALUATION_FACTOR, EvaluationLoader
 from refit.evaluation.classification import evaluate, worst_mistakes
+from refit.evaluation.evidence import gather
+from refit.evaluation.findings import find
 from refit.inference.predictor import TestAnswers, columns_of_each, read_model
 from refit.params import Params
 from refit.reports.embeddings import embedding_pictures
@@ -43,10 +46,14 @@ def main(params: Params) -> None:
     with whole_folder(TABLES) as tables:
         for name, rows in report.tables().items():
             write_csv(tables / f"{name}.csv", rows)
+    evidence = gather(report, answer, split, system)
+    findings = find(evidence)
+    baselines = asdict(evidence.baselines)
+    write_json(FINDINGS, {"baselines": baselines, "findings": [finding._asdict() for finding in findings]})
     worst = worst_mistakes(answer, split.labels, params.test.worst_mistakes)
     embeddings = embedding_pictures(system, answers, split, model.classes)
     written = write_run_report(
-        report, model, [outcomes[i] for i in worst], split.images[worst], embeddings, debug=debug
+        report, model, baselines, findings, [outcomes[i] for i in worst], split.images[worst], embeddings, debug=debug
     )
 
     log_to_model(model.sha256, {f"test_{name}": value for name, value in metrics.items()}, written)

@@ -20,6 +20,8 @@ HISTORY = Path("data/evaluation/history.csv")
 
 TEST = Path("data/evaluation/test.json")
 OUTCOMES = Path("data/evaluation/outcomes.csv")
+FINDINGS = Path("data/evaluation/findings.json")
+"""Baselines, and advice from the evidence of the run."""
 TABLES = Path("data/evaluation/tables")
 PICTURES = Path("data/evaluation/pictures")
 REPORT = Path("data/evaluation/report.html")

@@ -10,6 +10,7 @@ from jinja2 import Environment, StrictUndefined, Template
 
 from refit.artifacts.files import write_bytes
 from refit.evaluation.classification import ClassificationReport
+from refit.evaluation.findings import Finding
 from refit.params.dotted import as_in_yaml, flatten
 from refit.reports.plots import DPI, percent
 
@@ -21,7 +22,8 @@ UNDEFINED = "\N{EN DASH}"
 class Pictures:
     """PNG files as bytes, from refit.reports.plots."""
 
-    learning_rate: bytes
+    learning_rate: bytes | None
+    """None if no range test was run."""
     training: bytes
     confusion: bytes
     reliability: bytes
@@ -33,6 +35,8 @@ def write_report(
     path: Path,
     report: ClassificationReport,
     model_sha256: str,
+    baselines: Mapping[str, float],
+    findings: Sequence[Finding],
     data: Facts,
     tuning: Facts,
     training: Facts,
@@ -45,9 +49,10 @@ def write_report(
 ) -> None:
     """Write the page. The same arguments give the same bytes.
 
-    data, tuning, training: a name and a value per line. mistakes: a row for each image in the gallery of mistakes; all
-    rows have the same keys, which become the table's header. embeddings: PNG files by name, empty for a classifier.
-    params: sections of keys and values, as in params.yaml. debug: whether to mark the page as that of a debug run.
+    baselines: accuracies of simple methods by name. data, tuning, training: a name and a value per line. mistakes: a
+    row for each image in the gallery of mistakes; all rows have the same keys, which become the table's header.
+    embeddings: PNG files by name, empty for a classifier. params: sections of keys and values, as in params.yaml.
+    debug: whether to mark the page as that of a debug run.
     Names and values are escaped, so they cannot contain HTML.
     """
     html = _template().render(
@@ -61,13 +66,15 @@ def write_report(
             ("Brier score", _number(report.brier), "squared error of the probabilities, 0 to 2; 0 is best"),
         ],
         model_sha256=model_sha256,
+        baselines=baselines,
+        findings=findings,
         data=data,
         tuning=tuning,
         training=training,
         classes=sorted((asdict(row) for row in report.classes), key=_worst_first),
         mistakes=mistakes,
         params=[(key, as_in_yaml(value)) for key, value in flatten(params).items()],
-        pictures={name: _inlined(png) for name, png in {**vars(pictures), **embeddings}.items()},
+        pictures={name: _inlined(png) for name, png in {**vars(pictures), **embeddings}.items() if png},
         embeddings=sorted(embeddings),
         debug=debug,
     )  # fmt: skip
@@ -131,6 +138,7 @@ _HTML = """\
   .facts { display: grid; grid-template-columns: minmax(8rem, max-content) 1fr; gap: .15rem 1.5rem; margin: .6rem 0; }
   .facts dt { color: var(--quiet); }
   .facts dd { margin: 0; overflow-wrap: anywhere; }
+  .advice { margin: .4rem 0; padding-left: 1.2rem; max-width: 46rem; } .advice li { margin: .5rem 0; }
   .debug { background: var(--bar); border-radius: .5rem; padding: .5rem .9rem; }
   figure { margin: 1rem 0; }
   img { display: block; max-width: 100%; height: auto; background: #fff; border-radius: .5rem; }
@@ -167,7 +175,7 @@ trained model.</p>
 <h1>{{ report.accuracy | percent }} accuracy on {{ "{:,}".format(report.images) }} test images</h1>
 <p class="quiet">Model <code>{{ model_sha256 }}</code></p>
 <nav>
-  <a href="#data">Data</a> <a href="#tuning">Tuning</a> <a href="#training">Training</a>
+  <a href="#advice">Advice</a> <a href="#data">Data</a> <a href="#tuning">Tuning</a> <a href="#training">Training</a>
   <a href="#confusion">Confusion</a> <a href="#classes">Classes</a> <a href="#calibration">Calibration</a>
   <a href="#curves">Curves</a>{% if embeddings %} <a href="#embeddings">Embeddings</a>{% endif %}
   <a href="#mistakes">Mistakes</a> <a href="#parameters">Parameters</a>
@@ -180,12 +188,28 @@ trained model.</p>
   {% endfor %}
 </dl>
 
+<p class="quiet">For comparison, on the same images: always the largest class {{ baselines.majority | percent }}, the
+vote of the nearest training images, shrunk to 8 x 8 pixels, {{ baselines.neighbours | percent }}.</p>
+
+<h2 id="advice">Advice</h2>
+{% if findings %}
+<ul class="advice">
+{% for finding in findings %}
+<li>{{ finding.what }}.<br><span class="quiet">What may help: {{ finding.remedy }}.</span></li>
+{% endfor %}
+</ul>
+{% else %}
+<p class="quiet">None: no check of this run found a problem.</p>
+{% endif %}
+
 <h2 id="data">Data</h2>
 {{ facts(data) }}
 
 <h2 id="tuning">Tuning</h2>
 {{ facts(tuning) }}
+{% if "learning_rate" in pictures %}
 {{ picture("learning_rate", "Training loss by learning rate") }}
+{% endif %}
 
 <h2 id="training">Training</h2>
 {{ facts(training) }}

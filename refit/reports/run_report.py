@@ -14,6 +14,7 @@ from refit.artifacts.model import ModelRecord, read_fit_params
 from refit.artifacts.paths import FIT, HISTORY, LEARNING_RATE_CURVE, PICTURES, REPORT
 from refit.artifacts.prepared import read_info
 from refit.evaluation.classification import ClassificationReport
+from refit.evaluation.findings import Finding
 from refit.reports import plots
 from refit.reports.page import Pictures, write_report
 
@@ -21,6 +22,8 @@ from refit.reports.page import Pictures, write_report
 def write_run_report(
     report: ClassificationReport,
     model: ModelRecord,
+    baselines: Mapping[str, float],
+    findings: Sequence[Finding],
     worst: Sequence[dict[str, Any]],
     worst_images: npt.NDArray[np.uint8],
     embeddings: Mapping[str, bytes],
@@ -38,7 +41,9 @@ def write_run_report(
     pictures = Pictures(
         learning_rate=plots.learning_rate_curve(
             [row["learning_rate"] for row in curve], [row["loss"] for row in curve], rate.suggestion, rate.learning_rate
-        ),
+        )
+        if curve
+        else None,
         training=plots.training_curves(_numbers(HISTORY), fitted["epoch"]),
         confusion=plots.confusion_matrix(report),
         reliability=plots.reliability_diagram(report),
@@ -54,11 +59,14 @@ def write_run_report(
     )
     with whole_folder(PICTURES) as folder:
         for name, png in {**vars(pictures), **embeddings}.items():
-            write_bytes(folder / f"{name}.png", png)
+            if png:
+                write_bytes(folder / f"{name}.png", png)
     write_report(
         REPORT,
         report,
         model.sha256,
+        baselines,
+        findings,
         data={
             "source": info.source,
             "classes": len(info.classes),

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from refit.artifacts.files import read_json
 from refit.artifacts.model import model_name, model_sha256
-from refit.artifacts.paths import BATCH, FIT, LEARNING_RATE, MODEL, PREPARED, REPORT, TEST
+from refit.artifacts.paths import BATCH, FINDINGS, FIT, LEARNING_RATE, MODEL, PREPARED, REPORT, TEST
 from refit.tracking.model_runs import find_run
 from refit.tracking.outbox import SYNC, models_in_outbox
 
@@ -59,8 +59,9 @@ def read_facts(root: Path = Path()) -> list[Fact]:
 
     Raises UserError if a file of the run is missing.
     """
-    data, batch, rate, fit, test = (
-        read_json(root / file, "dvc repro") for file in (PREPARED / "dataset.json", BATCH, LEARNING_RATE, FIT, TEST)
+    data, batch, rate, fit, test, found = (
+        read_json(root / file, "dvc repro")
+        for file in (PREPARED / "dataset.json", BATCH, LEARNING_RATE, FIT, TEST, FINDINGS)
     )
     sha256 = model_sha256(root / MODEL)
     counts = ", ".join(f"{count:,} {split}" for split, count in data["counts"].items())
@@ -89,11 +90,17 @@ def read_facts(root: Path = Path()) -> list[Fact]:
             "test accuracy",
             f"{test['accuracy']:.4f} (confidence interval {test['accuracy_low']:.4f} to {test['accuracy_high']:.4f})",
         ),
+        Fact(
+            "for comparison",
+            f"largest class {found['baselines']['majority']:.4f}, nearest training images "
+            f"{found['baselines']['neighbours']:.4f}",
+        ),
         Fact("macro F1", f"{test['macro_f1']:.4f}"),
         Fact("ECE", f"{test['ece']:.4f}"),
         Fact("model", f"{MODEL}, sha256 {model_name(sha256)}"),
         Fact("report", str(REPORT), (root / REPORT).resolve().as_uri()),
         *mlflow_facts(sha256),
+        *(Fact("advice", f"{finding['what']}. What may help: {finding['remedy']}") for finding in found["findings"]),
     ]
 
 

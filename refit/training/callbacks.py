@@ -15,6 +15,7 @@ from torch import Tensor
 
 from refit.params import FitParams
 from refit.runtime.errors import UserError
+from refit.runtime.progress import Lines
 from refit.training.averaging import Average
 
 BAR_PERIOD = 0.1  # seconds
@@ -84,7 +85,32 @@ class _TimeLeft(ProgressColumn):
 
 
 class EpochLines(Callback):
-    """Prints one line per epoch, for output that is not a terminal."""
+    """Prints one line per epoch, for output that is not a terminal, and a line now and then within long epochs."""
+
+    lines: Lines
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        what = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}, batch"
+        self.lines = Lines(what, int(trainer.num_training_batches))
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any,
+                           batch_idx: int) -> None:  # fmt: skip
+        if trainer.is_global_zero:
+            self.lines.show(batch_idx + 1)
+
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.lines = Lines("test, batch", int(sum(trainer.num_test_batches)))
+
+    def on_test_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any,
+                          batch_idx: int, dataloader_idx: int = 0) -> None:  # fmt: skip
+        self.lines.show(batch_idx + 1)
+
+    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.lines = Lines("predict, batch", int(sum(trainer.num_predict_batches)))
+
+    def on_predict_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any,
+                             batch_idx: int, dataloader_idx: int = 0) -> None:  # fmt: skip
+        self.lines.show(batch_idx + 1)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not trainer.is_global_zero:

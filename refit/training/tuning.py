@@ -2,6 +2,7 @@
 
 import io
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass, field
@@ -20,13 +21,18 @@ from refit.artifacts.choices import BatchChoice, LearningRateChoice
 from refit.batches.datamodule import Batch, PreparedData, TrainLoader
 from refit.params import BatchParams, OptimizerParams, TrainerParams
 from refit.runtime.errors import UserError
+from refit.runtime.progress import Lines
 from refit.training.trainer import hardware_class, make_trainer
 
 MIN_STEPS_AN_EPOCH = 16
 LEARNING_RATES = (1e-6, 1.0)
 LEARNING_RATE_STEPS = 100
-_SMOOTHING = 0.98  # of Lightning's running mean of the loss
-_WARM_UP = 10  # steps whose smoothed loss averages too few values
+LEAST_IMAGES = 8  # in a step of the range test
+_RUNNING = 0.98  # decay of Lightning's running mean of the loss
+_WIDTH = 0.3  # decades: the standard deviation of the smoothing
+_PEAK = 3.0  # the peak of a fit's schedule ÷ the rate at which the loss falls fastest (docs/lightning.md)
+_DIVERGED = 4.0  # times the first losses
+_FEWEST = 10  # steps from which nothing can be concluded
 _FLAT = 1e-3  # nats per decade of learning rate: a smaller slope is rounding error
 
 FloatArray = npt.NDArray[np.float64]
@@ -49,8 +55,9 @@ def choose_effective_batch(batch: BatchParams, train_images: int) -> int:
 
 def scale_batch(
     system: pl.LightningModule, data: PreparedData, batch: BatchParams, trainer_params: TrainerParams
-) -> BatchChoice:
-    """Find the largest micro-batch that fits, among the effective batch and its repeated halves.
+) -> tuple[BatchChoice, float]:
+    """Find the largest micro-batch that fits, among the effective batch and its repeated halves. Returns it, and the
+    seconds that its step took for an image.
 
     Runs one optimizer step at each size, and returns only a size that ran. On a CPU a size fits if the memory of a step
     (weights, gradients, optimizer state, inputs and saved activations) is within `batch.memory_budget`; on an
@@ -73,7 +80,7 @@ def scale_batch(
             max_val=2 * candidates[-1],  # out of reach: the Tuner returns max_val without running it
         )
     micro_batch = max(trials.fitting)
-    return BatchChoice(
+    choice = BatchChoice(
         effective_batch=data.effective_batch,
         micro_batch=micro_batch,
         accumulate_grad_batches=data.effective_batch // micro_batch,
@@ -84,22 +91,30 @@ def scale_batch(
             {"size": size, "bytes": trials.bytes.get(size), "fits": size in trials.fitting} for size in trials.sizes
         ],
     )
+    return choice, trials.seconds / micro_batch
+
+
+def range_test_batch(effective_batch: int, train_images: int) -> int:
+    """The number of images in a step of the range test: at most the effective batch, of which it is a repeated half.
+
+    All steps together see each training image at most once, unless that would leave fewer than LEAST_IMAGES a step.
+    """
+    size = effective_batch
+    while size % 2 == 0 and size > LEAST_IMAGES and size * LEARNING_RATE_STEPS > train_images:
+        size //= 2
+    return size
 
 
 def find_learning_rate(
-    system: pl.LightningModule,
-    data: PreparedData,
-    batch: BatchChoice,
-    optimizer: OptimizerParams,
-    trainer_params: TrainerParams,
+    system: pl.LightningModule, data: PreparedData, optimizer: OptimizerParams, trainer_params: TrainerParams
 ) -> tuple[LearningRateChoice, list[dict[str, float]]]:
     """The learning-rate range test of Smith (2017): the chosen rate and the loss curve."""
-    with TemporaryDirectory() as folder, isolate_rng():
+    with TemporaryDirectory() as folder, isolate_rng(), _steps_shown(system):
         range_test = make_trainer(
             trainer_params,
             default_root_dir=folder,
             max_epochs=-1,  # unlimited: num_training ends the test
-            accumulate_grad_batches=batch.accumulate_grad_batches,
+            accumulate_grad_batches=data.effective_batch // data.batch_size,
             check_val_every_n_epoch=10**6,
         )
         with nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO()):  # no progress bar in a log
@@ -112,46 +127,71 @@ def find_learning_rate(
                 update_attr=False,
             )
     assert finder is not None
-    rates, losses = np.array(finder.results["lr"]), _unbiased(np.array(finder.results["loss"]))
+    rates, losses = np.array(finder.results["lr"]), _losses_of_steps(np.array(finder.results["loss"]))
     usable = np.isfinite(losses)
-    rates, losses = rates[usable], losses[usable]
+    rates = rates[usable]
+    losses = _smoothed(rates, losses[usable]) if len(rates) else losses[usable]
     curve = [{"learning_rate": rate, "loss": loss} for rate, loss in zip(rates.tolist(), losses.tolist(), strict=True)]
     suggestion = suggest_learning_rate(rates, losses)
-    if optimizer.learning_rate != "auto":
-        return LearningRateChoice(optimizer.learning_rate, "params", suggestion), curve
     if suggestion is None:
         return LearningRateChoice(optimizer.fallback_learning_rate, "fallback", None), curve
     return LearningRateChoice(suggestion, "find_lr", suggestion), curve
 
 
-def suggest_learning_rate(rates: FloatArray, losses: FloatArray) -> float | None:
-    """The rate at which the smoothed loss falls fastest per decade of learning rate; None if it never falls.
+@contextmanager
+def _steps_shown(system: pl.LightningModule) -> Iterator[None]:
+    """Print a line now and then, for output that is not a terminal, where Lightning's bar is not shown. It patches the
+    system, because the Tuner removes the Trainer's callbacks."""
+    lines, hook = Lines("range test, step", LEARNING_RATE_STEPS), system.on_train_batch_end
 
-    Rates above that of the lowest loss are ignored, because the loss diverges there. The suggestion is at most a tenth
-    of the rate at which the loss returns to its initial value: if the loss falls only shortly before it diverges, the
-    steepest rate would ruin a fit.
+    def ran(outputs: Any, batch: Batch, batch_idx: int) -> None:
+        hook(outputs, batch, batch_idx)
+        if not sys.stderr.isatty():
+            lines.show(system.trainer.global_step)
+
+    system.on_train_batch_end = ran  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del system.on_train_batch_end
+
+
+def suggest_learning_rate(rates: FloatArray, losses: FloatArray) -> float | None:
+    """The peak learning rate for a fit: three times the rate at which the smoothed loss falls fastest per decade.
+
+    None if the loss never falls. Rates above that of the lowest loss are ignored, because the loss diverges there, and
+    the suggestion is not above it. It is at most a tenth of the rate at which the loss returns to its initial value: if
+    the loss falls only shortly before it diverges, a higher rate would ruin a fit.
 
     Lightning's own suggestion is the steepest slope over the learning rate itself. In an exponential range, whose low
     rates are closest together, it is about fifty times too low.
     """
-    rates, losses = rates[_WARM_UP:-1], losses[_WARM_UP:-1]
-    lowest = int(np.argmin(losses)) if len(losses) else 0
+    lowest = int(np.argmin(losses)) if len(losses) > _FEWEST else 0
     if lowest == 0:
         return None
     back = rates[lowest:][losses[lowest:] > losses[0]]
-    rates, losses = rates[: lowest + 1], losses[: lowest + 1]
-    slope = np.gradient(losses, np.log10(rates))
+    slope = np.gradient(losses[: lowest + 1], np.log10(rates[: lowest + 1]))
     steepest = int(np.argmin(slope))
     if slope[steepest] >= -_FLAT:
         return None
-    return float(min(rates[steepest], back[0] / 10) if len(back) else rates[steepest])
+    suggestion = min(_PEAK * rates[steepest], rates[lowest])
+    return float(min(suggestion, back[0] / 10) if len(back) else suggestion)
 
 
-def _unbiased(smoothed: FloatArray) -> FloatArray:
-    """Correct Lightning's running mean of the loss: its bias correction counts one step too many."""
-    steps = np.arange(1, len(smoothed) + 1)
-    corrected: FloatArray = smoothed * (1 - _SMOOTHING ** (steps + 1)) / (1 - _SMOOTHING**steps)
-    return corrected
+def _losses_of_steps(running: FloatArray) -> FloatArray:
+    """The loss of each step, from Lightning's running mean, whose bias correction counts one step too many."""
+    sums = running * (1 - _RUNNING ** (np.arange(1, len(running) + 1) + 1))
+    losses: FloatArray = (sums - _RUNNING * np.concatenate([[0.0], sums[:-1]])) / (1 - _RUNNING)
+    return losses
+
+
+def _smoothed(rates: FloatArray, losses: FloatArray) -> FloatArray:
+    """The mean of the neighbouring losses, by a Gaussian of the learning rate's logarithm. A diverging loss counts as
+    _DIVERGED times the first ones, so that it does not hide those before it."""
+    decades = np.log10(rates)
+    weights = np.exp(-0.5 * ((decades[:, None] - decades) / _WIDTH) ** 2)
+    smoothed: FloatArray = weights @ np.minimum(losses, _DIVERGED * losses[:_FEWEST].mean()) / weights.sum(axis=1)
+    return smoothed
 
 
 def _halves(effective_batch: int) -> list[int]:
@@ -172,12 +212,17 @@ class _Trials:
     sizes: list[int] = field(default_factory=list)
     bytes: dict[int, int] = field(default_factory=dict)
     fitting: list[int] = field(default_factory=list)
+    seconds: float = 0.0
+    """Of the last step that fitted."""
 
     @contextmanager
     def watch(self, system: pl.LightningModule, data: PreparedData) -> Iterator[None]:
         step, make_loader = system.training_step, data.train_dataloader
 
+        lines = Lines("trying batch sizes, step", len(_halves(data.effective_batch)))
+
         def watched_step(batch: Batch, batch_idx: int) -> Any:
+            self._began = time.perf_counter()
             size = len(batch.labels)
             self.sizes.append(size)
             return self._step_within_budget(step, batch, batch_idx, system)
@@ -193,6 +238,8 @@ class _Trials:
 
         def ran(outputs: Any, batch: Batch, batch_idx: int) -> None:
             self.fitting.append(len(batch.labels))
+            self.seconds = time.perf_counter() - self._began
+            lines.show(len(self.sizes))
 
         system.training_step, system.on_train_batch_end = watched_step, ran  # type: ignore[method-assign]
         data.train_dataloader = loader  # type: ignore[method-assign]

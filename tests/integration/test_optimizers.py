@@ -13,7 +13,6 @@ import torch
 from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
-from refit.artifacts.choices import BatchChoice
 from refit.batches.datamodule import PreparedData
 from refit.training.tuning import find_learning_rate, scale_batch
 from tests.fixtures import Build, Changed, Fit, watched_by
@@ -117,15 +116,14 @@ def test_muon_is_tuned_as_the_others_are(changed: Changed, build: Build, digits:
     data = PreparedData(params.augment, 64, 64, 0, digits)
     by_muon = {key.replace(".", "__"): value for key, value in keys.items()}
     system = build(**by_muon)
-    batch = scale_batch(system, data, params.batch, params.trainer)
+    batch, seconds_an_image = scale_batch(system, data, params.batch, params.trainer)
+    assert seconds_an_image > 0
     assert batch.micro_batch == 64
     kept = sum(weight.nbytes for weight in system.parameters()) * 4  # what the budget counts of the weights
     optimizer: Any = _stepped(system)
     state = sum(value.nbytes for of in optimizer.state.values() for value in of.values() if isinstance(value, Tensor))
     assert state + 2 * kept / 4 <= kept
-    choice, curve = find_learning_rate(
-        build(**by_muon), data, BatchChoice(64, 64, 1, "auto", "cpu", 2**30, []), params.optimizer, params.trainer
-    )
+    choice, curve = find_learning_rate(build(**by_muon), data, params.optimizer, params.trainer)
     assert choice.chosen_by == "find_lr"
     assert 1e-4 < choice.learning_rate < 1
     assert min(point["loss"] for point in curve) < 2

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from refit.evaluation.classification import evaluate
+from refit.evaluation.findings import Finding
 from refit.reports import plots
 from refit.reports.page import Pictures, write_report
 from tests.unit.evaluation.test_classification import four_images
@@ -29,12 +30,12 @@ class Tags(HTMLParser):
         self.text += data
 
 
-def write_page(path: Path, debug: bool = False) -> bytes:
+def write_page(path: Path, debug: bool = False, *, advice: bool = True, curve: bool = True) -> bytes:
     """A whole report, with names that would be HTML."""
     probabilities, labels = four_images()
     report = evaluate(probabilities, labels, ["<b>&", "two", "<script>"], 0.95, 10)
     pictures = Pictures(
-        learning_rate=plots.learning_rate_curve([1e-3, 1e-2, 1e-1], [2.0, 1.0, 3.0], 0.01, 0.02),
+        learning_rate=plots.learning_rate_curve([1e-3, 1e-2, 1e-1], [2.0, 1.0, 3.0], 0.01, 0.02) if curve else None,
         training=plots.training_curves(HISTORY, 2),
         confusion=plots.confusion_matrix(report),
         reliability=plots.reliability_diagram(report),
@@ -45,6 +46,8 @@ def write_page(path: Path, debug: bool = False) -> bytes:
         path,
         report,
         "ab" * 32,
+        {"majority": 0.25, "neighbours": 0.5},
+        [Finding("No image of <b>two</b> is found", "set loss.class_weights: balanced")] if advice else [],
         data={"source": "<i>folder</i>", "images": 1234},
         tuning={"learning rate": 0.02},
         training={"best epoch": 2},
@@ -65,6 +68,8 @@ def test_the_page_takes_no_name_for_html_and_loads_nothing(tmp_path: Path) -> No
     assert all(link.startswith(("data:", "#")) for link in page.links)
     for text in ("<b>&", "<script>", "<i>folder</i>", "<img src=x onerror=alert(1)>.png", '"><b>'):
         assert text in page.text
+    for text in ("No image of <b>two</b> is found.", "What may help: set loss.class_weights: balanced."):
+        assert text in page.text
     for text in ("50.0\N{NO-BREAK SPACE}%", "1,234", "model.width", "null", "false"):
         assert text in page.text
 
@@ -73,3 +78,9 @@ def test_the_page_of_a_debug_run_says_so_on_top(tmp_path: Path) -> None:
     assert b"debug run" not in write_page(tmp_path / "report.html")
     head, _, _ = write_page(tmp_path / "report.html", debug=True).partition(b"Model <code>")
     assert b"A debug run" in head
+
+
+def test_a_run_without_findings_and_without_a_range_test_says_so(tmp_path: Path) -> None:
+    html = write_page(tmp_path / "report.html", advice=False, curve=False).decode()
+    assert "None: no check of this run found a problem." in html
+    assert "Training loss by learning rate" not in html

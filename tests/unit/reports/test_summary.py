@@ -31,6 +31,7 @@ FILES: dict[str, dict[str, Any]] = {
         "tested": model_name(model_sha256(MODEL)), "accuracy": 0.98607, "accuracy_low": 0.96779,
         "accuracy_high": 0.99409, "macro_f1": 0.98594, "ece": 0.01234
     },
+    "data/evaluation/findings.json": {"baselines": {"majority": 0.1003, "neighbours": 0.9889}, "findings": []},
 }  # fmt: skip
 
 
@@ -46,7 +47,7 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_a_person_reads_every_figure_in_25_lines_of_80_columns(repository: Path) -> None:
+def test_a_person_reads_every_figure_in_26_lines_of_80_columns(repository: Path) -> None:
     text = as_text(read_facts())
     flat = " ".join(text.split())
     for figure in (
@@ -55,6 +56,7 @@ def test_a_person_reads_every_figure_in_25_lines_of_80_columns(repository: Path)
         "0.00692, from find_lr",
         "21 of 30",
         "0.9861 (confidence interval 0.9678 to 0.9941)",
+        "largest class 0.1003, nearest training images 0.9889",
         "macro F1 0.9859",
         "ECE 0.0123",
         f"data/model, sha256 {model_sha256(repository / 'data/model')[:12]}",
@@ -65,7 +67,7 @@ def test_a_person_reads_every_figure_in_25_lines_of_80_columns(repository: Path)
         "none for this model",
     ):
         assert figure in flat
-    assert len(text.splitlines()) <= 25
+    assert len(text.splitlines()) <= 26
     assert max(map(len, text.splitlines())) <= 80
 
 
@@ -94,3 +96,14 @@ def test_a_missing_file_is_one_line_that_names_it_and_exit_code_2(missing: str, 
     with pytest.raises(UserError, match=missing) as error:
         as_text(read_facts())
     assert "run: dvc repro" in str(error.value)
+
+
+def test_the_summary_ends_with_the_findings_and_what_may_help(repository: Path) -> None:
+    path = repository / "data/evaluation/findings.json"
+    found = json.loads(path.read_text())
+    found["findings"] = [{"what": "No image of hat is found", "remedy": "set loss.class_weights: balanced"}]
+    path.write_text(json.dumps(found))
+    advice = "No image of hat is found. What may help: set loss.class_weights: balanced"
+    assert read_facts()[-1] == ("advice", advice, None)
+    assert advice in " ".join(as_text(read_facts()).split())
+    assert advice in as_markdown(read_facts())

@@ -2,6 +2,7 @@
 
 import gc
 import random
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from refit.artifacts.choices import BatchChoice, read_batch, read_learning_rate
+from refit.artifacts.choices import BatchChoice, LearningRateChoice, read_batch, read_learning_rate
 from refit.artifacts.files import write_json
 from refit.artifacts.prepared import read_info
 from refit.batches.datamodule import Batch, PreparedData
@@ -20,7 +21,12 @@ from refit.runtime.errors import UserError
 from refit.systems.build import build_system
 from refit.systems.classifier import Classifier
 from refit.training import tuning
-from refit.training.tuning import choose_effective_batch, find_learning_rate, suggest_learning_rate
+from refit.training.tuning import (
+    choose_effective_batch,
+    find_learning_rate,
+    range_test_batch,
+    suggest_learning_rate,
+)
 from stages import find_lr, scale_batch
 from tests.fixtures import Changed
 
@@ -102,7 +108,11 @@ Scale = Callable[..., BatchChoice]
 def scale(build: Callable[..., Classifier], digits: Path, params: Params) -> Scale:
     def run(effective: int = 64, budget: float = 1.0, system: Classifier | None = None) -> BatchChoice:
         data = PreparedData(params.augment, effective, effective, 0, digits)
-        return tuning.scale_batch(system or build(), data, batch_params(budget=budget), params.trainer)
+        choice, seconds_an_image = tuning.scale_batch(
+            system or build(), data, batch_params(budget=budget), params.trainer
+        )
+        assert seconds_an_image > 0
+        return choice
 
     return run
 
@@ -199,19 +209,15 @@ def weights_of(system: Classifier) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in system.state_dict().items()}
 
 
-def choice_of(micro: int = 32, accumulate: int = 1) -> BatchChoice:
-    return BatchChoice(micro * accumulate, micro, accumulate, "auto", "cpu", 2**30, [])
-
-
 Find = Callable[..., Any]
 
 
 @pytest.fixture
 def find(build: Callable[..., Classifier], digits: Path, changed: Changed) -> Find:
-    def run(system: Classifier | None = None, batch: BatchChoice | None = None, rate: object = "auto") -> Any:
-        params, batch = changed({"optimizer.learning_rate": rate}), batch or choice_of()
-        data = PreparedData(params.augment, batch.micro_batch, batch.effective_batch, 0, digits)
-        return find_learning_rate(system or build(), data, batch, params.optimizer, params.trainer)
+    def run(system: Classifier | None = None, micro_batch: int = 32, batch: int = 32) -> Any:
+        params = changed({})
+        data = PreparedData(params.augment, micro_batch, batch, 0, digits)
+        return find_learning_rate(system or build(), data, params.optimizer, params.trainer)
 
     return run
 
@@ -232,12 +238,12 @@ def test_tuning_leaves_weights_random_states_and_files_as_they_were(
 
 
 class TestLearningRate:
-    def test_the_curve_spans_the_rates_and_the_suggestion_lies_on_it(self, find: Find) -> None:
+    def test_the_curve_spans_the_rates_and_the_suggestion(self, find: Find) -> None:
         choice, curve = find()
         rates = [point["learning_rate"] for point in curve]
         assert choice.chosen_by == "find_lr"
         assert choice.learning_rate == choice.suggestion
-        assert choice.suggestion in rates
+        assert rates[0] < choice.suggestion < rates[-1]
         assert rates == sorted(rates)
         assert rates[0] == pytest.approx(1e-6, rel=0.5)
         assert 1e-4 < choice.suggestion < 1
@@ -261,15 +267,32 @@ class TestLearningRate:
         assert find() == find()
 
     def test_each_point_is_an_optimizer_step_of_the_effective_batch(self, find: Find, stepped: list[int]) -> None:
-        _, curve = find(batch=choice_of(16, 2))
+        _, curve = find(micro_batch=16, batch=32)
         assert set(stepped) == {32}
         assert len(curve) <= len(stepped) == tuning.LEARNING_RATE_STEPS
 
-    def test_a_rate_in_the_parameters_is_taken_and_the_suggestion_told(self, find: Find) -> None:
-        choice, curve = find(rate=0.123)
-        assert (choice.learning_rate, choice.chosen_by) == (0.123, "params")
-        assert choice.suggestion is not None
-        assert len(curve) > 50
+    @pytest.mark.parametrize(
+        ("effective_batch", "train_images", "size"),
+        [
+            (256, 60_000, 256),
+            (256, 25_599, 128),
+            (128, 3_068, 16),
+            (64, 1_169, 8),
+            (64, 100, 8),
+            (4, 100, 4),
+            (36, 100, 9),
+        ],
+    )
+    def test_all_steps_together_take_an_epoch_or_as_few_images_as_make_a_step(
+        self, effective_batch: int, train_images: int, size: int
+    ) -> None:
+        assert range_test_batch(effective_batch, train_images) == size
+
+    def test_a_system_s_own_hook_runs_too(self, find: Find, build: Any) -> None:
+        system, seen = build(), []
+        system.on_train_batch_end = lambda outputs, batch, batch_idx: seen.append(batch_idx)
+        find(system=system)
+        assert len(seen) == tuning.LEARNING_RATE_STEPS
 
     def test_a_curve_too_short_gives_the_fallback(self, find: Find, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(tuning, "LEARNING_RATE_STEPS", 8)
@@ -289,11 +312,11 @@ RATES = np.logspace(-6, 0, 100)
 
 
 class TestSuggestion:
-    def test_it_is_where_the_loss_falls_fastest_per_decade(self) -> None:
+    def test_it_is_three_times_the_rate_at_which_the_loss_falls_fastest_per_decade(self) -> None:
         losses = 2.3 - 2 / (1 + np.exp(-8 * (np.log10(RATES) + 2.5)))
         suggestion = suggest_learning_rate(RATES, losses)
         assert suggestion is not None
-        assert np.log10(suggestion) == pytest.approx(-2.5, abs=0.1)
+        assert np.log10(suggestion) == pytest.approx(-2.5 + np.log10(3), abs=0.1)
 
     def test_a_fall_after_the_lowest_loss_is_noise(self) -> None:
         decades = np.log10(RATES)
@@ -313,21 +336,47 @@ class TestSuggestion:
     def test_it_is_none_where_the_loss_never_falls(self, last: float) -> None:
         assert suggest_learning_rate(RATES, np.linspace(2.3, last, 100)) is None
 
-    @pytest.mark.parametrize("points", [0, 1, 10, 12])
+    @pytest.mark.parametrize("points", [0, 1, 10])
     def test_it_is_none_where_there_are_too_few_points(self, points: int) -> None:
         assert suggest_learning_rate(RATES[:points], np.linspace(2.3, 1, points)) is None
 
-    def test_the_first_losses_which_are_smoothed_over_too_few_are_not_counted(self) -> None:
-        losses = 2.3 - 1 / (1 + np.exp(-8 * (np.log10(RATES) + 2.5)))
-        losses[:5] += np.array([9.0, 7, 5, 3, 1])
-        suggestion = suggest_learning_rate(RATES, losses)
-        assert suggestion is not None
-        assert suggestion > 1e-3
+
+class TestSmoothing:
+    def test_the_losses_of_the_steps_are_taken_back_from_lightning_s_running_mean(self) -> None:
+        losses = np.random.default_rng(0).uniform(1, 3, 40)
+        mean, running = 0.0, []
+        for step, loss in enumerate(losses, start=1):
+            mean = 0.98 * mean + 0.02 * loss
+            running.append(mean / (1 - 0.98 ** (step + 1)))
+        assert tuning._losses_of_steps(np.array(running)) == pytest.approx(losses)
+
+    @pytest.mark.parametrize("seed", range(5))
+    def test_noise_as_large_as_that_of_eight_images_moves_the_suggestion_by_less_than_a_factor_of_three(
+        self, seed: int
+    ) -> None:
+        losses = 2.3 - 2 / (1 + np.exp(-4 * (np.log10(RATES) + 2.5)))
+        exact = suggest_learning_rate(RATES, tuning._smoothed(RATES, losses))
+        noisy = losses + np.random.default_rng(seed).normal(0, 0.3, len(losses))
+        found = suggest_learning_rate(RATES, tuning._smoothed(RATES, noisy))
+        assert exact is not None
+        assert found is not None
+        assert exact / 3 < found < exact * 3
+
+    def test_a_diverging_loss_does_not_hide_the_fall_before_it(self) -> None:
+        losses = 2.3 - 2 / (1 + np.exp(-8 * (np.log10(RATES) + 2.5)))
+        losses[-10:] = 1e6
+        smoothed = tuning._smoothed(RATES, losses)
+        assert smoothed.min() < 0.6
+        assert smoothed.max() <= 4 * 2.3
 
 
-def test_the_stages_write_what_the_next_one_reads(prepared_workspace: Path, changed: Changed) -> None:
+def test_the_stages_write_what_the_next_one_reads(
+    prepared_workspace: Path, changed: Changed, capsys: pytest.CaptureFixture[str]
+) -> None:
     params = changed({"batch.max_size": 32})
+    Path("params.yaml").write_text("fit: {max_epochs: 7}")
     scale_batch.main(params)
+    assert re.search(r"^about \d.* an epoch, \d.* for 7 epochs$", capsys.readouterr().out, re.MULTILINE)
     find_lr.main(params)
     batch, rate = read_batch(), read_learning_rate()
     assert (batch.effective_batch, batch.micro_batch, batch.chosen_by) == (32, 32, "auto")
@@ -342,6 +391,7 @@ def test_the_range_test_trains_as_the_fit_will(prepared_workspace: Path, changed
         "optimizer.name": "muon", "optimizer.schedule": "plateau", "loss.class_weights": "balanced",
         "augment.mixup": 0.2, "augment.policy": "trivialaugment", "fit.gradient_clip_algorithm": "value",
     })  # fmt: skip
+    Path("params.yaml").write_text("{}")
     scale_batch.main(params)
     find_lr.main(params)
     rate = read_learning_rate()
@@ -349,11 +399,20 @@ def test_the_range_test_trains_as_the_fit_will(prepared_workspace: Path, changed
     assert 1e-4 < rate.learning_rate < 1
 
 
+def test_a_learning_rate_in_the_parameters_needs_no_test(
+    prepared_workspace: Path, changed: Changed, capsys: pytest.CaptureFixture[str]
+) -> None:
+    find_lr.main(changed({"optimizer.learning_rate": 0.123}))  # no batch was chosen: none is needed
+    assert read_learning_rate() == LearningRateChoice(0.123, "params", suggestion=None)
+    assert Path("data/tuning/learning_rate.csv").read_text() == ""
+    assert capsys.readouterr().out == "learning rate 0.123, chosen by params: no range test\n"
+
+
 def test_the_fallback_is_reported_as_a_warning(
     prepared_workspace: Path, params: Params, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(tuning, "LEARNING_RATE_STEPS", 8)
-    write_json(Path("data/tuning/batch.json"), vars(choice_of()))
+    write_json(Path("data/tuning/batch.json"), vars(BatchChoice(32, 32, 1, "auto", "cpu", 2**30, [])))
     find_lr.main(params)
     assert (
         "warning: the range test found no learning rate; fit uses optimizer.fallback_learning_rate = 0.001"

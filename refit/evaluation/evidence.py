@@ -1,0 +1,42 @@
+"""Gather the evidence for findings.py from the outputs of the stages."""
+
+import numpy as np
+from torch import nn
+
+from refit.artifacts.choices import read_learning_rate
+from refit.artifacts.files import read_csv, read_json
+from refit.artifacts.model import read_fit_params
+from refit.artifacts.paths import FIT, HISTORY, LEARNING_RATE_CURVE
+from refit.artifacts.prepared import Split, read_info, read_split
+from refit.evaluation.baselines import Baselines, majority, nearest_neighbours
+from refit.evaluation.classification import ClassificationReport
+from refit.evaluation.comparison import compare
+from refit.evaluation.findings import Evidence
+from refit.tasks.classification import Floats, predictions
+
+
+def gather(report: ClassificationReport, answer: Floats, tested: Split, system: nn.Module) -> Evidence:
+    """The evidence of the run whose outputs are in data/.
+
+    answer: probabilities of the images of `tested`, (N, classes). system: the trained system.
+    """
+    train, info = read_split("train"), read_info()
+    neighbours = nearest_neighbours(train.images, train.labels, tested.images)
+    fitted, rate, params = read_json(FIT, "dvc repro fit"), read_learning_rate(), read_fit_params()
+    curve = read_csv(LEARNING_RATE_CURVE)
+    rates = [float(row["learning_rate"]) for row in curve]
+    return Evidence(
+        report=report,
+        baselines=Baselines(majority(train.labels, tested.labels), float((neighbours == tested.labels).mean())),
+        beside_neighbours=compare(predictions(answer) == tested.labels, neighbours == tested.labels, report.confidence),
+        train_images=tuple(np.bincount(train.labels, minlength=len(info.classes)).tolist()),
+        val_images=info.counts["val"],
+        history=[{name: float(value) for name, value in row.items()} for row in read_csv(HISTORY)],
+        best_epoch=int(fitted["epoch"]),
+        chosen_by=rate.chosen_by,
+        learning_rate=rate.learning_rate,
+        tested_rates=(min(rates), max(rates)) if rates else None,
+        network_weights=sum(weight.numel() for weight in system.parameters()),
+        pretrained=params["model"]["weights"] is not None,
+        class_weights=params["loss"]["class_weights"] != "none",
+    )

@@ -1,0 +1,213 @@
+"""Advice from the evidence of a run: what is wrong or doubtful, with its figures, and the key that may help.
+
+Each rule says what it saw, and nothing where the evidence may be chance. A healthy run has no findings.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import NamedTuple
+
+from refit.evaluation.baselines import NEIGHBOURS, SIDE, Baselines
+from refit.evaluation.classification import ClassificationReport, ClassMetrics
+from refit.evaluation.comparison import Comparison
+
+_CHANCE = 0.01  # an observation that is less probable by chance is a finding
+_WIDE = 0.1  # half of the interval of the test accuracy
+_EASY = 0.9  # accuracy of the neighbours above which a network need not be better
+_GAP = 0.1  # of training and validation accuracy
+_RISE = 1.2  # last validation loss ÷ the best one
+_STILL_FALLING = 0.05  # relative fall of the validation loss in the last tenth of the epochs
+_FEW = 1000  # weights of the network for each training image
+_UNEVEN = 3.0  # images of the largest class ÷ of the smallest
+_EDGE = 10.0  # distance from the end of the tested range of learning rates, as a factor
+
+
+class Finding(NamedTuple):
+    what: str
+    """What was seen, with its figures."""
+    remedy: str
+    """What may help, with the keys of params.yaml."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    report: ClassificationReport
+    baselines: Baselines
+    beside_neighbours: Comparison
+    """The model compared with the nearest neighbours on the test images."""
+    train_images: tuple[int, ...]
+    """Training images of each class, in the order of the report's classes."""
+    val_images: int
+    history: Sequence[dict[str, float]]
+    """The rows of history.csv."""
+    best_epoch: int
+    chosen_by: str
+    """As in LearningRateChoice."""
+    learning_rate: float
+    tested_rates: tuple[float, float] | None
+    """The lowest and the highest rate of the range test; None if there was none."""
+    network_weights: int
+    """Numbers that the network learns."""
+    pretrained: bool
+    class_weights: bool
+    """Whether the loss weights the classes."""
+
+
+def find(evidence: Evidence) -> list[Finding]:
+    """The findings of a run, the most serious first."""
+    return [finding for rule in _RULES for finding in rule(evidence)]
+
+
+def _no_better_than_the_majority(seen: Evidence) -> Iterator[Finding]:
+    report = seen.report
+    if report.accuracy_low <= seen.baselines.majority:
+        yield Finding(
+            f"The test accuracy, {_interval(report)}, is not shown to be better than always answering with the largest "
+            f"class: {seen.baselines.majority:.3f}",
+            "check the labels with `make sanity`; more images, another optimizer.learning_rate, or more fit.max_epochs",
+        )
+
+
+def _no_better_than_neighbours(seen: Evidence) -> Iterator[Finding]:
+    beside = seen.beside_neighbours
+    if seen.baselines.neighbours < _EASY and beside.low <= 0 and seen.report.accuracy_low > seen.baselines.majority:
+        yield Finding(
+            f"The test accuracy, {seen.report.accuracy:.3f}, is not shown to be better than that of the {NEIGHBOURS} "
+            f"nearest training images of {SIDE} x {SIDE} pixels: {seen.baselines.neighbours:.3f} (difference "
+            f"{beside.difference:+.3f}, {beside.low:+.3f} to {beside.high:+.3f})",
+            "the network has learned little: more fit.max_epochs, a larger data.image_size, another "
+            "optimizer.learning_rate, or pretrained model.weights",
+        )
+
+
+def _classes_never_found(seen: Evidence) -> Iterator[Finding]:
+    right = seen.report.accuracy
+    missed = [row for row in seen.report.classes if row.recall == 0 and (1 - right) ** row.images < _CHANCE]
+    if missed:
+        uneven = max(seen.train_images) >= _UNEVEN * min(seen.train_images)
+        yield Finding(
+            f"No image of {_names(missed)} is classified correctly (test images: {_counts(missed)})",
+            "set loss.class_weights: balanced, or add images of these classes"
+            if uneven and not seen.class_weights
+            else "add images of these classes, or check their labels; more fit.max_epochs",
+        )
+
+
+def _memorised(seen: Evidence) -> Iterator[Finding]:
+    best = seen.history[seen.best_epoch - 1]
+    train, val = best.get("train_accuracy"), best.get("val_accuracy")
+    if train is None or val is None:
+        return
+    error = math.sqrt(val * (1 - val) / seen.val_images)
+    if train - val > _GAP and train - val > NormalDist().inv_cdf(1 - _CHANCE) * error:
+        yield Finding(
+            f"Over-fitting: in the best epoch the accuracy is {train:.3f} on the training images and {val:.3f} on the "
+            "validation images",
+            "more images, augment.flip, augment.crop_area or augment.policy, a smaller network, or pretrained "
+            "model.weights",
+        )
+
+
+def _loss_rose(seen: Evidence) -> Iterator[Finding]:
+    best, last = seen.history[seen.best_epoch - 1].get("val_loss"), seen.history[-1].get("val_loss")
+    if best is not None and last is not None and 0 < _RISE * best < last and seen.best_epoch <= len(seen.history) / 2:
+        yield Finding(
+            f"Over-fitting: the validation loss was lowest in epoch {seen.best_epoch} of {len(seen.history)} "
+            f"({best:.3f}) and rose to {last:.3f}",
+            f"fewer fit.max_epochs, such as {max(2, round(1.2 * seen.best_epoch))}, or more augmentation",
+        )
+
+
+def _still_falling(seen: Evidence) -> Iterator[Finding]:
+    epochs = len(seen.history)
+    if seen.best_epoch < epochs or epochs == 1 or "val_loss" not in seen.history[-1]:
+        return
+    tail = max(1, epochs // 10)
+    before, last = seen.history[-1 - tail]["val_loss"], seen.history[-1]["val_loss"]
+    if before - last > _STILL_FALLING * before:
+        yield Finding(
+            f"The validation loss was still falling at the end: {before:.3f} to {last:.3f} in the last "
+            f"{'epoch' if tail == 1 else f'{tail} epochs'} of {epochs}",
+            f"more fit.max_epochs, such as {2 * epochs}",
+        )
+
+
+def _splits_differ(seen: Evidence) -> Iterator[Finding]:
+    val = seen.history[seen.best_epoch - 1].get("val_accuracy")
+    if val is None:
+        return
+    test, images = seen.report.accuracy, seen.report.images
+    pooled = (val * seen.val_images + test * images) / (seen.val_images + images)
+    error = math.sqrt(pooled * (1 - pooled) * (1 / seen.val_images + 1 / images))
+    chance = 2 * (1 - NormalDist().cdf(abs(val - test) / error)) if error else 1.0
+    if chance < _CHANCE:
+        yield Finding(
+            f"The accuracy is {val:.3f} on {seen.val_images:,} validation images and {test:.3f} on {images:,} test "
+            f"images; by chance this has a probability of {chance:.1g}",
+            "the splits differ: check from where their images come, and whether near-copies are in several splits",
+        )
+
+
+def _few_images(seen: Evidence) -> Iterator[Finding]:
+    images = sum(seen.train_images)
+    if not seen.pretrained and seen.network_weights > _FEW * images:
+        yield Finding(
+            f"The network learns {seen.network_weights:,} weights from {images:,} training images, without pretrained "
+            "ones",
+            "set model.weights, choose a smaller model.network or model.width, or add images",
+        )
+
+
+def _few_test_images(seen: Evidence) -> Iterator[Finding]:
+    report = seen.report
+    if report.accuracy_high - report.accuracy_low > 2 * _WIDE:
+        yield Finding(
+            f"With {report.images:,} test images the accuracy is only known to be between {report.accuracy_low:.2f} "
+            f"and {report.accuracy_high:.2f}",
+            "more test images: raise data.test, or put more into test/",
+        )
+
+
+def _learning_rate_at_the_edge(seen: Evidence) -> Iterator[Finding]:
+    if seen.chosen_by == "fallback":
+        yield Finding(
+            "The range test of find_lr found no learning rate at which the loss falls; the fit used "
+            f"optimizer.fallback_learning_rate = {seen.learning_rate:g}",
+            "set optimizer.learning_rate, and check the labels with `make sanity`",
+        )
+    elif seen.chosen_by == "find_lr" and seen.tested_rates is not None:
+        lowest, highest = seen.tested_rates
+        if not lowest * _EDGE < seen.learning_rate < highest / _EDGE:
+            yield Finding(
+                f"The range test of find_lr chose a learning rate of {seen.learning_rate:.2g}, at the edge of the "
+                f"tested range, {lowest:.0e} to {highest:.0e}",
+                "try optimizer.learning_rate: 0.001, and compare with `make versus`",
+            )
+
+
+_RULES: tuple[Callable[[Evidence], Iterator[Finding]], ...] = (
+    _no_better_than_the_majority,
+    _no_better_than_neighbours,
+    _classes_never_found,
+    _splits_differ,
+    _learning_rate_at_the_edge,
+    _memorised,
+    _loss_rose,
+    _still_falling,
+    _few_images,
+    _few_test_images,
+)
+
+
+def _interval(report: ClassificationReport) -> str:
+    return f"{report.accuracy:.3f} ({report.accuracy_low:.3f} to {report.accuracy_high:.3f})"
+
+
+def _names(rows: Sequence[ClassMetrics]) -> str:
+    return ", ".join(row.name for row in rows)
+
+
+def _counts(rows: Sequence[ClassMetrics]) -> str:
+    return ", ".join(f"{row.images:,}" for row in rows)

@@ -1,0 +1,150 @@
+"""Each rule of the advice: evidence that shows its fault, and evidence that does not."""
+
+import re
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from refit.evaluation.baselines import Baselines, majority, nearest_neighbours
+from refit.evaluation.classification import ClassificationReport, evaluate
+from refit.evaluation.comparison import compare
+from refit.evaluation.findings import Evidence, find
+
+CLASSES = ["cat", "dog", "hat"]
+
+
+def report_of(right: dict[str, tuple[int, int]]) -> ClassificationReport:
+    """Test images of each class: how many are classified correctly, of how many. The others are taken for the next."""
+    labels, predicted = [], []
+    for label, name in enumerate(CLASSES):
+        correct, images = right[name]
+        labels += [label] * images
+        predicted += [label] * correct + [(label + 1) % 3] * (images - correct)
+    probabilities = np.full((len(labels), 3), 0.1)
+    probabilities[np.arange(len(labels)), predicted] = 0.8
+    return evaluate(probabilities, np.array(labels), CLASSES, 0.95, 10)
+
+
+def history_of(val_losses: list[float], train: float = 0.95, val: float = 0.93) -> list[dict[str, float]]:
+    return [{"epoch": number, "val_loss": loss, "train_accuracy": train, "val_accuracy": val}
+            for number, loss in enumerate(val_losses, start=1)]  # fmt: skip
+
+
+def compared(both: int, only_model: int, only_neighbours: int, neither: int) -> Any:
+    counts = (both, only_model, only_neighbours, neither)
+    return compare(np.repeat([True, True, False, False], counts), np.repeat([True, False, True, False], counts), 0.95)
+
+
+HEALTHY = Evidence(
+    report=report_of({"cat": (93, 100), "dog": (92, 100), "hat": (94, 100)}),
+    baselines=Baselines(majority=0.333, neighbours=0.7),
+    beside_neighbours=compared(205, 74, 5, 16),
+    train_images=(400, 400, 400),
+    val_images=300,
+    history=history_of([1.0, 0.5, 0.3, 0.21, 0.205, 0.203, 0.204, 0.203, 0.202, 0.201]),
+    best_epoch=10,
+    chosen_by="find_lr",
+    learning_rate=0.003,
+    tested_rates=(1e-6, 1.0),
+    network_weights=100_000,
+    pretrained=False,
+    class_weights=False,
+)
+
+
+def test_a_healthy_run_has_no_findings() -> None:
+    assert find(HEALTHY) == []
+
+
+WITHOUT_HATS = report_of({"cat": (140, 140), "dog": (140, 140), "hat": (0, 20)})
+POOR = report_of({"cat": (35, 100), "dog": (36, 100), "hat": (34, 100)})
+
+
+@pytest.mark.parametrize(
+    ("changes", "what", "remedy"),
+    [
+        (
+            {"report": POOR, "history": history_of([1.1, 1.1], train=0.36, val=0.35), "best_epoch": 1},
+            r"^The test accuracy, 0\.350 \(0\.298 to 0\.406\), .*largest class: 0\.333$", "make sanity",
+        ),
+        (
+            {"report": report_of({"cat": (60, 100), "dog": (60, 100), "hat": (60, 100)}),
+             "baselines": Baselines(0.333, 0.61), "beside_neighbours": compared(150, 30, 33, 87),
+             "history": history_of([1.1, 1.1], train=0.62, val=0.6), "best_epoch": 1},
+            r"^The test accuracy, 0\.600, .* 5 nearest .*: 0\.610 \(difference -0\.010, -0\.06\d to \+0\.04\d\)$",
+            "model.weights",
+        ),
+        (
+            {"report": WITHOUT_HATS, "train_images": (560, 560, 80)},
+            r"^No image of hat is classified correctly \(test images: 20\)$", "loss.class_weights: balanced",
+        ),
+        (
+            {"report": WITHOUT_HATS, "train_images": (560, 560, 80), "class_weights": True},
+            r"^No image of hat is classified", "add images of these classes",
+        ),
+        (
+            {"history": history_of([1.0, 0.41, 0.4], train=0.999, val=0.8), "best_epoch": 3, "report":
+             report_of({"cat": (80, 100), "dog": (80, 100), "hat": (81, 100)})},
+            r"^Over-fitting: .* 0\.999 on the training images and 0\.800", "augment.flip",
+        ),
+        (
+            {"history": history_of([1.0, 0.4, 0.5, 0.6, 0.7, 0.8]), "best_epoch": 2},
+            r"^Over-fitting: .* lowest in epoch 2 of 6 \(0\.400\) and rose to 0\.800$", "fit.max_epochs, such as 2",
+        ),
+        (
+            {"history": history_of([1.0, 0.8, 0.6]), "best_epoch": 3},
+            r"^The validation loss was still falling at the end: 0\.800 to 0\.600 in the last epoch of 3$",
+            "fit.max_epochs, such as 6",
+        ),
+        (
+            {"report": report_of({"cat": (75, 100), "dog": (76, 100), "hat": (74, 100)})},
+            r"^The accuracy is 0\.930 on 300 validation images and 0\.750 on 300 test images; by chance .* of \de-\d+$",
+            "the splits differ",
+        ),
+        (
+            {"network_weights": 11_000_000},
+            r"^The network learns 11,000,000 weights from 1,200 training images", "model.weights",
+        ),
+        (
+            {"report": report_of({"cat": (3, 3), "dog": (3, 3), "hat": (2, 2)})},
+            r"^With 8 test images the accuracy is only known to be between 0\.68 and 1\.00$", "data.test",
+        ),
+        ({"chosen_by": "fallback", "learning_rate": 0.001}, "found no learning rate .* = 0.001$", "learning_rate"),
+        ({"learning_rate": 8e-6}, r"chose a learning rate of 8e-06, at the edge of .* 1e-06 to 1e\+00$", "0.001"),
+        ({"learning_rate": 0.3}, "chose a learning rate of 0.3, at the edge", "0.001"),
+    ],
+)  # fmt: skip
+def test_a_fault_is_named_with_its_figures_and_what_may_help(changes: dict[str, Any], what: str, remedy: str) -> None:
+    (finding,) = find(replace(HEALTHY, **changes))
+    assert remedy in finding.remedy
+    assert re.search(what, finding.what), finding.what
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"report": report_of({"cat": (93, 100), "dog": (92, 100), "hat": (0, 1)})},  # one image may be a hard one
+        {"baselines": Baselines(0.333, 0.95), "beside_neighbours": compared(280, 5, 5, 10)},  # little was left to gain
+        {"history": history_of([1.0, 0.4, 0.41, 0.42, 0.41, 0.42]), "best_epoch": 2},
+        {"history": history_of([0.3])[:1], "best_epoch": 1},
+        {"history": [{"epoch": 1, "val_reward": 3.0}], "best_epoch": 1},  # a system of the user's own
+        {"network_weights": 11_000_000, "pretrained": True},
+        {"chosen_by": "params", "learning_rate": 1e-6, "tested_rates": None},
+    ],
+)
+def test_what_may_be_chance_or_is_meant_is_no_finding(changes: dict[str, Any]) -> None:
+    assert find(replace(HEALTHY, **changes)) == []
+
+
+def test_the_majority_is_that_of_the_train_split() -> None:
+    assert majority(np.array([1, 1, 0]), np.array([0, 1, 1, 2])) == 0.5
+
+
+def test_the_nearest_neighbours_vote_by_colours_of_areas() -> None:
+    random = np.random.default_rng(0)
+    labels = np.arange(60) % 2
+    images = (random.integers(0, 60, (60, 3, 20, 24)) + 150 * labels[:, None, None, None]).astype(np.uint8)
+    assert (nearest_neighbours(images[:40], labels[:40], images[40:]) == labels[40:]).all()
+    assert (nearest_neighbours(images[:2], labels[:2], images[2:4]) >= 0).all(), "fewer images than neighbours"
