@@ -15,8 +15,9 @@ import numpy as np
 
 from refit.artifacts.files import read_csv, read_json, whole_folder, write_bytes, write_csv, write_json
 from refit.artifacts.model import model_name, read_record
-from refit.artifacts.paths import MODEL, OUTCOMES, PREPARED, PROMOTION, TEST
+from refit.artifacts.paths import FINDINGS, MODEL, OUTCOMES, PREPARED, PROMOTION, TEST
 from refit.artifacts.prepared import Split, read_hashes, read_info, read_names, read_split
+from refit.evaluation.classification import wilson_interval
 from refit.evaluation.comparison import Comparison, Row, paired
 from refit.params import Params, PromoteParams, load_params
 from refit.reports.summary import Fact, as_lines, as_markdown
@@ -37,6 +38,7 @@ from refit.tracking.registry import (
 from refit.tracking.store import EXPERIMENT, open_store
 
 MANUAL_PROMOTION = "compare them manually, then run: make register, and set the alias champion in MLflow"
+DOUBTFUL = 0.2  # width of the interval of an accuracy
 MAX_CHANGED = 0.01  # fraction of the champion's predictions; other hardware rounds differently
 
 
@@ -48,6 +50,8 @@ class Challenger(NamedTuple):
     accuracy: float
     outcomes: list[Row]
     """The rows of outcomes.csv, one per test image."""
+    majority: float
+    """The accuracy of always answering with the largest class."""
 
 
 class ChampionComparison(NamedTuple):
@@ -91,6 +95,8 @@ def main() -> None:
         verdict = Verdict("promoted", f"{version.uri} is now the champion: {verdict.why}")
         make_champion(version, verdict.why)
 
+    if verdict.outcome == "promoted" and champion is None:
+        warn_of_doubt(challenger, params.test.confidence)
     facts = as_facts(challenger, versus_champion, verdict)
     write_verdict(challenger, versus_champion, verdict, facts)
     if versus_champion:
@@ -115,7 +121,8 @@ def read_challenger() -> Challenger:
     outcomes = read_csv(OUTCOMES)
     if [row["file"] for row in outcomes] != read_names("test"):
         raise UserError(f"{OUTCOMES} and {PREPARED} have different test images; run: dvc repro")
-    return Challenger(record.sha256, record.weights_sha256, float(test["accuracy"]), outcomes)
+    majority = float(read_json(FINDINGS, "dvc repro")["baselines"]["majority"])
+    return Challenger(record.sha256, record.weights_sha256, float(test["accuracy"]), outcomes, majority)
 
 
 def compare_with_champion(champion: Version, challenger: Challenger, params: Params) -> ChampionComparison:
@@ -183,6 +190,19 @@ def decide(challenger: Challenger, versus_champion: ChampionComparison | None, p
     if found.low < -promote.margin:
         return Verdict("kept", f"{stays}: {difference}, below the {-promote.margin:g} that promote.margin allows")
     return Verdict("promoted", f"it replaces {versus_champion.champion.uri}; {difference}")
+
+
+def warn_of_doubt(challenger: Challenger, confidence: float) -> None:
+    """Warn of a first champion that is no better than the simplest answer, or that few images have tested."""
+    images = len(challenger.outcomes)
+    low, high = wilson_interval(round(challenger.accuracy * images), images, confidence)
+    if low <= challenger.majority:
+        print(f"warning: its accuracy of {challenger.accuracy:.4f} ({low:.4f} to {high:.4f}) is not shown to be better "
+              f"than always answering with the largest class, {challenger.majority:.4f}; to refuse such a model, raise "
+              "promote.min_accuracy", file=sys.stderr)  # fmt: skip
+    elif high - low > DOUBTFUL:
+        print(f"warning: only {images:,} images have tested it, so its accuracy is only known to be between {low:.4f} "
+              f"and {high:.4f}; raise data.test, or add test images", file=sys.stderr)  # fmt: skip
 
 
 def as_facts(challenger: Challenger, versus_champion: ChampionComparison | None, verdict: Verdict) -> list[Fact]:

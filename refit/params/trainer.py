@@ -1,10 +1,21 @@
 """Sections `trainer` and `debug`: what Lightning's Trainer is given."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
+from pydantic_core import PydanticCustomError
 
 from refit.params.types import Count, Limit, Section
+from refit.runtime.cores import usable_cores
+
+
+def _cores_for_auto(value: Any) -> Any:
+    if isinstance(value, str) and value != "auto":
+        raise PydanticCustomError("threads", "Input should be auto, or an integer")
+    return usable_cores() if value == "auto" else value
+
+
+_AUTO_OR_COUNT = {"anyOf": [{"const": "auto", "type": "string"}, {"minimum": 1, "type": "integer"}]}
 
 
 class TrainerParams(Section):
@@ -21,9 +32,11 @@ class TrainerParams(Section):
     """Compute batch norm's statistics over the images of all devices instead of each device's own. CUDA only."""
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed", "64-true"] = "auto"
     """Lightning's precision. auto: bf16-mixed if the device supports it natively, else 32-true."""
-    threads: Count = 1
-    """Number of PyTorch's CPU threads. Another number changes the last bits of the results. More than one helps large
-    networks on an otherwise idle machine; two such trainings at the same time slow each other down."""
+    threads: Annotated[Count, BeforeValidator(_cores_for_auto), WithJsonSchema(_AUTO_OR_COUNT)] = 1
+    """Number of PyTorch's CPU threads. auto: the cores that this process may use. The number is part of what is
+    recorded: another one changes the last bits of the results, so auto makes the stages stale on a machine with another
+    number of cores. More than one thread helps large networks on an otherwise idle machine; two such trainings at the
+    same time slow each other down."""
     deterministic: bool = True
     """Use deterministic algorithms only."""
     compile: Literal["default", "reduce-overhead"] | None = None

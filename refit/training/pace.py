@@ -1,6 +1,5 @@
 """How long a fit takes, from the first steps that were run. It is only shown: it is in no output of a stage."""
 
-import os
 import time
 from typing import Any
 
@@ -9,6 +8,7 @@ from pytorch_lightning.callbacks import Callback
 
 from refit.artifacts.prepared import DatasetInfo
 from refit.params import TrainerParams
+from refit.runtime.cores import usable_cores
 from refit.runtime.progress import duration
 
 _VALIDATION = 0.4  # seconds of validating an image ÷ of training on one (docs/performance.md)
@@ -30,7 +30,7 @@ def announce_pace(seconds_an_image: float, info: DatasetInfo, epochs: int, train
     remedies = ["fewer fit.max_epochs", "a smaller model.network or model.width"]
     if side > _SIDE:
         remedies.insert(0, f"data.image_size: {side // 2} (a quarter of the work)")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = usable_cores()
     if trainer.accelerator in ("auto", "cpu") and trainer.threads < cores:
         remedies.insert(0, f"trainer.threads: auto ({cores} cores)")
     return f"{line}\nto shorten it: {'; '.join(remedies)}"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from refit.commands.promote import Challenger, ChampionComparison, decide
+from refit.commands.promote import Challenger, ChampionComparison, decide, warn_of_doubt
 from refit.evaluation.comparison import Comparison
 from refit.tracking.registry import Version
 from tests.fixtures import Changed
@@ -34,6 +34,23 @@ def test_the_rule(
     versus_champion = (
         None if low is None else ChampionComparison(RIVAL, Comparison(100, 0.9, 0.88, 5, 3, low, 0.1), 0, 0, [])
     )
-    found = decide(Challenger("a" * 64, "b" * 64, accuracy, []), versus_champion, rules)
+    found = decide(Challenger("a" * 64, "b" * 64, accuracy, [], 0.1), versus_champion, rules)
     assert found.outcome == outcome
     assert why in found.why
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "images", "majority", "warning"),
+    [
+        (0.387, 372, 0.36, "accuracy of 0.3870 (0.3390 to 0.4375) is not shown to be better than always answering"),
+        (1.0, 8, 0.5, "only 8 images have tested it, so its accuracy is only known to be between 0.6756 and 1.0000"),
+        (0.98, 359, 0.1, ""),
+    ],
+)
+def test_a_first_champion_that_may_be_worth_nothing_is_warned_of(
+    accuracy: float, images: int, majority: float, warning: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    warn_of_doubt(Challenger("a" * 64, "b" * 64, accuracy, [{}] * images, majority), confidence=0.95)
+    said = capsys.readouterr().err
+    assert warning in said
+    assert bool(said) == bool(warning)

@@ -389,6 +389,15 @@ def test_the_keys_that_a_stage_does_not_name_are_at_their_defaults() -> None:
     assert params.values("test").keys() == {f"test.{name}" for name in type(params.test).model_fields}
 
 
+def test_threads_auto_is_recorded_as_the_number_of_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that the same number means the same bits, on whichever machine."""
+    monkeypatch.setattr("refit.params.trainer.usable_cores", lambda: 6)
+    params = check_params({"trainer": {"threads": "auto"}})
+    assert params.values("trainer.threads") == {"trainer.threads": 6}
+    with pytest.raises(UserError, match=r"trainer\.threads = 'many' must be auto, or an integer\."):
+        check_params({"trainer": {"threads": "many"}})
+
+
 def test_parameters_cannot_be_changed_on_the_way(params: Params) -> None:
     with pytest.raises(ValidationError, match="frozen"):
         params.fit.max_epochs = 100  # type: ignore[misc]
