@@ -1,8 +1,8 @@
 """Classify image files with a trained model: a line per image.
 
-A FILE may be a folder: all images in it are classified. A file that cannot be decoded is named on stderr, and the others
-are classified all the same. Exit codes: 0 every image was classified; 1 some could not be decoded; 2 there is no model or
-no image.
+A FILE may be a folder: all images in it are classified. A file that cannot be decoded is named on stderr, and the
+others are classified all the same. Exit codes: 0 every image was classified; 1 some could not be decoded; 2 there is no
+model or no image.
 """
 
 import sys
