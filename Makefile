@@ -8,6 +8,7 @@ UV_VERSION := 0.13.9
 
 .PHONY: repro
 repro: .venv/ready  ## install the environment, then run the stale stages of the pipeline
+	@python -m pipelines.tools.doctor --records
 	dvc repro
 	python -m refit.commands.summary
 

@@ -1,4 +1,4 @@
-"""`python -m refit.predict` and `Predictor`, on files of every kind. tests/integration/test_doors.py has the answers."""
+"""`python -m refit.predict` and `Predictor`, on any files. tests/integration/test_doors.py has the answers."""
 
 from pathlib import Path
 
