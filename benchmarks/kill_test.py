@@ -57,7 +57,7 @@ def kill_test(rounds: int, seed: int, most: int, choices: Mapping[str, str]) -> 
             done = Round([], [])
             while not done.kills:  # repeat a round that finished before its first kill
                 clear(project)
-                done = disturbed(project, seconds, chance, most, in_the_middle=number % 2 == 0)
+                done = disturbed(project, seconds, chance, most, in_the_middle=number % 2 == 1)
             killed.update(done.kills)
             healed += bool(done.healed)
             is_same = lock.read_bytes() == expected
