@@ -1,4 +1,4 @@
-"""Check params.yaml and that the raw images exist, and write the code fingerprints of all stages.
+"""Check params.yaml, and that the raw images, weights and devices exist, and write the code fingerprints of all stages.
 
 All other stages depend on these fingerprints, so none starts before this stage has passed. The fingerprints depend on
 model.system and model.network, which may be code of the user's own, but on no other value in params.yaml: a valid
@@ -25,7 +25,9 @@ USERS_FOLDERS = (Path("data/raw"), Path("data/new"), WEIGHTS_FILES)  # for files
 def main(params: Params) -> None:
     for folder in USERS_FOLDERS:
         folder.mkdir(parents=True, exist_ok=True)
-    open_source(params.data)
+    source = open_source(params.data)
+    if params.model.system == "classifier":
+        params.loss.check_class_weights(len(source.classes))
     if not Path(params.predict.images).is_dir():
         raise UserError(f"predict.images = {params.predict.images!r} is not a folder; create it, or set another folder")
     ours = params.model.system in OUR_SYSTEMS and params.model.network in OUR_NETWORKS
@@ -33,6 +35,10 @@ def main(params: Params) -> None:
         from refit.systems.build import check_model  # imports that take seconds, and that Refit's own do not need
 
         check_model(params.model)
+    if params.trainer.accelerator not in ("auto", "cpu") or params.trainer.devices > 1:
+        from refit.training.trainer import check_devices
+
+        check_devices(params.trainer)
     if params.trainer.compile and not any(map(shutil.which, [os.environ.get("CXX") or "g++", "clang++"])):
         raise UserError(
             f"trainer.compile = {params.trainer.compile!r} needs a C++ compiler, and g++ was not found; install it, "

@@ -37,3 +37,12 @@ def test_the_rule(
     found = decide(Challenger("a" * 64, "b" * 64, accuracy, []), versus_champion, rules)
     assert found.outcome == outcome
     assert why in found.why
+
+
+def test_without_a_comparison_only_the_least_accuracy_counts(changed: Changed) -> None:
+    challenger = Challenger("a" * 64, "b" * 64, 0.5, [])
+    found = decide(challenger, None, changed({"promote.min_accuracy": 0.5}).promote, RIVAL)
+    assert found == ("promoted", "it replaces models:/refit/7 without a comparison")
+    found = decide(challenger, None, changed({"promote.min_accuracy": 0.6}).promote, RIVAL)
+    assert found.outcome == "kept"
+    assert found.why.startswith("models:/refit/7 stays the champion: ")
