@@ -1,5 +1,6 @@
 """The stage `check`: what it refuses, before any work."""
 
+import urllib.request
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -82,6 +83,9 @@ def test_weights_that_are_no_weights_or_cannot_be_downloaded_are_refused(
 
     monkeypatch.setenv("TORCH_HOME", str(workspace))  # where torchvision keeps what it has downloaded
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nothing listens there
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.setattr(urllib.request, "_opener", None)  # it remembers the proxies of its first use
     default = {"model": {**TORCHVISION, "weights": "DEFAULT"}}
     with pytest.raises(UserError, match=r"'DEFAULT' cannot be downloaded from https://.*; or put the file into"):
         check.main(changed(default))
