@@ -30,8 +30,8 @@ class Params(Section):
     predict: PredictParams = PredictParams()
     promote: PromoteParams = PromoteParams()
     debug: DebugParams = DebugParams()
-    tracking: TrackingParams = TrackingParams()
     pipelines: PipelinesParams = PipelinesParams()
+    tracking: TrackingParams = TrackingParams()
 
     def only(self, *sections: str) -> "Params":
         """The same parameters with these sections alone; reading another raises AttributeError."""

@@ -28,6 +28,7 @@ from refit.evaluation.classification import ClassificationReport, CurvePoint
 DPI = 150
 WIDTH = 8.0  # inches
 MOST_CLASSES_WITH_COUNTS = 20
+FEW = 10  # mistakes
 BLUE, ORANGE, GREEN, INK, QUIET, FAINT = "#0072B2", "#D55E00", "#009E73", "#222222", "#6B6B6B", "#DDDDDD"
 STYLE = {
     "axes.edgecolor": QUIET,
@@ -289,7 +290,9 @@ def calibration_finding(report: ClassificationReport) -> str:
     if abs(gap) < 0.005:
         verdict = "Confidence matches accuracy"
     means = f"mean confidence {percent(report.mean_confidence)}, accuracy {percent(report.accuracy)}"
-    return f"{verdict}: {means} (ECE {report.ece:.3f})"
+    few = "1 mistake says" if report.mistakes == 1 else f"{report.mistakes} mistakes say"
+    caution = f". {few} little about it: each gap comes from a few images" if report.mistakes < FEW else ""
+    return f"{verdict}: {means} (ECE {report.ece:.3f}){caution}"
 
 
 def separation_finding(report: ClassificationReport) -> str:

@@ -34,8 +34,8 @@ class Project:
         """Change one value in params.yaml, keeping everything else as it stands. `key` is section.name."""
         section, name = key.split(".")
         path = self.root / "params.yaml"
-        pattern = rf"(?ms)(^{section}:[^\n]*\n(?:  [^\n]*\n)*?  {name}: *)[^\s#]+"
-        text, count = re.subn(pattern, lambda match: f"{match[1]}{value}", path.read_text())
+        pattern = rf"(?ms)(^{section}:[^\n]*\n(?:  [^\n]*\n)*?  {name}: *)[^\s#]*"
+        text, count = re.subn(pattern, lambda match: f"{match[1]}{value} ", path.read_text())
         assert count == 1, key
         path.write_text(text)
 

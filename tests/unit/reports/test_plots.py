@@ -125,3 +125,15 @@ def test_the_learning_rate_curve_is_drawn_whatever_was_suggested(suggestion: flo
     rates, losses = [1e-3, 1e-2, 1e-1], [2.0, 1.0, math.nan]
     with_loss, without = (plots.learning_rate_curve(r, x, suggestion, 0.01) for r, x in ((rates, losses), ([], [])))
     assert with_loss != without
+
+
+@pytest.mark.parametrize(("mistakes", "caution"), [(0, "0 mistakes say"), (1, "1 mistake says"), (3, "3 mistakes say"),
+                                                   (10, None)])  # fmt: skip
+def test_a_reliability_curve_of_few_mistakes_says_that_it_is_one(mistakes: int, caution: str | None) -> None:
+    labels = np.arange(100) % 2
+    answer = np.where(np.arange(100) < mistakes, 1 - labels, labels)
+    finding = plots.calibration_finding(report_of(np.eye(2, dtype=np.float32)[answer] * 0.98 + 0.01, labels))
+    if caution:
+        assert finding.endswith(f". {caution} little about it: each gap comes from a few images")
+    else:
+        assert "little" not in finding
