@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from refit.artifacts.files import as_text, whole_folder, write_csv, write_json
-from refit.artifacts.paths import PREDICTIONS, PREDICTIONS_PAGE, PREDICTIONS_SUMMARY
+from refit.artifacts.paths import PREDICTIONS, PREDICTIONS_PAGE, PREDICTIONS_SUMMARY, repository_root
 from refit.artifacts.prepared import read_names, read_split
 from refit.batches.datamodule import EVALUATION_FACTOR, ImageLoader
 from refit.batches.folder import FolderLoader
@@ -75,6 +75,8 @@ def main(params: Params) -> None:
     count = "1 image" if len(rows) == 1 else f"{len(rows):,} images"
     print(f"predicted {count} ({of}) as one of {listed(model.classes)}; abstained on {summary['abstained']}")
     print(f"thumbnails, least certain first: {PREDICTIONS_PAGE}")
+    if repository_root() == Path.cwd():  # not in the copy of a queued experiment
+        print("the result of the whole run: make summary")
 
 
 def _left_out(unreadable: Mapping[Path, str], folder: Path) -> list[dict[str, str]]:
