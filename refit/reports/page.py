@@ -11,8 +11,8 @@ from jinja2 import Environment, StrictUndefined, Template
 from refit.artifacts.files import write_bytes
 from refit.evaluation.classification import ClassificationReport
 from refit.params.dotted import flatten
-from refit.reports.plots import DPI, percent
-from refit.reports.style import STYLE
+from refit.reports.plots import DPI
+from refit.reports.style import STYLE, percent
 
 Facts = Mapping[str, object]
 UNDEFINED = "\N{EN DASH}"

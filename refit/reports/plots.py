@@ -24,6 +24,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
 from refit.evaluation.classification import ClassificationReport, CurvePoint
+from refit.reports.style import percent
 
 DPI = 150
 WIDTH = 8.0  # inches
@@ -378,17 +379,6 @@ def headline(figure: Figure, finding: str) -> None:
 def _mean(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known else None
-
-
-def percent(share: float, decimals: int = 1) -> str:
-    """A share such as 98.9 %; never rounded up to 100 % or down to 0 %."""
-    value = round(share * 100, decimals)
-    step = 10**-decimals
-    if value >= 100 > share * 100:
-        value = 100 - step
-    if value <= 0 < share:
-        value = step
-    return f"{value:.{decimals}f}\N{NO-BREAK SPACE}%"
 
 
 def _short(name: str, most: int) -> str:

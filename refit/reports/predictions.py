@@ -14,8 +14,7 @@ from PIL import Image
 
 from refit.artifacts.files import write_bytes
 from refit.artifacts.model import ModelRecord
-from refit.reports.plots import percent
-from refit.reports.style import STYLE
+from refit.reports.style import STYLE, percent
 
 SHOWN = 200  # thumbnails; with SIDE, the page has at most a few megabytes
 SIDE = 128  # pixels; larger images are scaled down

@@ -1,4 +1,4 @@
-"""The style of all pages, in a light and a dark version, and for print."""
+"""The style of all pages, and how pages and pictures write a percentage."""
 
 STYLE = """\
   :root { --ink: #222; --quiet: #666; --line: #ddd; --page: #fff; --card: #f5f6f8; --bar: #8cc3e3; }
@@ -40,3 +40,15 @@ STYLE = """\
     figure, tr, .headline div { break-inside: avoid; } h2 { break-after: avoid; } img { max-height: 16cm; width: auto; }
   }
 """
+"""CSS, in a light and a dark version, and for print."""
+
+
+def percent(share: float, decimals: int = 1) -> str:
+    """A share such as 98.9 %; never rounded up to 100 % or down to 0 %."""
+    value = round(share * 100, decimals)
+    step = 10**-decimals
+    if value >= 100 > share * 100:
+        value = 100 - step
+    if value <= 0 < share:
+        value = step
+    return f"{value:.{decimals}f}\N{NO-BREAK SPACE}%"

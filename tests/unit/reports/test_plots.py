@@ -15,6 +15,7 @@ from refit.artifacts.prepared import Split
 from refit.evaluation.classification import evaluate
 from refit.reports import plots
 from refit.reports.embeddings import embedding_pictures
+from refit.reports.style import percent
 from tests.unit.evaluation.test_classification import random_images, report_of
 
 HISTORY: list[dict[str, float | None]] = [
@@ -109,7 +110,7 @@ def test_without_mistakes_the_gallery_is_a_picture_that_says_so() -> None:
 
 
 def test_a_share_below_one_is_never_shown_as_100_percent() -> None:
-    assert [plots.percent(share).split()[0] for share in (1.0, 0.99999, 0.98765, 0.00001, 0.0)] == [
+    assert [percent(share).split()[0] for share in (1.0, 0.99999, 0.98765, 0.00001, 0.0)] == [
         "100.0", "99.9", "98.8", "0.1", "0.0"
     ]  # fmt: skip
 
