@@ -8,6 +8,7 @@ UV_VERSION := 0.13.9
 
 .PHONY: repro
 repro: .venv/ready  ## install the environment, then run the stale stages of the pipeline
+	@python -m pipelines.tools.doctor --records
 	dvc repro
 	python -m refit.commands.summary
 
@@ -79,10 +80,10 @@ check-params: .venv/ready  ## check params.yaml, and run nothing else
 # Prefect (docs/prefect.md): a server with its UI, a worker and the schedule, with their data in .prefect/.
 # To use another server, set PREFECT_API_URL, and PREFECT_API_AUTH_STRING if it asks for a password.
 PREFECT_SERVER_API_PORT ?= 4200
-server worker deploy: export PREFECT_HOME ?= $(CURDIR)/.prefect
+server worker deploy nightly: export PREFECT_HOME ?= $(CURDIR)/.prefect
 ifndef PREFECT_API_URL
-worker deploy: export PREFECT_API_URL := http://127.0.0.1:$(PREFECT_SERVER_API_PORT)/api
-worker deploy: export PREFECT_API_AUTH_STRING = $(shell cat .prefect/auth)
+worker deploy nightly: export PREFECT_API_URL := http://127.0.0.1:$(PREFECT_SERVER_API_PORT)/api
+worker deploy nightly: export PREFECT_API_AUTH_STRING = $(shell cat .prefect/auth)
 endif
 
 .PHONY: server
@@ -97,7 +98,14 @@ worker: .venv/ready  ## start a worker that runs the scheduled runs in this fold
 .PHONY: deploy
 deploy: .venv/ready  ## register the flows and schedules of prefect.yaml with the server
 	prefect work-pool create refit --type process >/dev/null 2>&1 || prefect work-pool inspect refit >/dev/null
-	prefect --no-prompt deploy --all
+	@# Prefect's own words are shown after an error only: the commands in them would look for another server.
+	@said=$$(prefect --no-prompt deploy --all 2>&1) || { echo "$$said"; exit 1; }
+	@echo "registered the deployments of prefect.yaml; they run on schedule while a worker runs: make worker"
+	@echo "to start retrain/nightly now: make nightly$(if $(filter-out 4200,$(PREFECT_SERVER_API_PORT)), PREFECT_SERVER_API_PORT=$(PREFECT_SERVER_API_PORT))"
+
+.PHONY: nightly
+nightly: .venv/ready  ## start the nightly run now, on the server
+	prefect deployment run retrain/nightly
 
 # Whoever can use the API can run commands as you. The password keeps out other users of this machine and web pages.
 .prefect/auth: | .venv/ready

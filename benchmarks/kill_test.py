@@ -3,8 +3,10 @@
 python -m benchmarks.kill_test [--rounds 50] [--seed 0] [--kills 12] [--set KEY=VALUE ...]
 
 SIGKILL is sent to `dvc` itself, to the process of a stage, or to the warm process that stages are forked from, at a
-random moment or while a state is being written. After --kills kills, a round is left to finish. Each round starts
-without outputs, cache or states. If a kill truncated one of DVC's own files, `make doctor` is run, as a user would do.
+random moment or while a state is being written. In every second round, the first kill hits `dvc` itself in the middle
+of the run: at 2 to 18 seconds of one that takes 20. After --kills kills, a round is left to finish. Each round starts
+without outputs, cache or states. Each run begins with the repair that `make repro` begins with, and the rounds in which
+it found one of DVC's own files cut short are counted: there, plain `dvc repro` would have failed.
 --set changes params.yaml, for instance fit.averaging=ema or trainer.devices=2.
 """
 
@@ -21,6 +23,7 @@ from collections.abc import Mapping
 from difflib import unified_diff
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import NamedTuple
 
 import psutil
 import yaml
@@ -32,6 +35,15 @@ WRITING = "data/state/*/.step-*.partial"
 MADE = ("data/prepared", "data/tuning", "data/model", "data/evaluation", "data/predictions", "data/state", ".dvc/cache")
 
 
+class Round(NamedTuple):
+    """What happened until `dvc repro` succeeded."""
+
+    kills: list[str]
+    """The process and stage of each."""
+    healed: list[str]
+    """DVC's own files that were cut short and repaired before the next run."""
+
+
 def kill_test(rounds: int, seed: int, most: int, choices: Mapping[str, str]) -> tuple[Result, Counter[str]]:
     """The share of rounds with the same dvc.lock as without kills; and the kills, counted by process and stage."""
     chance = random.Random(seed)
@@ -40,20 +52,26 @@ def kill_test(rounds: int, seed: int, most: int, choices: Mapping[str, str]) -> 
         change(project / "params.yaml", {"fit.save_state_every": "0.1", **choices})
         lock = project / "dvc.lock"
         expected, seconds = undisturbed(project)
-        same = 0
+        same = healed = 0
         for number in range(1, rounds + 1):
-            kills: list[str] = []
-            while not kills:  # repeat a round that finished before its first kill
+            done = Round([], [])
+            while not done.kills:  # repeat a round that finished before its first kill
                 clear(project)
-                kills = disturbed(project, seconds, chance, most)
-            killed.update(kills)
+                done = disturbed(project, seconds, chance, most, in_the_middle=number % 2 == 1)
+            killed.update(done.kills)
+            healed += bool(done.healed)
             is_same = lock.read_bytes() == expected
             same += is_same
-            print(f"round {number}: {len(kills)} kills, dvc.lock {'the same' if is_same else 'DIFFERS'}", flush=True)
+            repaired = f", repaired {' and '.join(done.healed)}" if done.healed else ""
+            verdict = "the same" if is_same else "DIFFERS"
+            print(f"round {number}: {len(done.kills)} kills{repaired}, dvc.lock {verdict}", flush=True)
             if not is_same:
                 undisturbed_lines, lines = expected.decode().splitlines(), lock.read_text().splitlines()
                 difference = unified_diff(undisturbed_lines, lines, "undisturbed", "this round's", lineterm="")
-                print(*kills, *difference, sep="\n", flush=True)
+                print(*done.kills, *difference, sep="\n", flush=True)
+    print(
+        f"{healed} of {rounds} rounds: a kill cut one of DVC's own files short, and plain dvc repro would have failed"
+    )
     share = same / rounds
     beside = "".join(f", {key} = {value}" for key, value in choices.items())
     name = f"killed until it ends{beside}: rounds with the same dvc.lock"
@@ -82,33 +100,47 @@ def clear(project: Path) -> None:
         (project / name).unlink(missing_ok=True)
 
 
-def disturbed(project: Path, seconds: float, chance: random.Random, most: int) -> list[str]:
-    """Run `dvc repro` until it succeeds, with up to `most` kills; returns the process and stage of each kill."""
-    kills: list[str] = []
+def disturbed(project: Path, seconds: float, chance: random.Random, most: int, *, in_the_middle: bool) -> Round:
+    """Run the repair and `dvc repro` until it succeeds, with up to `most` kills.
+
+    in_the_middle: whether the first kill hits `dvc` at a tenth to nine tenths of the `seconds` of an undisturbed run.
+    """
+    done = Round([], [])
     while True:
+        done.healed.extend(heal(project))
         with TemporaryDirectory() as folder, (Path(folder) / "output").open("w+") as output:
             dvc = psutil.Popen(["dvc", "repro"], cwd=project, env=ENVIRONMENT, stdout=output, stderr=subprocess.STDOUT)
-            victim = wait_for_moment(dvc, project, seconds, chance) if len(kills) < most else None
+            victim = None
+            if in_the_middle and not done.kills:
+                victim = dvc_itself(dvc, chance.uniform(0.1 * seconds, 0.9 * seconds))
+            elif len(done.kills) < most:
+                victim = wait_for_moment(dvc, project, seconds, chance)
             if victim:
                 process, what = victim
                 stage = (re.findall(r"Running stage '(\w+)'", Path(output.name).read_text()) or ["none"])[-1]
                 process.send_signal(signal.SIGKILL)
-                kills.append(f"{what} in {stage}")
+                done.kills.append(f"{what} in {stage}")
             code = dvc.wait()
             if code == 0:
-                return kills
+                return done
             if victim is None:
-                repaired = repair(project)
-                if not repaired:
-                    sys.exit(f"dvc repro exited {code} though nothing was killed:\n{Path(output.name).read_text()}")
-                kills.append(f"dvc, while it wrote {' and '.join(repaired)}: make doctor was needed")
+                sys.exit(f"dvc repro exited {code} though nothing was killed:\n{Path(output.name).read_text()}")
 
 
-def repair(project: Path) -> list[str]:
-    """Run `make doctor`; returns the files of DVC's own that it repaired."""
-    doctor = [sys.executable, "-m", "pipelines.tools.doctor"]
+def heal(project: Path) -> list[str]:
+    """Repair as `make repro` does first; returns the files of DVC's own that were cut short."""
+    doctor = [sys.executable, "-m", "pipelines.tools.doctor", "--records"]
     output = subprocess.run(doctor, cwd=project, env=ENVIRONMENT, check=True, capture_output=True, text=True).stdout
-    return re.findall(r"^(?:removed|restored) +(\.dvc/tmp/rwlock|dvc\.lock):", output, re.MULTILINE)
+    return re.findall(r"^(?:removed|restored) +(\S+): .*was cut short", output, re.MULTILINE)
+
+
+def dvc_itself(dvc: psutil.Popen, seconds: float) -> tuple[psutil.Process, str] | None:
+    """Wait; `dvc` as the process to kill, or None if it ended first."""
+    try:
+        dvc.wait(seconds)
+    except psutil.TimeoutExpired:
+        return dvc, "dvc, in the middle,"
+    return None
 
 
 def wait_for_moment(

@@ -19,7 +19,8 @@ from matplotlib.path import Path
 
 from refit.artifacts.choices import read_batch, read_learning_rate
 from refit.artifacts.prepared import Pixels, read_info, read_split
-from refit.reports.plots import BLUE, FAINT, GREEN, INK, ORANGE, QUIET, STYLE, percent
+from refit.reports.plots import BLUE, FAINT, GREEN, INK, ORANGE, QUIET, STYLE
+from refit.reports.style import percent
 from refit.runtime.errors import UserError
 
 PICTURE = pathlib.Path("docs/pipeline.png")

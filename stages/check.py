@@ -1,4 +1,4 @@
-"""Check params.yaml and that the raw images exist, and write the code and the parameters of each other stage.
+"""Check params.yaml, the raw images, the weights and the devices, and write the code and values of each stage.
 
 All other stages depend on what this stage writes, so none starts before this stage has passed, and each becomes stale
 when its own code or parameters change.
@@ -24,7 +24,9 @@ USERS_FOLDERS = (Path("data/raw"), Path("data/new"), WEIGHTS_FILES)  # for files
 def main(params: Params) -> None:
     for folder in USERS_FOLDERS:
         folder.mkdir(parents=True, exist_ok=True)
-    open_source(params.data)
+    source = open_source(params.data)
+    if params.model.system == "classifier":
+        params.loss.check_class_weights(len(source.classes))
     if not Path(params.predict.images).is_dir():
         raise UserError(f"predict.images = {params.predict.images!r} is not a folder; create it, or set another folder")
     ours = params.model.system in OUR_SYSTEMS and params.model.network in OUR_NETWORKS
@@ -32,6 +34,10 @@ def main(params: Params) -> None:
         from refit.systems.build import check_model  # imports that take seconds, and that Refit's own do not need
 
         check_model(params.model, params.loss)
+    if params.trainer.accelerator not in ("auto", "cpu") or params.trainer.devices > 1:
+        from refit.training.trainer import check_devices
+
+        check_devices(params.trainer)
     if params.trainer.compile and not any(map(shutil.which, [os.environ.get("CXX") or "g++", "clang++"])):
         raise UserError(
             f"trainer.compile = {params.trainer.compile!r} needs a C++ compiler, and g++ was not found; install it, "

@@ -2,23 +2,27 @@
 
 import sys
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 from refit.artifacts.checked import stage_params
 from refit.artifacts.files import as_text, whole_folder, write_csv, write_json
-from refit.artifacts.paths import PREDICTIONS
+from refit.artifacts.paths import PREDICTIONS, PREDICTIONS_PAGE, PREDICTIONS_SUMMARY, repository_root
 from refit.artifacts.prepared import read_names, read_split
 from refit.batches.datamodule import EVALUATION_FACTOR, ImageLoader
 from refit.batches.folder import FolderLoader
-from refit.data.images import find_images
+from refit.data.images import NO_IMAGE, find_images, find_others
 from refit.inference.predictor import columns_of_each, predict, read_model
 from refit.params import Params
+from refit.reports.predictions import least_certain, listed, write_predictions_page
 from refit.runtime.errors import UserError
 from refit.runtime.stage import run_stage
 from refit.tasks.task import TASKS
 from refit.training.trainer import inference_trainer, translate_lightning_errors
+
+WARNED = 20  # files left out; the rest is counted
 
 
 def main(params: Params) -> None:
@@ -28,16 +32,16 @@ def main(params: Params) -> None:
         raise UserError(f"predict.images = {str(folder)!r} is not a folder; create it, or set another folder")
 
     new_images = FolderLoader(list(find_images(folder)), model.color, model.shape[1:], batch_size)
-    images = new_images if len(new_images) else ImageLoader(read_split("test"), batch_size)
+    test = None if len(new_images) else read_split("test")
+    images = new_images if test is None else ImageLoader(test, batch_size)
     trainer = inference_trainer(params.trainer, limit_predict_batches=params.debug.test_batches)
     with translate_lightning_errors(params.debug):
         answers = predict(trainer, system, images, model.task)
-    names = [_name(file, folder) for file in new_images.files] if len(new_images) else read_names("test")
-    unreadable = [{"file": _name(file, folder), "why": why} for file, why in sorted(new_images.unreadable.items())]
-    for bad in unreadable:
-        print(f"warning: {bad['file']} is left out: {bad['why']}", file=sys.stderr)
+    names = [_name(file, folder) for file in new_images.files] if test is None else read_names("test")
+    unreadable = _left_out(new_images.unreadable, folder)
     if not names:
-        raise UserError(f"predict.images = {str(folder)!r}: none of its {len(unreadable)} images can be decoded")
+        bad = len(new_images.unreadable)
+        raise UserError(f"predict.images = {str(folder)!r}: none of its {bad} images can be decoded")
 
     task = TASKS[model.task]
     answer = answers.pop(task.ANSWER).numpy()
@@ -45,24 +49,45 @@ def main(params: Params) -> None:
     predictions = task.prediction_rows(answer, model.classes, params.predict.top_k, params.predict.abstain_below)
     columns = columns_of_each(answers, len(names))
     rows = [{"file": name, **row, **more} for name, row, more in zip(names, predictions, columns, strict=True)]
+    of = "the test split" if test else "new images"
     summary = {
         "model_sha256": model.sha256,
         "images": len(rows),
-        "of": "new images" if len(new_images) else "the test split",
+        "model_knows": listed(model.classes),
+        "of": of,
         "abstained": sum(row["abstained"] == "yes" for row in rows),
         "predicted": dict(sorted(Counter(str(row["label"]) for row in rows).items())),
         "unreadable": unreadable,
     }
-    if model.debug or params.debug.shortens:
+    debug = model.debug or params.debug.shortens
+    if debug:
         summary["debug"] = True
+    shown = least_certain(rows)
+    pixels = test.images[shown] if test else new_images.decode([new_images.files[i] for i in shown])
     with whole_folder(PREDICTIONS) as new:
         write_csv(new / "predictions.csv", rows)
-        write_json(new / "summary.json", summary)
+        write_json(new / PREDICTIONS_SUMMARY.name, summary)
+        write_predictions_page(new / PREDICTIONS_PAGE.name, rows, pixels, model, of, unreadable, debug=debug)
         for name, values in answers.items():
             if values.ndim > 1:  # such as embeddings: too wide for a table
                 np.save(new / f"{name}.npy", values.numpy())
     count = "1 image" if len(rows) == 1 else f"{len(rows):,} images"
-    print(f"predicted {count} ({summary['of']}), abstained on {summary['abstained']}")
+    print(f"predicted {count} ({of}) as one of {listed(model.classes)}; abstained on {summary['abstained']}")
+    print(f"thumbnails, least certain first: {PREDICTIONS_PAGE}")
+    if repository_root() == Path.cwd():  # not in the copy of a queued experiment
+        print("the result of the whole run: make summary")
+
+
+def _left_out(unreadable: Mapping[Path, str], folder: Path) -> list[dict[str, str]]:
+    """The files of `folder` that get no prediction, each with the reason; warns of them."""
+    files = {**unreadable, **dict.fromkeys(find_others(folder), NO_IMAGE)}
+    left_out = [{"file": _name(file, folder), "why": why} for file, why in sorted(files.items())]
+    for bad in left_out[:WARNED]:
+        print(f"warning: {bad['file']} is left out: {bad['why']}", file=sys.stderr)
+    if len(left_out) > WARNED:
+        more = f"{len(left_out) - WARNED:,} more files are left out"
+        print(f"warning: {more}; {PREDICTIONS_SUMMARY} names all", file=sys.stderr)
+    return left_out
 
 
 def _name(file: Path, folder: Path) -> str:

@@ -1,10 +1,15 @@
-"""`make doctor`: find what killed runs have left here, and repair it if nothing runs that might still need it."""
+"""`make doctor`: find what killed runs have left here, and repair it if nothing runs that might still need it.
+
+It also says what is wrong in params.yaml. With --records, as `make repro` calls it first, it only repairs DVC's own
+files, and prints nothing if they are in order.
+"""
 
 import hashlib
 import json
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,16 +20,21 @@ from dvc.schema import COMPILED_LOCKFILE_SCHEMA
 from voluptuous import Invalid
 
 from refit.artifacts.paths import DIVERGED, OUTBOX, STATES
-from refit.runtime.command import run_command
+from refit.runtime.command import command_parser, run_command
 
+PATIENCE = 10.0  # seconds for a stage to end whose dvc was killed: fit saves its state first
 _WORKERS = ("stages.", "pipelines.", "refit.")  # what Python runs as a module
 
 
-def main() -> None:
-    """Exits 0 if all is well or was repaired, and 1 if a person has to decide."""
+def main(*, records: bool) -> None:
+    """Exits 0 if all is well or was repaired, and 1 if a person has to decide. Raises UserError if params.yaml is
+    wrong."""
     root = Path.cwd()
     if not (root / ".dvc").is_dir():
         sys.exit("error: no .dvc is here; run from the repository's root")
+    if records:
+        print("".join(f"{line}\n" for line in mend_records(root)), end="")
+        return
     at_work = processes(root)
     for pid, command in at_work.items():
         print(f"at work  process {pid}: {command}")
@@ -34,14 +44,24 @@ def main() -> None:
         print(f"state    {folder.relative_to(root)}: {describe(folder)}")
     if is_half_merged(root / "dvc.lock"):
         sys.exit("error: dvc.lock holds both sides of a merge; to have this branch's: git checkout HEAD -- dvc.lock")
+    from refit.params import PARAMS_FILE, load_params  # not needed to repair the records, which has to be fast
+
+    if (root / PARAMS_FILE).is_file():
+        load_params()
     print("all else is well")
 
 
 def mend_records(root: Path) -> list[str]:
     """Repair DVC's own files after a `dvc` was killed, if nothing runs in this folder; returns a line for each."""
-    if processes(root):
-        return []
-    return [f"{mend(path)} {path.relative_to(root)}: {what}" for path, what in broken_records(root, set())]
+    deadline = time.monotonic() + PATIENCE
+    while broken := list(broken_records(root, set(at_work := processes(root)))):
+        if not at_work:
+            return [f"{mend(path)} {path.relative_to(root)}: {what}" for path, what in broken]
+        if time.monotonic() > deadline:
+            left = [f"left {path.relative_to(root)}: {what}" for path, what in broken]
+            return [*left, *(f"at work: process {pid}: {command}" for pid, command in at_work.items())]
+        time.sleep(0.1)
+    return []
 
 
 def mend(path: Path) -> str:
@@ -120,4 +140,6 @@ def describe(folder: Path) -> str:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    parser = command_parser()
+    parser.add_argument("--records", action="store_true", help="only repair DVC's own files; silent if all is well")
+    run_command(main, parser)

@@ -48,14 +48,19 @@ def read_json(path: Path, command: str) -> dict[str, Any]:
     return values
 
 
-def write_csv(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
-    """Write rows that share their keys; the first row's keys are the header. An empty sequence writes an empty file."""
+def csv_text(rows: Sequence[Mapping[str, object]]) -> str:
+    """Rows that share their keys, as CSV; the first row's keys are the header. Empty for an empty sequence."""
     text = io.StringIO(newline="")
     if rows:
         writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-    write_bytes(path, text.getvalue().encode())
+    return text.getvalue()
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
+    """Write a table as csv_text formats it."""
+    write_bytes(path, csv_text(rows).encode())
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:

@@ -27,6 +27,8 @@ PICTURES = Path("data/evaluation/pictures")
 REPORT = Path("data/evaluation/report.html")
 
 PREDICTIONS = Path("data/predictions")
+PREDICTIONS_SUMMARY = Path("data/predictions/summary.json")
+PREDICTIONS_PAGE = Path("data/predictions/predictions.html")
 PROMOTION = Path("data/promotion")
 """verdict.json, promotion.md and differences.csv: the last decision about the champion, with its reason."""
 

@@ -1,7 +1,7 @@
 """Make the model that was just tested the champion, if it is good enough: `make promote`.
 
 promote.min_accuracy and promote.margin define "good enough". The model is compared with the current champion on test
-images that neither was trained on. The first champion is not compared.
+images that neither was trained on. The first champion is not compared, and with --without-comparison no other one.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ from refit.evaluation.classification import wilson_interval
 from refit.evaluation.comparison import Comparison, Row, paired
 from refit.params import Params, PromoteParams, load_params
 from refit.reports.summary import Fact, as_lines, as_markdown
-from refit.runtime.command import run_command
+from refit.runtime.command import command_parser, run_command
 from refit.runtime.errors import UserError
 from refit.tracking.model_runs import send_to_model_run
 from refit.tracking.registry import (
@@ -37,8 +37,9 @@ from refit.tracking.registry import (
 )
 from refit.tracking.store import EXPERIMENT, open_store
 
-MANUAL_PROMOTION = "compare them manually, then run: make register, and set the alias champion in MLflow"
 DOUBTFUL = 0.2  # width of the interval of an accuracy
+WITHOUT_COMPARISON = "--without-comparison"
+MANUAL_PROMOTION = f"to promote the new model all the same, run: python -m refit.commands.promote {WITHOUT_COMPARISON}"
 MAX_CHANGED = 0.01  # fraction of the champion's predictions; other hardware rounds differently
 
 
@@ -73,7 +74,7 @@ class Verdict(NamedTuple):
     why: str
 
 
-def main() -> None:
+def main(*, without_comparison: bool = False) -> None:
     params, challenger = load_params(), read_challenger()
     # An earlier version of Refit named a model by its weights alone.
     before = find_version(EXPERIMENT, challenger.sha256) or find_version(EXPERIMENT, challenger.weights_sha256)
@@ -82,6 +83,8 @@ def main() -> None:
         verdict = decide(challenger, None, params.promote)
     elif champion.sha256 == challenger.sha256:
         verdict = Verdict("unchanged", f"{champion.uri} is already this model")
+    elif without_comparison:
+        verdict = decide(challenger, None, params.promote, champion)
     elif before and before.was_champion and int(champion.number) < int(before.number):  # a person withdrew it
         verdict = Verdict("kept", f"{champion.uri} stays the champion: this model, {before.uri}, was champion before "
                                   "and was withdrawn; to restore it, set its alias champion in MLflow")  # fmt: skip
@@ -133,8 +136,7 @@ def compare_with_champion(champion: Version, challenger: Challenger, params: Par
         classes, predicted, hashes = predictions_of(saved.model_dir, champion, params)
     if not set(labels) & set(classes):
         raise UserError(
-            f"the champion {champion.uri} knows none of the current classes: it solves another task; to start again, "
-            "delete the alias champion in MLflow"
+            f"the champion {champion.uri} knows none of the current classes: it solves another task; {MANUAL_PROMOTION}"
         )
     same = [saved.predicted[file] == now for file, now in zip(files, predicted, strict=True) if file in saved.predicted]
     if same.count(False) > max(1, MAX_CHANGED * len(same)):
@@ -177,14 +179,22 @@ def predictions_of(folder: Path, champion: Version, params: Params) -> tuple[lis
     return model.classes, [model.classes[best] for best in task.predictions(answer)], hashes
 
 
-def decide(challenger: Challenger, versus_champion: ChampionComparison | None, promote: PromoteParams) -> Verdict:
-    """Whether the challenger becomes the champion; `versus_champion` is None if there is no champion yet."""
-    stays = f"{versus_champion.champion.uri} stays the champion" if versus_champion else "there is no champion yet"
+def decide(
+    challenger: Challenger,
+    versus_champion: ChampionComparison | None,
+    promote: PromoteParams,
+    not_compared: Version | None = None,
+) -> Verdict:
+    """Whether the challenger becomes the champion. `versus_champion` is None if there is no champion yet, or one that
+    is `not_compared`."""
+    champion = versus_champion.champion if versus_champion else not_compared
+    stays = f"{champion.uri} stays the champion" if champion else "there is no champion yet"
     if challenger.accuracy < promote.min_accuracy:
         return Verdict("kept", f"{stays}: the new model's accuracy of {challenger.accuracy:.4f} is below "
                                f"promote.min_accuracy = {promote.min_accuracy:g}")  # fmt: skip
     if versus_champion is None:
-        return Verdict("promoted", "it is the first one")
+        replaces = f"it replaces {champion.uri} without a comparison" if champion else "it is the first one"
+        return Verdict("promoted", replaces)
     found = versus_champion.comparison
     difference = f"the difference in accuracy is {found.difference:+.4f}, with a lower bound of {found.low:+.4f}"
     if found.low < -promote.margin:
@@ -251,4 +261,6 @@ def write_verdict(
 
 
 if __name__ == "__main__":
-    run_command(main)
+    parser = command_parser()
+    parser.add_argument(WITHOUT_COMPARISON, action="store_true", help="replace the champion without comparing the two")
+    run_command(main, parser)

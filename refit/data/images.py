@@ -19,6 +19,8 @@ from refit.runtime.errors import UserError
 
 MAX_PIXELS = 128 * 2**20  # half a GiB as decoded RGBA: a larger file is a decompression bomb rather than a photo
 _SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+NO_IMAGE = f"its name does not end in {', '.join(sorted(_SUFFIXES))}"
+"""Why find_images leaves a file out."""
 _GREY_MODES = frozenset({"1", "L", "LA", "I", "I;16", "I;16B", "I;16L"})
 # Not every format that Pillow reads: one of its parsers starts Ghostscript.
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
@@ -48,11 +50,18 @@ class Header(NamedTuple):
 
 def find_images(folder: Path) -> Iterator[Path]:
     """Image files below a folder, sorted. Hidden files are skipped, and linked folders too: they may form loops."""
+    return (path for path in _visible_files(folder) if path.suffix.lower() in _SUFFIXES)
+
+
+def find_others(folder: Path) -> Iterator[Path]:
+    """The files below a folder that find_images leaves out, without the hidden ones, sorted."""
+    return (path for path in _visible_files(folder) if path.suffix.lower() not in _SUFFIXES)
+
+
+def _visible_files(folder: Path) -> Iterator[Path]:
     for parent, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(files):
-            if not name.startswith(".") and Path(name).suffix.lower() in _SUFFIXES:
-                yield Path(parent, name)
+        yield from (Path(parent, name) for name in sorted(files) if not name.startswith("."))
 
 
 def open_image(path: Path) -> Image.Image:

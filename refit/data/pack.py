@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -26,6 +27,7 @@ from refit.runtime.progress import progress
 
 AUTO_SIZE = 128  # pixels, for image_size: auto if the images differ in size
 Result = TypeVar("Result")
+LISTED = 50  # images that cannot be used, in an error
 _CHUNK = 512  # images held in memory at a time
 
 
@@ -41,16 +43,18 @@ class _Decoded(NamedTuple):
 def pack(source: Source, data: DataParams, seed: int, folder: Path) -> tuple[DatasetInfo, dict[str, int | float]]:
     """Write the prepared data set to `folder`; returns its description and a report of counts.
 
-    Raises UserError if an image cannot be decoded or has two labels, unless `data.bad_images` is skip.
+    Raises UserError that lists all images that cannot be decoded or have two labels, unless `data.bad_images` is skip.
     """
     items = source.list_items()
-    headers = _read_headers(items, data)
+    bad = _BadImages(data)
+    headers = _read_headers(items, data, bad)
     color = _choose_color(headers, data)
     size = _choose_size(headers, data)
     scratch = folder / "scratch.npy"
     shape = (1 if color == "grey" else 3, *(size or (headers[0][1].height, headers[0][1].width)))
     pixels = np.lib.format.open_memmap(scratch, "w+", np.uint8, (len(headers), *shape))
-    images = _without_conflicts(_decode_all(headers, color, size, pixels, data), data)
+    images = _without_conflicts(_decode_all(headers, color, size, pixels, bad), bad)
+    bad.raise_if_any()
     hashes = [image.sha256 for image in images]
     assigned = assign_splits([image.item for image in images], hashes, data, seed)
     splits = {name: [image for image, split in zip(images, assigned, strict=True) if split == name] for name in SPLITS}
@@ -102,11 +106,29 @@ def decode_again(split: str, data: DataParams, color: Color, size: tuple[int, in
     return np.stack(images)
 
 
-def _report_bad_image(name: str, reason: object, data: DataParams) -> None:
-    """Raise UserError for an image that cannot be used, or print a line if `data.bad_images` is skip."""
-    if data.bad_images == "fail":
-        raise UserError(f"{as_text(name)}: {reason}; repair or remove it, or set data.bad_images to skip")
-    print(f"skipped {as_text(name)}: {reason}", flush=True)
+class _BadImages:
+    """The images that cannot be used. If `data.bad_images` is skip, each is printed when it is found; otherwise all of
+    them are listed in one error."""
+
+    def __init__(self, data: DataParams) -> None:
+        self.skip = data.bad_images == "skip"
+        self.lines: list[str] = []
+
+    def add(self, name: str, reason: object) -> None:
+        line = f"{as_text(name)}: {reason}"
+        if self.skip:
+            print(f"skipped {line}", flush=True)
+        else:
+            self.lines.append(line)
+
+    def raise_if_any(self) -> None:
+        if len(self.lines) == 1:
+            raise UserError(f"{self.lines[0]}; repair or remove it, or set data.bad_images to skip")
+        if self.lines:
+            more = [f"and {len(self.lines) - LISTED:,} more"] if len(self.lines) > LISTED else []
+            remedy = "repair or remove them, or set data.bad_images to skip"
+            lines = [f"{len(self.lines):,} images cannot be used; {remedy}:", *self.lines[:LISTED], *more]
+            raise UserError("\n".join(lines))
 
 
 def _in_threads(
@@ -127,15 +149,16 @@ def _in_threads(
             yield from zip(chunk, pool.map(attempt, chunk), strict=True)
 
 
-def _read_headers(items: Sequence[Item], data: DataParams) -> list[tuple[Item, Header]]:
+def _read_headers(items: Sequence[Item], data: DataParams, bad: _BadImages) -> list[tuple[Item, Header]]:
     headers = []
     # In threads too: Pillow has to decode a PNG to find its orientation.
     for item, header in progress(_in_threads(read_header, items), "reading headers", len(items)):
         if isinstance(header, BadImageError):
-            _report_bad_image(item.name, header, data)
+            bad.add(item.name, header)
         else:
             headers.append((item, header))
     if not headers:
+        bad.raise_if_any()
         raise UserError(f"data.source = {data.source!r} has no readable image")
     return headers
 
@@ -159,42 +182,54 @@ def _choose_size(headers: Sequence[tuple[Item, Header]], data: DataParams) -> tu
 
 
 def _decode_all(
-    headers: Sequence[tuple[Item, Header]], color: Color, size: tuple[int, int] | None, pixels: Pixels, data: DataParams
+    headers: Sequence[tuple[Item, Header]], color: Color, size: tuple[int, int] | None, pixels: Pixels, bad: _BadImages
 ) -> list[_Decoded]:
     """Fill `pixels`, uint8 (N, C, H, W), row by row; the row of an image that cannot be decoded stays unused."""
     decoded = []
     images = _in_threads(partial(decode, color=color, size=size), [item for item, _ in headers])
     for row, (item, image) in enumerate(progress(images, "decoding", len(headers))):
         if isinstance(image, BadImageError):
-            _report_bad_image(item.name, image, data)
+            bad.add(item.name, image)
         else:
             pixels[row] = image
             decoded.append(_Decoded(item, headers[row][1], row, hashlib.sha256(image.tobytes()).hexdigest()))
     return decoded
 
 
-def _without_conflicts(images: list[_Decoded], data: DataParams) -> list[_Decoded]:
+def _without_conflicts(images: list[_Decoded], bad: _BadImages) -> list[_Decoded]:
     """Leave out identical images with different labels: the correct label is unknown."""
     conflicts = find_label_conflicts([image.item for image in images], [image.sha256 for image in images])
     for group in conflicts:
         names = " and ".join(images[i].item.name for i in group)
-        _report_bad_image(names, "identical images with different labels", data)
+        bad.add(names, "identical images with different labels")
     left_out = {i for group in conflicts for i in group}
     return [image for i, image in enumerate(images) if i not in left_out]
 
 
 def _check_classes(classes: Sequence[str], splits: dict[SplitName, list[_Decoded]], data: DataParams) -> None:
     """Raise UserError if a class has no training image; warn if it has no image in another split."""
-    for split, members in splits.items():
-        present = {image.item.label for image in members}
-        absent = ", ".join(repr(name) for label, name in enumerate(classes) if label not in present)
+    present = {name: {image.item.label for image in members} for name, members in splits.items()}
+    given = {image.item.split for members in splits.values() for image in members}
+    for split, labels in present.items():
+        absent = ", ".join(repr(name) for label, name in enumerate(classes) if label not in labels)
         if absent and split == "train":
-            raise UserError(f"data.source = {data.source!r}: no training image of class {absent}")
-        if absent:
-            print(
-                f"warning: the {split} split has no image of class {absent}; add images, or raise data.{split}",
-                file=sys.stderr,
+            raise UserError(
+                f"data.source = {data.source!r}: no training image of class {absent}; add training images of it, or "
+                "remove the class"
             )
+        if absent:
+            remedy = "add images"
+            if split not in given:  # it was drawn
+                fraction = data.val if split == "val" else data.test
+                needed = next(images for images in count(2) if round(fraction * images))
+                remedy = (
+                    f"with data.{split} = {fraction:g} a class needs {needed} images: {remedy}, or raise data.{split}"
+                )
+            print(f"warning: the {split} split has no image of class {absent}; {remedy}", file=sys.stderr)
+    totals = Counter(image.item.label for members in splits.values() for image in members)
+    if single := ", ".join(repr(name) for label, name in enumerate(classes) if totals[label] == 1):
+        print(f"warning: a single image of class {single}: the model can learn it, but not be tested on it; add "
+              "images, or remove the class", file=sys.stderr)  # fmt: skip
 
 
 def _write_split(folder: Path, name: str, members: Sequence[_Decoded], pixels: Pixels) -> None:

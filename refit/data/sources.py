@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from refit.artifacts.files import as_text
+from refit.artifacts.paths import repository_root
 from refit.data.images import find_images, open_image
 from refit.params import DataParams, nearest
 from refit.runtime.errors import UserError
@@ -58,8 +59,21 @@ def open_source(data: DataParams) -> Source:
         guess = nearest(data.source, [*SOURCES])
         raise UserError(f"data.source = {data.source!r} is unknown{guess}; expected digits, folder or torchvision:NAME")
     if not Path(data.root).is_dir():
-        raise UserError(f"data.root = {data.root!r} is not a folder; create it or name the folder of the raw images")
+        remedy = _remedy_in_copy(data.root) or "; create it or name the folder of the raw images"
+        raise UserError(f"data.root = {data.root!r} is not a folder{remedy}")
     return SOURCES[kind](data)
+
+
+def _remedy_in_copy(root: str) -> str:
+    """The end of an error about a folder that DVC did not bring into an experiment's copy of the repository; empty
+    outside such a copy."""
+    original = repository_root() / root
+    if not original.is_dir() or original == Path(root).resolve():
+        return ""
+    return (
+        f" with images in this experiment's copy of the repository, as git ignores it; queue the experiment with "
+        f"-S data.root={original}, or version the images first: dvc add {root}"
+    )
 
 
 def _digits(_: DataParams) -> Source:
@@ -146,6 +160,8 @@ def _folder(data: DataParams) -> Source:
                 f"data.root = {data.root!r}: the name of class folder {as_text(name)} is not UTF-8; rename it"
             )
     if len(classes) < 2:
+        if not classes and (remedy := _remedy_in_copy(data.root)):
+            raise UserError(f"data.root = {data.root!r} is not a folder{remedy}")
         raise UserError(f"data.root = {data.root!r} has {len(classes)} class folders; expected two or more, "
                          "one per class, directly in it or in each of train/ val/ test/")  # fmt: skip
 

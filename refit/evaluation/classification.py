@@ -96,6 +96,11 @@ class ClassificationReport:
     precision_recall: tuple[CurvePoint, ...]
     """x: recall, y: precision at the highest threshold that reaches that recall. Empty if undefined."""
 
+    @property
+    def mistakes(self) -> int:
+        """Images that are predicted wrong."""
+        return self.images - sum(row[label] for label, row in enumerate(self.confusion))
+
     def test_summary(self) -> dict[str, float]:
         """The metrics to compare models by, which become DVC's metrics."""
         names = ("accuracy", "accuracy_low", "accuracy_high", "macro_f1", "loss", "ece", "brier")

@@ -1,8 +1,9 @@
-"""From pixels to answers, for all stages and commands: a Trainer calls the model's `forward`."""
+"""From pixels to answers, for all stages, commands and users: everything calls the model's `forward`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytorch_lightning as pl
 import torch
@@ -11,6 +12,9 @@ from torch import Tensor
 
 from refit.artifacts.model import WEIGHTS, ModelRecord, read_record, read_weights
 from refit.artifacts.paths import MODEL
+from refit.batches.datamodule import EVALUATION_FACTOR
+from refit.batches.folder import FolderLoader
+from refit.data.images import find_images
 from refit.runtime.errors import UserError
 from refit.systems.build import assemble
 from refit.systems.system import System
@@ -40,6 +44,67 @@ def predict(trainer: pl.Trainer, system: pl.LightningModule, images: Any, task: 
     """The answers of `system` by name, one row per image, on the CPU. `images` is a loader of uint8 batches
     (N, C, H, W), not a list of them. Raises UserError if the answers do not have the form that the task requires."""
     return _gather(system, trainer.predict(system, images) or [], TASKS[task])
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The answer for one image file."""
+
+    file: Path
+    probabilities: dict[str, float]
+    """By class, most probable first. Empty if the file cannot be decoded."""
+    more: dict[str, float]
+    """The system's other answers with one number per image, by name, such as an autoencoder's reconstruction_error."""
+    error: str | None = None
+    """Why the file cannot be decoded."""
+
+    @property
+    def label(self) -> str | None:
+        """The most probable class; None if the file cannot be decoded."""
+        return next(iter(self.probabilities), None)
+
+    @property
+    def probability(self) -> float:
+        """Of the most probable class; 0 if the file cannot be decoded."""
+        return next(iter(self.probabilities.values()), 0.0)
+
+
+class Predictor:
+    """A trained model that answers for image files. It needs the model's folder alone: no params.yaml, no DVC."""
+
+    def __init__(self, system: pl.LightningModule, record: ModelRecord) -> None:
+        self.system = system
+        self.record = record
+
+    @classmethod
+    def load(cls, folder: str | Path = MODEL) -> Self:
+        """The model in `folder`, on a GPU if there is one. Raises UserError as read_model."""
+        system, record = read_model(Path(folder))
+        return cls(system.to("cuda" if torch.cuda.is_available() else "cpu"), record)
+
+    def predict(self, paths: str | Path | Iterable[str | Path]) -> list[Prediction]:
+        """One prediction per image file, in the order of `paths`. A folder stands for the images in it, sorted.
+
+        A file that cannot be decoded gets a prediction with an `error`. Raises UserError if the system's answers do not
+        have the form that its task requires.
+        """
+        given = [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
+        files = [file for path in given for file in (find_images(path) if path.is_dir() else [path])]
+        record, task = self.record, TASKS[self.record.task]
+        loader = FolderLoader(files, record.color, record.shape[1:], EVALUATION_FACTOR * record.batch_size)
+        with torch.inference_mode():
+            batches = [self.system(images.to(self.system.device)) for images in loader]
+        answers = _gather(self.system, batches, task)
+        probabilities = answers.pop(task.ANSWER).tolist() if answers else []
+        more = columns_of_each(answers, len(probabilities))
+        predictions = {file: Prediction(file, {}, {}, why) for file, why in loader.unreadable.items()}
+        for file, row, numbers in zip(loader.files, probabilities, more, strict=True):
+            predictions[file] = Prediction(file, _most_probable_first(row, record.classes), numbers)
+        return [predictions[file] for file in files]
+
+
+def _most_probable_first(probabilities: Sequence[float], classes: Sequence[str]) -> dict[str, float]:
+    return dict(sorted(zip(classes, probabilities, strict=True), key=lambda pair: -pair[1]))
 
 
 class TestAnswers(Callback):

@@ -47,7 +47,7 @@ class ModelParams(Section):
                              f"{', '.join(OUR_SYSTEMS)} or a dotted path")  # fmt: skip
         # Importing torchvision or the user's module is slow: refit/systems checks that the rest of the name exists.
         if self.network not in OUR_NETWORKS and not self.network.startswith(TORCHVISION) and "." not in self.network:
-            raise ValueError(f"network {self.network!r} is unknown{nearest(self.network, [*OUR_NETWORKS])}; expected "
+            raise ValueError(f"network {self.network!r} is unknown{_nearest_network(self.network)}; expected "
                              f"{', '.join(OUR_NETWORKS)}, {TORCHVISION}NAME or a dotted path")  # fmt: skip
         return self
 
@@ -68,3 +68,12 @@ class ModelParams(Section):
             raise ValueError(f"weights {self.weights!r} is not below {WEIGHTS_FILES}/, the folder that dvc.yaml "
                              "watches; move the file there")  # fmt: skip
         return self
+
+
+def _nearest_network(name: str) -> str:
+    from torchvision import models  # seconds, but only after a mistake
+
+    theirs = models.list_models(module=models)
+    if name in theirs:
+        return nearest(name, [name], TORCHVISION)
+    return nearest(name, [*OUR_NETWORKS]) or nearest(name, theirs, TORCHVISION)

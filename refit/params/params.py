@@ -31,8 +31,8 @@ class Params(Section):
     predict: PredictParams = PredictParams()
     promote: PromoteParams = PromoteParams()
     debug: DebugParams = DebugParams()
-    tracking: TrackingParams = TrackingParams()
     pipelines: PipelinesParams = PipelinesParams()
+    tracking: TrackingParams = TrackingParams()
 
     def only(self, *keys: str) -> "Params":
         """The same parameters with these sections, or keys by dotted name, alone.

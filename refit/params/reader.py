@@ -1,6 +1,7 @@
 """The one reader of params.yaml: it returns valid parameters, or explains each fault to the user."""
 
 import textwrap
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ def load_params(path: Path = PARAMS_FILE) -> Params:
     Raises UserError with one line per fault: the file, the dotted key, what was expected.
     """
     try:
-        values = strict_yaml.load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        values = strict_yaml.load(text)
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; run from the root of the repository") from None
     except UnicodeDecodeError as error:
@@ -36,11 +38,12 @@ def load_params(path: Path = PARAMS_FILE) -> Params:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     except RecursionError:
         raise UserError(f"{path} is nested too deeply; expected sections of keys and values") from None
-    return check_params(values, str(path))
+    return check_params(values, str(path), text)
 
 
-def check_params(values: Any, where: str = str(PARAMS_FILE)) -> Params:
-    """Check parsed parameters. Raises UserError with one line per fault, each led by `where`."""
+def check_params(values: Any, where: str = str(PARAMS_FILE), text: str = "") -> Params:
+    """Check parsed parameters. Raises UserError with one line per fault, each led by `where`; if the `text` that was
+    parsed is given, an unknown key comes with its line."""
     if not isinstance(values, dict):
         found = "nothing" if values is None else repr(values)
         raise UserError(f"{where}: expected sections of keys and values, found {textwrap.shorten(found, 60)}")
@@ -48,13 +51,13 @@ def check_params(values: Any, where: str = str(PARAMS_FILE)) -> Params:
         params = Params.model_validate(values)
         faults = list(broken_rules(params))
     except ValidationError as error:
-        faults = _explain(error)
+        faults = _explain(error, strict_yaml.lines_of_keys(text) if text else {})
     if faults:
         raise UserError("\n".join(f"{where}: {fault}" for fault in faults))
     return params
 
 
-def _explain(error: ValidationError) -> list[str]:
+def _explain(error: ValidationError, places: Mapping[str, tuple[int, int]]) -> list[str]:
     """One line for each faulty key. Pydantic reports one fault for each type that the key may have."""
     lines: dict[str, str] = {}
     rules: dict[str, list[str]] = {}
@@ -63,7 +66,7 @@ def _explain(error: ValidationError) -> list[str]:
         path = ".".join(keys)
         if fault["type"] in ("extra_forbidden", "invalid_key"):
             suggestion = nearest(keys[-1], list(section.model_fields), path.removesuffix(keys[-1]))
-            lines[path] = f"{path} is not a known key{suggestion}"
+            lines[path] = f"{path} is not a known key{suggestion}{_remedy(suggestion, places.get(path))}"
         elif fault["type"] == "value_error":
             lines[path] = f"{path}: {fault['ctx']['error']}"
         else:
@@ -73,6 +76,15 @@ def _explain(error: ValidationError) -> list[str]:
         must = " or ".join(dict.fromkeys(found)).replace(" or be ", " or ")
         lines[path] = f"{lines[path]} must {must}. {_description(path)}".rstrip()
     return list(lines.values())
+
+
+def _remedy(suggestion: str, place: tuple[int, int] | None) -> str:
+    """How to take an unknown key out of the file: a failed `dvc exp run -S` leaves it there."""
+    if place is None:
+        return ""
+    first, last = place
+    lines = f"line {first}" if first == last else f"lines {first} to {last}"
+    return f" Rename it or delete {lines}" if suggestion else f"; delete {lines}"
 
 
 def _rule(fault: ErrorDetails) -> str:

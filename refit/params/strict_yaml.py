@@ -10,6 +10,32 @@ def load(text: str) -> Any:
     return yaml.load(text, Loader=_StrictLoader)  # noqa: S506, a SafeLoader
 
 
+def lines_of_keys(text: str) -> dict[str, tuple[int, int]]:
+    """The first and the last line of each key with its value, by its dotted path; lines count from 1.
+
+    `text` has been loaded before.
+    """
+    lines: dict[str, tuple[int, int]] = {}
+
+    def visit(node: yaml.Node | None, path: str) -> None:
+        if isinstance(node, yaml.MappingNode):
+            for key, value in node.value:
+                name = f"{path}{key.value}"
+                lines[name] = key.start_mark.line + 1, max(key.start_mark.line + 1, _last_line(value))
+                visit(value, f"{name}.")
+
+    visit(yaml.compose(text, Loader=_StrictLoader), "")
+    return lines
+
+
+def _last_line(node: yaml.Node) -> int:
+    if isinstance(node, yaml.CollectionNode) and not node.flow_style and node.value:  # its own end is the next key
+        last = node.value[-1]
+        return _last_line(last[1] if isinstance(last, tuple) else last)
+    end: int = node.end_mark.line + bool(node.end_mark.column)
+    return end
+
+
 class _StrictLoader(yaml.SafeLoader):
     """In plain YAML a later key replaces an earlier one, and nested aliases can expand beyond any memory."""
 

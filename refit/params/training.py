@@ -5,6 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from refit.params.types import NOT_BOOL, Count, Fraction, Positive, Section, real
+from refit.runtime.errors import UserError
 
 
 class BatchParams(Section):
@@ -51,6 +52,14 @@ class LossParams(Section):
     """Weight of each class in the classifier's training loss; val_loss is never weighted. balanced: images / (classes x
     images of the class) in the train split, which averages to 1 over its images. Or a list with one weight per class,
     in the order of the class names."""
+
+    def check_class_weights(self, classes: int) -> None:
+        """Raises UserError if class_weights is a list with another number of weights than `classes`."""
+        if isinstance(self.class_weights, list) and len(self.class_weights) != classes:
+            raise UserError(
+                f"loss.class_weights has {len(self.class_weights)} weights for {classes} classes; expected one per "
+                "class, in the order of their names"
+            )
 
 
 class FitParams(Section):

@@ -24,10 +24,12 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
 from refit.evaluation.classification import ClassificationReport, CurvePoint
+from refit.reports.style import percent
 
 DPI = 150
 WIDTH = 8.0  # inches
 MOST_CLASSES_WITH_COUNTS = 20
+FEW = 10  # mistakes
 BLUE, ORANGE, GREEN, INK, QUIET, FAINT = "#0072B2", "#D55E00", "#009E73", "#222222", "#6B6B6B", "#DDDDDD"
 STYLE = {
     "axes.edgecolor": QUIET,
@@ -289,7 +291,9 @@ def calibration_finding(report: ClassificationReport) -> str:
     if abs(gap) < 0.005:
         verdict = "Confidence matches accuracy"
     means = f"mean confidence {percent(report.mean_confidence)}, accuracy {percent(report.accuracy)}"
-    return f"{verdict}: {means} (ECE {report.ece:.3f})"
+    few = "1 mistake says" if report.mistakes == 1 else f"{report.mistakes} mistakes say"
+    caution = f". {few} little about it: each gap comes from a few images" if report.mistakes < FEW else ""
+    return f"{verdict}: {means} (ECE {report.ece:.3f}){caution}"
 
 
 def separation_finding(report: ClassificationReport) -> str:
@@ -375,17 +379,6 @@ def headline(figure: Figure, finding: str) -> None:
 def _mean(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known else None
-
-
-def percent(share: float, decimals: int = 1) -> str:
-    """A share such as 98.9 %; never rounded up to 100 % or down to 0 %."""
-    value = round(share * 100, decimals)
-    step = 10**-decimals
-    if value >= 100 > share * 100:
-        value = 100 - step
-    if value <= 0 < share:
-        value = step
-    return f"{value:.{decimals}f}\N{NO-BREAK SPACE}%"
 
 
 def _short(name: str, most: int) -> str:

@@ -53,7 +53,7 @@ def write_run_report(
             [row["actual"] for row in worst],
             [row["predicted"] for row in worst],
             [row["probability"] for row in worst],
-            report.images - sum(row[label] for label, row in enumerate(report.confusion)),
+            report.mistakes,
             report.images,
         ),
     )

@@ -7,7 +7,18 @@ from typing import NamedTuple
 
 from refit.artifacts.files import read_json
 from refit.artifacts.model import model_name, model_sha256
-from refit.artifacts.paths import BATCH, FINDINGS, FIT, LEARNING_RATE, MODEL, PREPARED, REPORT, TEST
+from refit.artifacts.paths import (
+    BATCH,
+    FINDINGS,
+    FIT,
+    LEARNING_RATE,
+    MODEL,
+    PREDICTIONS_PAGE,
+    PREDICTIONS_SUMMARY,
+    PREPARED,
+    REPORT,
+    TEST,
+)
 from refit.tracking.model_runs import find_run
 from refit.tracking.outbox import SYNC, models_in_outbox
 
@@ -99,9 +110,23 @@ def read_facts(root: Path = Path()) -> list[Fact]:
         Fact("ECE", f"{test['ece']:.4f}"),
         Fact("model", f"{MODEL}, sha256 {model_name(sha256)}"),
         Fact("report", str(REPORT), (root / REPORT).resolve().as_uri()),
+        *_prediction_facts(root, sha256),
         *mlflow_facts(sha256),
         *(Fact("advice", f"{finding['what']}. What may help: {finding['remedy']}") for finding in found["findings"]),
     ]
+
+
+def _prediction_facts(root: Path, sha256: str) -> list[Fact]:
+    """What this model predicted last; nothing if the predictions are of another model."""
+    if not (root / PREDICTIONS_SUMMARY).is_file():
+        return []
+    values = read_json(root / PREDICTIONS_SUMMARY, "dvc repro predict")
+    if values["model_sha256"] != sha256 or not (root / PREDICTIONS_PAGE).is_file():
+        return []
+    text = f"{PREDICTIONS_PAGE}: {values['images']:,} images ({values['of']}), {values['abstained']:,} in doubt"
+    if values["of"] == "new images":  # which may be left from another data set
+        text += f", as one of {values['model_knows']}"
+    return [Fact("predictions", text, (root / PREDICTIONS_PAGE).resolve().as_uri())]
 
 
 def mlflow_facts(sha256: str) -> list[Fact]:

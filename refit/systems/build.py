@@ -15,7 +15,7 @@ from refit.systems.autoencoder import Autoencoder
 from refit.systems.classifier import Classifier
 from refit.systems.networks import build_network, check_network, network_arguments
 from refit.systems.user_code import Provided, check_arguments, construct, user_class
-from refit.systems.weights import check_weights, load_weights
+from refit.systems.weights import check_weights_can_be_had, load_weights
 
 SYSTEMS: dict[str, type[pl.LightningModule]] = {"classifier": Classifier, "autoencoder": Autoencoder}
 
@@ -105,7 +105,7 @@ def check_model(model: ModelParams, loss: LossParams) -> None:
     system = _system_class(model.system)
     check_arguments(system, PROVIDED, model.system_arguments, "model.system_arguments")
     if model.weights is not None:
-        check_weights(model)
+        check_weights_can_be_had(model)
     _check_effect(system, model, loss)
 
 

@@ -9,7 +9,6 @@ from torchmetrics import MeanMetric
 
 from refit.batches.datamodule import Batch, MixedBatch, PreparedData
 from refit.params import LossParams, OptimizerParams
-from refit.runtime.errors import UserError
 from refit.systems.system import System
 from refit.tasks.task import TASKS, Task
 
@@ -105,10 +104,6 @@ def _class_weights(loss: LossParams | None, classes: int) -> Tensor | None:
     """Float32 (classes,), or None without weights. Balanced weights are ones until the fit starts."""
     if loss is None or loss.class_weights == "none":
         return None
+    loss.check_class_weights(classes)
     weights: Sequence[float] = [1.0] * classes if loss.class_weights == "balanced" else loss.class_weights
-    if len(weights) != classes:
-        raise UserError(
-            f"loss.class_weights has {len(weights)} weights for {classes} classes; expected one per class, in the "
-            "order of their names"
-        )
     return torch.tensor(weights)

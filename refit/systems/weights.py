@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import torch
 import torchvision
@@ -16,6 +17,7 @@ from refit.runtime.errors import UserError
 from refit.systems.head import head
 from refit.systems.networks import GreyToRgb, Normalize
 
+_PATIENCE = 20.0  # seconds for a server to answer
 _OURS = "network."  # prefix of the network's weights in a model that Refit trained
 
 State = dict[str, Tensor]
@@ -63,6 +65,23 @@ def check_weights(model: ModelParams) -> None:
         raise UserError(f"model.weights = {model.weights!r} does not exist; put the file into {WEIGHTS_FILES}/")
 
 
+def check_weights_can_be_had(model: ModelParams) -> None:
+    """As check_weights; it also reads the file, or asks torchvision's server for it if it was not downloaded before.
+    Raises UserError."""
+    assert model.weights is not None
+    check_weights(model)
+    if is_file_name(model.weights):
+        _from_file(model.weights)
+        return
+    weights = _torchvision_weights(model)
+    if Path(torch.hub.get_dir(), "checkpoints", weights.url.rpartition("/")[2]).is_file():
+        return
+    try:
+        urlopen(weights.url, timeout=_PATIENCE).close()
+    except OSError as error:
+        raise _not_downloaded(model.weights, weights.url, error) from None
+
+
 def identity(model: ModelParams) -> str | None:
     """An identifier of the weights: a file's sha256, or the URL of torchvision's weights."""
     if model.weights is None:
@@ -96,11 +115,15 @@ def _from_torchvision(model: ModelParams) -> State:
     try:
         state: State = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
     except (OSError, RuntimeError) as error:  # no network, or a file whose hash is not the one in its name
-        raise UserError(
-            f"model.weights = {model.weights!r} cannot be downloaded from {weights.url}: "
-            f"{' '.join(str(error).split())}; or put the file into {WEIGHTS_FILES}/ and name it"
-        ) from None
+        raise _not_downloaded(model.weights, weights.url, error) from None
     return state
+
+
+def _not_downloaded(weights: str | None, url: str, error: Exception) -> UserError:
+    return UserError(
+        f"model.weights = {weights!r} cannot be downloaded from {url}: {' '.join(str(error).split())}; or put the file "
+        f"into {WEIGHTS_FILES}/ and name it"
+    )
 
 
 def _from_file(weights: str) -> State:

@@ -12,6 +12,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
+from pytorch_lightning.accelerators import CPUAccelerator
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.profilers import Profiler
 
@@ -63,6 +64,17 @@ def inference_trainer(params: TrainerParams, **options: Any) -> pl.Trainer:
     """As make_trainer, for test and predict. It computes in the precision of the model's weights, whatever the fit's
     was, so that the answers are those of the model outside Lightning."""
     return make_trainer(params.model_copy(update={"precision": "32-true"}), **options)
+
+
+def check_devices(params: TrainerParams) -> None:
+    """Raises UserError if this machine lacks the accelerator, or has fewer devices than a fit on one machine needs."""
+    accelerator = make_trainer(params, quiet=True).accelerator
+    available = accelerator.auto_device_count()
+    if params.num_nodes == 1 and params.devices > available and not isinstance(accelerator, CPUAccelerator):
+        raise UserError(
+            f"trainer.devices = {params.devices}, but this machine has {available} of trainer.accelerator = "
+            f"{params.accelerator!r}; lower it"
+        )
 
 
 @contextmanager

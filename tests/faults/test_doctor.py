@@ -45,6 +45,12 @@ def test_there_is_nothing_to_mend(doctor: Doctor) -> None:
     assert doctor() == (0, "all else is well\n")
 
 
+def test_a_wrong_key_in_params_yaml_is_named_with_its_line(project: Project, doctor: Doctor) -> None:
+    (project.root / "params.yaml").write_text("fit:\n  max_epochs: 3\n  max_epoch: 3\n")
+    line = "params.yaml: fit.max_epoch is not a known key; did you mean fit.max_epochs? Rename it or delete line 3"
+    assert doctor() == (2, f"error: {line}\n")
+
+
 @pytest.mark.parametrize("content", ["", '{"read": {', '{"read": {}, "write": {"a": 1}}'])
 def test_a_truncated_record_of_locks_is_removed(content: str, project: Project, doctor: Doctor) -> None:
     rwlock = project.root / ".dvc/tmp/rwlock"
@@ -135,6 +141,28 @@ def test_a_truncated_dvc_lock_is_restored_from_the_last_commit_and_nothing_runs_
     assert lock.read_text() == whole
     assert (root / "log").read_text() == "ran\n" * 2
     assert (root / "output").read_text() == "second"
+
+
+def test_make_repro_repairs_first_and_says_nothing_where_all_is_in_order(project: Project) -> None:
+    root = project.root
+    (root / "dvc.yaml").write_text(GRAPH_WITH_INPUT)
+    (root / "input").write_text("first")
+    (root / "Makefile").write_bytes((ROOT / "Makefile").read_bytes())
+
+    def make_repro() -> list[str]:
+        """Its lines before the summary, which there is none of here."""
+        make = ("make", "--old-file=.venv/ready", "repro")
+        done = project.run(*make, ok=False, PYTHONPATH=str(ROOT))
+        return done.stdout.partition("python -m refit.commands.summary")[0].splitlines()
+
+    assert make_repro()[0] == "dvc repro"
+    whole = (root / "dvc.lock").read_text()
+    (root / "dvc.lock").write_text(whole[:30])
+    head, command, *_ = make_repro()
+    assert head == "removed dvc.lock: was cut short; what has run since the last commit is in DVC's cache of runs"
+    assert command == "dvc repro"
+    assert (root / "dvc.lock").read_text() == whole
+    assert (root / "log").read_text() == "ran\n"
 
 
 def test_a_truncated_dvc_lock_without_a_commit_is_removed(project: Project, doctor: Doctor) -> None:

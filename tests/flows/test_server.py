@@ -60,6 +60,19 @@ def _logs(server: Server, run: str, expected: str) -> list[str]:
     return lines if expected in lines else []
 
 
+def test_the_command_that_make_deploy_prints_starts_a_run_as_pasted(
+    deployed_toy: Toy, server: Server, deployment: dict[str, Any]
+) -> None:
+    for name in ("PREFECT_API_URL", "PREFECT_API_AUTH_STRING"):  # where another test has set them
+        deployed_toy.env.pop(name, None)
+    make, *command = deployed_toy.make("deploy").rpartition("to start retrain/nightly now: ")[2].split()
+    assert make == "make"
+    said = deployed_toy.make(*command)
+    run = next(line.split()[-1] for line in said.splitlines() if "UUID" in line)
+    assert server.get(f"/flow_runs/{run}")["deployment_id"] == deployment["id"]
+    assert _final(server, run) in ("Promoted", "Completed")
+
+
 def test_the_schedule_of_prefect_yaml_makes_nightly_runs(server: Server, deployment: dict[str, Any]) -> None:
     (schedule,) = deployment["schedules"]
     assert schedule["active"]

@@ -135,8 +135,9 @@ class Toy:
         self.run("git", "add", "--all")
         self.run("git", "commit", "--quiet", "--message", "toy")
 
-    def make(self, target: str) -> None:
-        self.run(*_make(target))
+    def make(self, *targets: str) -> str:
+        """`make TARGETS`; what it prints."""
+        return self.run(*_make(*targets)).stdout
 
     @contextmanager
     def making(self, target: str) -> Iterator[subprocess.Popen[bytes]]:
@@ -206,6 +207,6 @@ def gone(pids: str, seconds: float = 30) -> bool:
     return True
 
 
-def _make(target: str) -> tuple[str, ...]:
+def _make(*targets: str) -> tuple[str, ...]:
     # The toy has this very environment, and nothing to make it from.
-    return ("make", "--old-file=.venv/ready", target)
+    return ("make", "--old-file=.venv/ready", *targets)

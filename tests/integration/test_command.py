@@ -47,6 +47,7 @@ def test_a_closed_pipe_is_no_error(name: str) -> None:
     "module",
     [
         "stages.fit",
+        "refit.predict",
         "refit.commands.sanity",
         "refit.commands.summary",
         "pipelines.tools.doctor",

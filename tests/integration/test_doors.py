@@ -1,4 +1,4 @@
-"""One way from pixels to answers: `test`, `predict`, `promote`, MLflow's model and the README's snippet agree."""
+"""One way from pixels to answers: `test`, `predict`, `promote`, MLflow's model, `refit.predict`, README: all agree."""
 
 import csv
 import json
@@ -13,10 +13,12 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+import refit.predict
 from refit.artifacts.checked import stage_params
+from refit.artifacts.paths import MODEL
 from refit.artifacts.prepared import read_split
 from refit.commands.promote import predictions_of
-from refit.inference.predictor import read_model
+from refit.inference.predictor import Predictor, read_model
 from refit.params import load_params
 from refit.tracking.model_runs import find_run
 from refit.tracking.registry import Version
@@ -42,12 +44,10 @@ def run_predict() -> list[dict[str, str]]:
     return rows("data/predictions/predictions.csv")
 
 
-def readme_snippet(photo: Path) -> dict[str, Any]:
-    """What the README's snippet leaves behind, run with `photo`."""
+def readme_snippet(photo: Path) -> None:
+    """Run the README's snippet with `photo`."""
     (code,) = [block for block in re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL) if "photo" in block]
-    names: dict[str, Any] = {}
-    exec(code.replace("photo.jpg", str(photo)), names)
-    return names
+    exec(code.replace("photo.jpg", str(photo)), {})
 
 
 @pytest.mark.parametrize(
@@ -100,14 +100,30 @@ def test_every_door_gives_the_same_answers(
     if "embedding" in ours:
         np.testing.assert_allclose(np.load("data/predictions/embedding.npy")[:20], ours["embedding"], atol=1e-5)
 
-    Image.fromarray(images[0, 0]).save(NEW / "0.png")
-    (row,) = run_predict()
-    assert row["label"] == predicted[0]
-    if "embedding" in ours:
-        return  # the snippet is for a classifier
-    capsys.readouterr()
-    probabilities = readme_snippet(NEW / "0.png")["probabilities"].numpy()
-    np.testing.assert_allclose(probabilities[0], ours["probabilities"][0], atol=1e-6)
-    assert capsys.readouterr().out.split()[0] == row["label"]
+    for number, image in enumerate(images):
+        Image.fromarray(image[0]).save(NEW / f"{number:02}.png")
+    of_files = run_predict()
+    assert [row["label"] for row in of_files] == predicted
     summary = json.loads(Path("data/predictions/summary.json").read_text())
     assert summary["model_sha256"] == model.sha256
+
+    from_python = Predictor.load("data/model").predict(NEW)
+    assert [prediction.label for prediction in from_python] == predicted
+    for prediction, row in zip(from_python, ours["probabilities"], strict=True):
+        given = [prediction.probabilities[name] for name in model.classes]
+        np.testing.assert_allclose(given, row, atol=1e-6)
+    for name in ours.keys() - {"probabilities", "embedding"}:
+        given = [prediction.more[name] for prediction in from_python]
+        np.testing.assert_allclose(given, ours[name], rtol=1e-4)
+    capsys.readouterr()
+    refit.predict.main([NEW], MODEL, as_csv=True)
+    of_command = list(csv.DictReader(capsys.readouterr().out.splitlines()))
+    assert [(row["file"], row["label"]) for row in of_command] == [
+        (f"{NEW}/{row['file']}", row["label"]) for row in of_files
+    ]
+    for told in (of_command, of_files):
+        np.testing.assert_allclose([float(row["probability"]) for row in told], probability, atol=1.5e-6)
+    readme_snippet(NEW / "00.png")
+    label, told_probability, file = capsys.readouterr().out.split()
+    assert (label, file) == (predicted[0], str(NEW / "00.png"))
+    assert float(told_probability) == pytest.approx(probability[0], abs=1e-6)

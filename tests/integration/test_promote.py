@@ -1,7 +1,10 @@
 """May a new model become the champion: real models, compared through a real MLflow store."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -32,6 +35,9 @@ pytestmark = [
 ]
 OLD = Path(__file__).resolve().parents[1] / "fixtures/models"
 RIVAL = Version("refit", "7", "c" * 64, "run", was_champion=True)
+
+
+PROJECT = Path(__file__).resolve().parents[2]
 
 
 def verdict() -> Any:
@@ -279,6 +285,27 @@ def test_a_champion_of_another_task_is_refused_and_images_of_classes_that_it_lac
     nines = [str(label) for label in read_split("test").labels].count("9")
     assert f"; {nines} images have classes that it does not know" in (PROMOTION / "promotion.md").read_text()
     assert verdict()["unknown"] == nines
+
+
+def test_a_champion_of_another_task_is_replaced_without_a_comparison_by_the_command_in_the_error(trained: Any) -> None:
+    trained(fit__max_epochs=1)
+    promote.main()
+    (run,) = MlflowClient().search_runs(["1"])
+    kept = Path(run.info.artifact_uri.removeprefix("file://"), "artifact")
+    write_record(kept, json.loads((kept / "model.json").read_text()), classes=[f"cat {i}" for i in range(10)])
+    trained(fit__max_epochs=2)
+    with pytest.raises(UserError) as raised:
+        promote.main()
+    command = str(raised.value).rpartition("run: ")[2].split()
+    assert command[:3] == ["python", "-m", "refit.commands.promote"]
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
+    done = subprocess.run([sys.executable, *command[1:]], capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "it replaces models:/refit/1 without a comparison" in " ".join(done.stdout.split())
+    champion = find_champion("refit")
+    assert champion is not None
+    assert (champion.number, champion.sha256) == ("2", read_record().sha256)
+    assert verdict()["outcome"] == "promoted"
 
 
 def test_a_test_of_other_images_than_those_prepared_is_refused_in_one_line(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from dvc.utils.hydra import apply_overrides
 from PIL import Image
 
 from pipelines.tools.workspace import copy_working_tree
@@ -31,13 +32,8 @@ class Project:
         return done
 
     def set_param(self, key: str, value: object) -> None:
-        """Change one value in params.yaml, keeping everything else as it stands. `key` is section.name."""
-        section, name = key.split(".")
-        path = self.root / "params.yaml"
-        pattern = rf"(?ms)(^{section}:[^\n]*\n(?:  [^\n]*\n)*?  {name}: *)[^\s#]+"
-        text, count = re.subn(pattern, lambda match: f"{match[1]}{value}", path.read_text())
-        assert count == 1, key
-        path.write_text(text)
+        """Change one value in params.yaml as `dvc exp run -S` does. `key` is section.name."""
+        apply_overrides(self.root / "params.yaml", [f"{key}={value}"])
 
     def commit(self) -> None:
         self.run("git", "add", "--all")

@@ -17,6 +17,8 @@ ROOMS = (
 """Of refit/, from the ground up: each imports only from itself and from those before it."""
 DOORS = ("stages", "pipelines")
 PACKAGES = ("refit", *DOORS)
+COMMAND = "predict.py"
+"""In refit/ itself, for a short name: it belongs to the commands."""
 LONGEST = 400  # lines of a file
 
 
@@ -92,7 +94,9 @@ def module_file(module: str) -> Path | None:
 def room_of(file: str) -> str:
     """The room of a file in refit/, or its package."""
     package, room, *_ = Path(file).parts
-    return room if package == "refit" else package
+    if package != "refit":
+        return package
+    return "commands" if room == COMMAND else room
 
 
 def fault_of(arrow: Arrow) -> str | None:
@@ -115,7 +119,7 @@ def fault_of(arrow: Arrow) -> str | None:
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_each_room_imports_only_from_the_rooms_below_it(package: str) -> None:
-    arrows = [arrow for file in files(package) if file.parent != ROOT / "refit" for arrow in arrows_of(file)]
+    arrows = [arrow for file in files(package) if file != ROOT / "refit/__init__.py" for arrow in arrows_of(file)]
     assert arrows
     faults = [f"{arrow.source} imports {arrow.target}: {fault}" for arrow in arrows
               if (fault := fault_of(arrow))]  # fmt: skip
@@ -125,7 +129,7 @@ def test_each_room_imports_only_from_the_rooms_below_it(package: str) -> None:
 def test_the_rooms_are_the_folders_of_refit() -> None:
     folders = {path.name for path in (ROOT / "refit").iterdir() if path.is_dir() and any(path.glob("*.py"))}
     assert folders == set(ROOMS)
-    assert [path.name for path in (ROOT / "refit").glob("*.py")] == ["__init__.py"]
+    assert {path.name for path in (ROOT / "refit").glob("*.py")} == {"__init__.py", COMMAND}
 
 
 def test_a_wrong_import_is_named_with_both_of_its_ends() -> None:

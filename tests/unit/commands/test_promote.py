@@ -54,3 +54,12 @@ def test_a_first_champion_that_may_be_worth_nothing_is_warned_of(
     said = capsys.readouterr().err
     assert warning in said
     assert bool(said) == bool(warning)
+
+
+def test_without_a_comparison_only_the_least_accuracy_counts(changed: Changed) -> None:
+    challenger = Challenger("a" * 64, "b" * 64, 0.5, [], 0.1)
+    found = decide(challenger, None, changed({"promote.min_accuracy": 0.5}).promote, RIVAL)
+    assert found == ("promoted", "it replaces models:/refit/7 without a comparison")
+    found = decide(challenger, None, changed({"promote.min_accuracy": 0.6}).promote, RIVAL)
+    assert found.outcome == "kept"
+    assert found.why.startswith("models:/refit/7 stays the champion: ")

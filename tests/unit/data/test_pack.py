@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -162,6 +163,27 @@ def test_an_undecodable_image_is_an_error_that_names_it(
         packed()
 
 
+def test_all_images_that_cannot_be_used_are_listed_at_once_with_their_reasons(packed: Pack, tmp_path: Path) -> None:
+    root = photos(tmp_path / "raw")
+    empty(root / "cat/02.png")  # its header cannot be read
+    truncate(root / "dog/07.png")  # its pixels cannot
+    (root / "dog/03.png").write_bytes((root / "cat/03.png").read_bytes())
+    with pytest.raises(UserError) as raised:
+        packed()
+    head, *lines = str(raised.value).splitlines()
+    assert head == "3 images cannot be used; repair or remove them, or set data.bad_images to skip:"
+    assert lines[0] == "cat/02.png: not a recognised image format"
+    assert lines[1].startswith("dog/07.png: ")
+    assert lines[2] == "cat/03.png and dog/03.png: identical images with different labels"
+    shutil.rmtree(tmp_path / "packed")
+    for number in range(60):
+        empty(root / f"cat/more{number}.png")
+    for file in root.rglob("*.png"):
+        empty(file)
+    with pytest.raises(UserError, match=r"(?s)^100 images cannot be used; .*\nand 50 more$"):
+        packed()
+
+
 @pytest.mark.parametrize("spoil", [truncate, empty, half_jpeg])
 def test_bad_images_can_be_skipped_named_and_counted(
     spoil: Callable[[Path], object], packed: Pack, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -247,8 +269,24 @@ def test_a_class_that_no_held_out_image_shows_is_told(
         file.unlink()
     packed(val=0.1, test=0.2)
     assert capsys.readouterr().err == (
-        "warning: the val split has no image of class 'dog'; add images, or raise data.val\n"
+        "warning: the val split has no image of class 'dog'; with data.val = 0.1 a class needs 6 images: add images, "
+        "or raise data.val\n"
     )
+
+
+def test_a_class_with_a_single_image_is_told_with_what_helps(
+    packed: Pack, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for file in sorted(photos(tmp_path / "raw").glob("dog/*"))[1:]:
+        file.unlink()
+    packed(val=0.15, test=0.2)
+    needs = "a class needs {} images: add images, or raise data.{}"
+    assert capsys.readouterr().err.splitlines() == [
+        f"warning: the val split has no image of class 'dog'; with data.val = 0.15 {needs.format(4, 'val')}",
+        f"warning: the test split has no image of class 'dog'; with data.test = 0.2 {needs.format(3, 'test')}",
+        "warning: a single image of class 'dog': the model can learn it, but not be tested on it; add images, or "
+        "remove the class",
+    ]
 
 
 def test_a_class_with_no_training_image_is_an_error_that_names_it(packed: Pack, tmp_path: Path) -> None:

@@ -133,6 +133,24 @@ def test_a_root_that_is_not_there_is_an_error_that_names_it(source: str, changed
     assert not (tmp_path / "nowhere").exists()
 
 
+def test_images_that_an_experiment_s_copy_of_the_repository_lacks_are_told_with_what_works(
+    changed: Changed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("cat", "dog"):
+        fill(tmp_path / "main/data/raw/photos", f"{name}/1.png")
+    (tmp_path / "copy/data/raw").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "copy")
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path / "main"))
+    data = changed({"data.source": "folder", "data.root": "data/raw/photos"}).data
+    remedy = rf"as git ignores it; queue the experiment with -S data\.root={tmp_path}/main/data/raw/photos, or version"
+    for _ in range(2):
+        with pytest.raises(UserError, match=remedy):
+            open_source(data)
+        Path("data/raw/photos").mkdir(exist_ok=True)
+    works = changed({"data.source": "folder", "data.root": f"{tmp_path}/main/data/raw/photos"}).data
+    assert open_source(works).classes == ("cat", "dog")
+
+
 @pytest.mark.parametrize("name", ["MNIST", "FashionMNIST", "KMNIST", "USPS", "CIFAR10", "CIFAR100", "SVHN", "STL10"])
 def test_a_failed_download_is_one_line_and_leaves_nothing(
     name: str, changed: Changed, root: Path, monkeypatch: pytest.MonkeyPatch

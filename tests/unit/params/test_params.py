@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
+from dvc.utils.hydra import apply_overrides
 from pydantic import ValidationError
 from pydantic_core import PydanticUndefined
 
@@ -40,8 +41,8 @@ KEYS = [
     "predict.images", "predict.top_k", "predict.abstain_below", "promote.min_accuracy", "promote.margin",
     "debug.fast_dev_run", "debug.overfit_batches", "debug.limit_train_batches", "debug.limit_val_batches",
     "debug.limit_test_batches", "debug.val_check_interval", "debug.profiler", "debug.detect_anomaly",
-    "tracking.loggers",
     "pipelines.stage_time_limit", "pipelines.stage_retries", "pipelines.publish",
+    "tracking.loggers",
 ]  # fmt: skip
 
 
@@ -65,6 +66,26 @@ def dotted(values: dict[str, Any]) -> list[str]:
         for section, keys in values.items()
         for key in (keys if isinstance(keys, dict) else [section])
     ]
+
+
+@pytest.mark.parametrize("file", ["params.yaml", "docs/recipes/cifar10.yaml"])
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("optimizer.weight_decay=0.125", "  weight_decay: 0.125"),
+        ("model.weights=DEFAULT", "  weights: DEFAULT     # empty: random"),
+        ("fit.patience=3", "  patience: 3"),
+        ("seed=7", "seed: 7"),
+    ],
+)
+def test_dvc_changes_the_line_of_the_key_and_nothing_else(file: str, override: str, line: str, tmp_path: Path) -> None:
+    shipped = (ROOT / file).read_text().splitlines()
+    (tmp_path / "params.yaml").write_text("\n".join([*shipped, ""]))
+    apply_overrides(tmp_path / "params.yaml", [override])
+    written = (tmp_path / "params.yaml").read_text().splitlines()
+    ((before, after),) = [pair for pair in zip(shipped, written, strict=True) if pair[0] != pair[1]]
+    assert after.startswith(line)
+    assert before.partition("#")[1:] == after.partition("#")[1:]
 
 
 def test_the_shipped_params_yaml_shows_every_key_at_its_default() -> None:

@@ -15,6 +15,7 @@ from refit.artifacts.prepared import Split
 from refit.evaluation.classification import evaluate
 from refit.reports import plots
 from refit.reports.embeddings import embedding_pictures
+from refit.reports.style import percent
 from tests.unit.evaluation.test_classification import random_images, report_of
 
 HISTORY: list[dict[str, float | None]] = [
@@ -109,7 +110,7 @@ def test_without_mistakes_the_gallery_is_a_picture_that_says_so() -> None:
 
 
 def test_a_share_below_one_is_never_shown_as_100_percent() -> None:
-    assert [plots.percent(share).split()[0] for share in (1.0, 0.99999, 0.98765, 0.00001, 0.0)] == [
+    assert [percent(share).split()[0] for share in (1.0, 0.99999, 0.98765, 0.00001, 0.0)] == [
         "100.0", "99.9", "98.8", "0.1", "0.0"
     ]  # fmt: skip
 
@@ -125,3 +126,15 @@ def test_the_learning_rate_curve_is_drawn_whatever_was_suggested(suggestion: flo
     rates, losses = [1e-3, 1e-2, 1e-1], [2.0, 1.0, math.nan]
     with_loss, without = (plots.learning_rate_curve(r, x, suggestion, 0.01) for r, x in ((rates, losses), ([], [])))
     assert with_loss != without
+
+
+@pytest.mark.parametrize(("mistakes", "caution"), [(0, "0 mistakes say"), (1, "1 mistake says"), (3, "3 mistakes say"),
+                                                   (10, None)])  # fmt: skip
+def test_a_reliability_curve_of_few_mistakes_says_that_it_is_one(mistakes: int, caution: str | None) -> None:
+    labels = np.arange(100) % 2
+    answer = np.where(np.arange(100) < mistakes, 1 - labels, labels)
+    finding = plots.calibration_finding(report_of(np.eye(2, dtype=np.float32)[answer] * 0.98 + 0.01, labels))
+    if caution:
+        assert finding.endswith(f". {caution} little about it: each gap comes from a few images")
+    else:
+        assert "little" not in finding

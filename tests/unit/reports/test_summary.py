@@ -107,3 +107,20 @@ def test_the_summary_ends_with_the_findings_and_what_may_help(repository: Path) 
     assert read_facts()[-1] == ("advice", advice, None)
     assert advice in " ".join(as_text(read_facts()).split())
     assert advice in as_markdown(read_facts())
+
+
+def test_the_last_predictions_are_shown_if_they_are_of_this_model_with_the_classes_that_it_knows(
+    repository: Path,
+) -> None:
+    folder = repository / "data/predictions"
+    folder.mkdir()
+    (folder / "predictions.html").touch()
+    values = {"model_sha256": model_sha256(MODEL), "images": 1234, "of": "new images", "abstained": 5,
+              "model_knows": "2 classes: ant, bee"}  # fmt: skip
+    (folder / "summary.json").write_text(json.dumps(values))
+    line = "predictions.html: 1,234 images (new images), 5 in doubt, as one of 2 classes: ant, bee"
+    assert line in " ".join(as_text(read_facts()).split())
+    (folder / "summary.json").write_text(json.dumps(values | {"of": "the test split"}))
+    assert "1,234 images (the test split), 5 in doubt MLflow" in " ".join(as_text(read_facts()).split())
+    (folder / "summary.json").write_text(json.dumps(values | {"model_sha256": "0" * 64}))
+    assert "predictions.html" not in as_text(read_facts())

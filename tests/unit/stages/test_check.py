@@ -1,14 +1,17 @@
 """The stage `check`: what it refuses, before any work."""
 
+import urllib.request
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from pytorch_lightning.accelerators import MPSAccelerator
 
 from refit.params import check_params
 from refit.runtime.errors import UserError
 from stages import check
 from tests.fixtures import Changed, Values, model_params
+from tests.unit.training.test_trainer import ABSENT
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -50,6 +53,9 @@ def model_of_ones_own(arguments: dict[str, int]) -> dict[str, object]:
         ("model", model_of_ones_own({"klasses": 3}), "has no such argument; did you mean classes?"),
         ("model", model_of_ones_own({"classes": 3}), "Refit provides classes to Classifier("),
         ("model.weights", "data/weights/gone.pth", "model.weights = 'data/weights/gone.pth' does not exist; put"),
+        ("model.network", "resnet18", "network 'resnet18' is unknown; did you mean torchvision:resnet18?"),
+        ("model.network", "efficientnet_b7x", "did you mean torchvision:efficientnet_b7?"),
+        ("loss.class_weights", [1.0, 2.0], "loss.class_weights has 2 weights for 10 classes; expected one per class"),
         ("predict.images", "data/newer", "predict.images = 'data/newer' is not a folder; create it"),
     ],
 )
@@ -61,6 +67,48 @@ def test_a_wrong_choice_is_refused_in_one_line_and_writes_nothing(
     assert line in str(raised.value)
     assert "\n" not in str(raised.value)
     assert not (workspace / "docs").exists()
+
+
+TORCHVISION = model_params(network="torchvision:resnet18", width=None, dropout=None).model_dump()
+
+
+def test_weights_that_are_no_weights_or_cannot_be_downloaded_are_refused(
+    workspace: Path, changed: Changed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = workspace / "data/weights/photos.safetensors"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"no weights")
+    with pytest.raises(UserError, match=r"model\.weights = 'data/weights/photos\.safetensors' is not a weights file"):
+        check.main(changed({"model.weights": "data/weights/photos.safetensors"}))
+
+    monkeypatch.setenv("TORCH_HOME", str(workspace))  # where torchvision keeps what it has downloaded
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nothing listens there
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.setattr(urllib.request, "_opener", None)  # it remembers the proxies of its first use
+    default = {"model": {**TORCHVISION, "weights": "DEFAULT"}}
+    with pytest.raises(UserError, match=r"'DEFAULT' cannot be downloaded from https://.*; or put the file into"):
+        check.main(changed(default))
+    downloaded = workspace / "hub/checkpoints/resnet18-f37072fd.pth"
+    downloaded.parent.mkdir(parents=True)
+    downloaded.touch()
+    check.main(changed(default))
+
+
+@pytest.mark.parametrize("accelerator", [name for name, absent in ABSENT.items() if absent])
+def test_an_accelerator_that_is_not_there_is_refused(accelerator: str, workspace: Path, changed: Changed) -> None:
+    with pytest.raises(UserError, match=rf"^trainer\.accelerator = '{accelerator}': "):
+        check.main(changed({"trainer.accelerator": accelerator}))
+
+
+def test_more_devices_than_there_are_is_refused_but_processes_on_a_cpu_are_not_counted(
+    workspace: Path, changed: Changed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two = {"trainer.accelerator": "cpu", "trainer.devices": 2}
+    check.main(changed(two))
+    monkeypatch.setattr("refit.training.trainer.CPUAccelerator", MPSAccelerator)  # as if it were another one
+    with pytest.raises(UserError, match=r"^trainer\.devices = 2, but this machine has 1 of trainer\.acc"):
+        check.main(changed(two))
 
 
 def test_compiling_without_a_compiler_is_refused(

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import re
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -63,10 +65,44 @@ def test_each_image_has_a_row_in_order_but_those_that_cannot_be_decoded_which_ar
     (NEW / "notes.txt").touch()
     predict.main(params)
     assert [row["file"] for row in rows()] == ["b.png", "c.bmp", "z.png", "ü, ö.png", "a/10.png", "a/2.png"]
-    (bad,) = summary()["unreadable"]
+    bad, no_image = summary()["unreadable"]
     assert bad["file"] == "d.jpg"
     assert "truncated" in bad["why"]
-    assert "warning: d.jpg is left out: " in capsys.readouterr().err
+    assert no_image["file"] == "notes.txt"
+    assert "its name does not end in .bmp, " in no_image["why"]
+    told = capsys.readouterr()
+    assert "warning: d.jpg is left out: " in told.err
+    assert "warning: notes.txt is left out: " in told.err
+    assert "predicted 6 images (new images) as one of 10 classes: 0, 1, 2" in told.out
+
+
+def page() -> str:
+    return Path("data/predictions/predictions.html").read_text(encoding="utf-8")
+
+
+def test_the_page_shows_each_image_least_certain_first_and_takes_no_name_for_html(params: Params) -> None:
+    for seed, name in enumerate(["b.png", "a&<b>.png", "c.png"]):
+        draw(name, seed)
+    (NEW / "<i>.txt").touch()
+    predict.main(params)
+    certain = sorted(rows(), key=lambda row: float(row["probability"]))
+    places = [page().index(f">{escape(row['file'])}<") for row in certain]
+    assert places == sorted(places)
+    assert page().count("data:image/png;base64,") == 3
+    assert "<b>.png" not in page()
+    assert escape("<i>.txt") in page()
+    assert "The model knows 10 classes: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9." in page()
+    assert not re.search(r"(src|href)=\"(?!data:|#)", page())
+
+
+def test_the_page_says_how_many_of_the_images_it_shows(params: Params) -> None:
+    predict.main(params)
+    assert "The 200 least certain of 359;" in page()
+    assert page().count("<li") == 200
+    for seed in range(3):
+        draw(f"{seed}.png", seed)
+    predict.main(params)
+    assert "least certain of" not in page()
 
 
 def test_a_row_is_what_the_model_says_of_that_file(changed: Changed) -> None:
@@ -171,3 +207,18 @@ def test_a_file_name_that_is_not_text_is_written_as_text(params: Params) -> None
     draw("1.png").rename(NEW / "gr\udcf6n.png")
     predict.main(params)
     assert rows()[0]["file"] == r"gr\udcf6n.png"
+
+
+def test_files_of_which_none_is_an_image_are_told_beside_the_test_split(
+    params: Params, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(23):
+        (NEW / f"{number:02}.heic").touch()
+    predict.main(params)
+    assert summary()["of"] == "the test split"
+    assert len(summary()["unreadable"]) == 23
+    warnings = capsys.readouterr().err.splitlines()
+    assert warnings[0].startswith("warning: 00.heic is left out: its name does not end in ")
+    assert warnings[20:] == ["warning: 3 more files are left out; data/predictions/summary.json names all"]
+    assert page().count(".heic") == 20
+    assert "The first 20 of 23;" in page()
