@@ -9,6 +9,7 @@ import torch
 
 from refit.artifacts.choices import BatchChoice, LearningRateChoice, read_batch, read_learning_rate, resolved_params
 from refit.artifacts.files import write_csv, write_json
+from refit.artifacts.metrics import write_fit_metrics
 from refit.artifacts.model import model_name, write_model
 from refit.artifacts.paths import BATCH, FIT, HISTORY, LEARNING_RATE, MODEL
 from refit.artifacts.prepared import read_info
@@ -76,6 +77,7 @@ def main(params: Params) -> None:
         )  # fmt: skip
         facts = {"fitted": model_name(model.sha256), **best.row, "epochs": len(history.rows), **debug}
         write_json(FIT, facts)
+        write_fit_metrics(best.row, params, batch, info)
         write_csv(HISTORY, history.rows)
         loggers.log_metrics({f"best_{name}": value for name, value in best.row.items()})
         loggers.log_files(BATCH, LEARNING_RATE, HISTORY)

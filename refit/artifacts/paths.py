@@ -24,6 +24,10 @@ TABLES = Path("data/evaluation/tables")
 PICTURES = Path("data/evaluation/pictures")
 REPORT = Path("data/evaluation/report.html")
 
+# The few metrics that are columns of `dvc exp show`.
+FIT_METRICS = Path("data/metrics/fit.json")
+TEST_METRICS = Path("data/metrics/test.json")
+
 PREDICTIONS = Path("data/predictions")
 PROMOTION = Path("data/promotion")
 """verdict.json, promotion.md and differences.csv: the last decision about the champion, with its reason."""

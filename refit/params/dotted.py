@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from pydantic import BaseModel
+
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """The values of nested mappings, each under its dotted key, in their order."""
@@ -13,3 +15,17 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{name}"] = value
     return flat
+
+
+def changed_params(params: BaseModel) -> dict[str, Any]:
+    """The values that are not at their defaults, by dotted key; of a part of the parameters, those that it has."""
+    given = flatten(params.model_dump())
+    defaults = flatten(type(params)().model_dump())
+    return {key: value for key, value in given.items() if key not in defaults or value != defaults[key]}
+
+
+def as_yaml(value: object) -> str:
+    """A value as params.yaml writes it."""
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value)

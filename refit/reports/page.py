@@ -10,7 +10,7 @@ from jinja2 import Environment, StrictUndefined, Template
 
 from refit.artifacts.files import write_bytes
 from refit.evaluation.classification import ClassificationReport
-from refit.params.dotted import flatten
+from refit.params.dotted import as_yaml, flatten
 from refit.reports.plots import DPI, percent
 
 Facts = Mapping[str, object]
@@ -66,7 +66,7 @@ def write_report(
         training=training,
         classes=sorted((asdict(row) for row in report.classes), key=_worst_first),
         mistakes=mistakes,
-        params=[(key, _as_in_yaml(value)) for key, value in flatten(params).items()],
+        params=[(key, as_yaml(value)) for key, value in flatten(params).items()],
         pictures={name: _inlined(png) for name, png in {**vars(pictures), **embeddings}.items()},
         embeddings=sorted(embeddings),
         debug=debug,
@@ -76,13 +76,6 @@ def write_report(
 
 def _worst_first(row: Mapping[str, object]) -> tuple[bool, object]:
     return row["f1"] is None, row["f1"]
-
-
-def _as_in_yaml(value: object) -> str:
-    """A value as params.yaml writes it."""
-    if value is None:
-        return "null"
-    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _number(value: object) -> str:
