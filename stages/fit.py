@@ -50,7 +50,7 @@ def main(params: Params) -> None:
         every_param = load_params().model_dump()  # for the record
         debug = {"debug": True} if params.debug.shortens else {}
         tags = {"data_sha256": info.sha256, **dict.fromkeys(debug, "true")}
-        loggers = FitLoggers(chosen_loggers() if leads else None, every_param, tags, state.folder, state.step)
+        loggers = FitLoggers(chosen_loggers() if leads else None, every_param, info, tags, state.folder, state.step)
         pl.seed_everything(params.seed, verbose=False)
         system = assemble(blueprint, params.optimizer, params.loss, rate.learning_rate, params.model)
         if leads and "learning_rate" not in inspect.signature(type(system)).parameters:

@@ -13,6 +13,7 @@ from refit.tracking.store import (
     find_finished_run,
     hide_password,
     local_store_is_missing,
+    metric_name,
     now,
     run_page,
     tracking_uri,
@@ -72,7 +73,8 @@ def send_to_model_run(model_sha256: str, metrics: Mapping[str, float], files: Se
     from mlflow.entities import Metric
 
     # MLflow appends a repeated metric to the first, as if it were a curve: only what changed is sent.
-    changed = {name: value for name, value in metrics.items() if run.data.metrics.get(name) != value}
+    named = {metric_name(name): value for name, value in metrics.items()}
+    changed = {name: value for name, value in named.items() if run.data.metrics.get(name) != value}
     time = now()
     client.log_batch(run.info.run_id, metrics=[Metric(name, value, time, 0) for name, value in changed.items()])
     for file in files:

@@ -22,6 +22,12 @@ if TYPE_CHECKING:  # importing mlflow takes seconds: only who calls these functi
 
 EXPERIMENT = "refit"
 LOCAL_UI = "http://127.0.0.1:5000"  # where `make mlflow` shows the local store
+TRAINING_VIEW = "?workflowType=machine_learning"
+"""Ends the URL of a page: without it, MLflow 3 opens its UI for GenAI, until the user has switched once."""
+
+_KIND = ("mlflow.experimentKind", "custom_model_development")
+"""A tag of an experiment: how MLflow's UI shows it. Others are GenAI's."""
+_SYSTEM_METRICS = ("epoch_seconds", "images_per_second", "memory_gib")
 
 DEBUG_TAG = "debug"
 """Of a run that the debug section shortened."""
@@ -97,6 +103,20 @@ def connect(uri: str) -> "tuple[MlflowClient, str]":
     return client, experiment.experiment_id
 
 
+def mark_as_training(client: "MlflowClient", experiment_id: str) -> None:
+    """Have MLflow's UI show the experiment as one that trains models, unless somebody has chosen its kind already."""
+    if _KIND[0] not in client.get_experiment(experiment_id).tags:
+        client.set_experiment_tag(experiment_id, *_KIND)
+
+
+def metric_name(name: str) -> str:
+    """A metric's name in MLflow, whose UI has a section of charts for each prefix: the system's apart from the curves,
+    and a test's, which are bars, apart from both."""
+    if name in _SYSTEM_METRICS:
+        return f"system/{name}"
+    return f"test/{name.removeprefix('test_')}" if name.startswith("test_") else name
+
+
 def find_finished_run(client: "MlflowClient", experiment_id: str, model_sha256: str) -> "Run | None":
     """The finished run of this model, the first one of several."""
     filters = f"tags.{MODEL_TAG} = '{model_sha256}' and attributes.status = 'FINISHED'"
@@ -107,7 +127,7 @@ def find_finished_run(client: "MlflowClient", experiment_id: str, model_sha256: 
 def run_page(uri: str, run: "Run") -> str:
     """The URL of a run's page: on the server, or where `make mlflow` shows the local store."""
     site = _PASSWORD.sub("//", uri).rstrip("/") if uri.startswith("http") else LOCAL_UI
-    return f"{site}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
+    return f"{site}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}{TRAINING_VIEW}"
 
 
 def failures() -> tuple[type[Exception], ...]:
