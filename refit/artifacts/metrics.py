@@ -11,7 +11,7 @@ from refit.artifacts.files import write_json
 from refit.artifacts.paths import FIT_METRICS, TEST_METRICS
 from refit.artifacts.prepared import DatasetInfo
 from refit.params import Params
-from refit.params.dotted import as_yaml, changed_params
+from refit.params.dotted import as_yaml, changed_params, flatten, short_names
 
 Metrics = Mapping[str, float | None]
 
@@ -22,12 +22,13 @@ def write_fit_metrics(best: Metrics, params: Params, batch: BatchChoice, info: D
     changed = changed_params(params)
     if batch.chosen_by == "params":  # a section that the fit does not read
         changed["batch.size"] = batch.effective_batch
+    short = short_names(flatten(Params().model_dump()))
     write_json(
         FIT_METRICS,
         {
             **{name: best[name] for name in names if name in best},
             "data": info.name or info.source,
-            "changed_params": " ".join(f"{key}={as_yaml(value)}" for key, value in changed.items()),
+            "changed_params": " ".join(f"{short.get(key, key)}={as_yaml(value)}" for key, value in changed.items()),
         },
     )
 

@@ -43,7 +43,7 @@ def dataset_of(info: DatasetInfo, params: Mapping[str, Any]) -> dict[str, str]:
 
 
 def origin_tags() -> dict[str, str]:
-    """The git commit and branch, the DVC experiment, the Prefect flow run; MLflow's UI shows those under its own names."""
+    """The git commit and branch and the user, by the names that MLflow's UI shows; the DVC experiment, the flow run."""
     tags = {"mlflow.source.name": "stages/fit.py", "mlflow.source.type": "LOCAL"}
     with suppress(KeyError, OSError, ImportError):  # a container's user may have no name
         tags["mlflow.user"] = getpass.getuser()
