@@ -11,26 +11,25 @@ from refit.artifacts.files import write_json
 from refit.artifacts.paths import FIT_METRICS, TEST_METRICS
 from refit.artifacts.prepared import DatasetInfo
 from refit.params import Params
-from refit.params.dotted import as_yaml, changed_params, flatten, short_names
+from refit.params.dotted import as_yaml, flatten, not_at_default, short_names
 
 Metrics = Mapping[str, float | None]
 
 
-def write_fit_metrics(best: Metrics, params: Params, batch: BatchChoice, info: DatasetInfo) -> None:
-    """`best` is the row of the best epoch in history.csv; `params` are the sections that the fit read."""
-    names = dict.fromkeys(("val_accuracy", "val_loss", params.fit.monitor))
-    changed = changed_params(params)
-    if batch.chosen_by == "params":  # a section that the fit does not read
+def changed_params(params: Params, batch: BatchChoice) -> str:
+    """The parameters of a fit that are not at their defaults; `params` are the sections that it read."""
+    changed = not_at_default(params)
+    if batch.chosen_by == "params":  # of a section that the fit does not read
         changed["batch.size"] = batch.effective_batch
     short = short_names(flatten(Params().model_dump()))
-    write_json(
-        FIT_METRICS,
-        {
-            **{name: best[name] for name in names if name in best},
-            "data": info.name or info.source,
-            "changed_params": " ".join(f"{short.get(key, key)}={as_yaml(value)}" for key, value in changed.items()),
-        },
-    )
+    return " ".join(f"{short.get(key, key)}={as_yaml(value)}" for key, value in changed.items())
+
+
+def write_fit_metrics(best: Metrics, monitor: str, info: DatasetInfo, changed: str) -> None:
+    """`best` is the row of the best epoch in history.csv; `changed` are the changed_params."""
+    names = dict.fromkeys(("val_accuracy", "val_loss", monitor))
+    metrics = {name: best[name] for name in names if name in best}
+    write_json(FIT_METRICS, {**metrics, "data": info.name or info.source, "changed_params": changed})
 
 
 def write_test_metrics(accuracy: float, own: Metrics) -> None:

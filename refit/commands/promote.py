@@ -94,7 +94,7 @@ def main() -> None:
     facts = as_facts(challenger, versus_champion, verdict)
     write_verdict(challenger, versus_champion, verdict, facts)
     if versus_champion:
-        gain = {"test_accuracy_beside_champion": versus_champion.comparison.difference}
+        gain = {"accuracy_beside_champion": versus_champion.comparison.difference}
         with open_store():  # not to the outbox: data/promotion has it already
             send_to_model_run(challenger.sha256, gain, sorted(PROMOTION.iterdir()))
     print("\n".join(["Promotion", *as_lines(facts)]))

@@ -20,7 +20,7 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def changed_params(params: BaseModel) -> dict[str, Any]:
+def not_at_default(params: BaseModel) -> dict[str, Any]:
     """The values that are not at their defaults, by dotted key; of a part of the parameters, those that it has."""
     given = flatten(params.model_dump())
     defaults = flatten(type(params)().model_dump())

@@ -41,10 +41,11 @@ from refit.tracking.store import (
     connect,
     failures,
     find_finished_run,
-    mark_as_training,
     metric_name,
     now,
     root_cause,
+    set_up_experiment,
+    tag_value,
     tracking_uri,
     warn_of_failure,
 )
@@ -113,11 +114,12 @@ class TrackedRun(FitLogger):
         """Send metrics at a step, once an epoch or so. Those of the whole fit, without a step, become tags: as metrics
         they would be bars among the curves. Returns in microseconds, whatever the store does."""
         if step is None:
-            self._start.tags.update({name: f"{value:.6g}" for name, value in metrics.items()})
+            self._start.tags.update({name: tag_value(value) for name, value in metrics.items()})
             self._submit(self._send_tags)
             return
         time = now()
-        points = [Point(metric_name(name), float(value), time, step) for name, value in metrics.items()]
+        named = {metric_name(name): float(value) for name, value in metrics.items() if name != "epoch"}  # Lightning's
+        points = [Point(name, value, time, step) for name, value in named.items() if name]
         self._point_log.add(points)
         self._unsent.extend(point for point in points if step > self._last_step.get(point.name, -1))
         self._submit(self._send_metrics)
@@ -171,7 +173,7 @@ class TrackedRun(FitLogger):
 
     def _open(self) -> None:
         self._client, self._experiment_id = connect(self._uri)
-        mark_as_training(self._client, self._experiment_id)
+        set_up_experiment(self._client, self._experiment_id)
         run = self._unfinished_run()
         if run is None:
             start = self._start

@@ -1,5 +1,6 @@
 """MLflow's store: where it is, how to reach it, and what to say when it fails."""
 
+import json
 import os
 import re
 import sqlite3
@@ -26,8 +27,19 @@ TRAINING_VIEW = "?workflowType=machine_learning"
 """Ends the URL of a page: without it, MLflow 3 opens its UI for GenAI, until the user has switched once."""
 
 _KIND = ("mlflow.experimentKind", "custom_model_development")
-"""A tag of an experiment: how MLflow's UI shows it. Others are GenAI's."""
+"""A tag of an experiment: how MLflow's UI shows it. Other kinds are GenAI's."""
+_COLUMNS = {
+    "attributes": ("Dataset",),
+    "metrics": ("test/accuracy",),
+    "tags": ("best_val_accuracy", "best_val_loss", "best_epoch", "changed_params"),
+}
+_VIEW = (
+    "mlflow.sharedViewState.refit",
+    json.dumps({"selectedColumns": [f"{kind}.`{name}`" for kind, names in _COLUMNS.items() for name in names]}),
+)
+"""A tag of an experiment: the columns of the table of runs at the URL that `make mlflow` prints."""
 _SYSTEM_METRICS = ("epoch_seconds", "images_per_second", "memory_gib")
+_DETAILS = ("test_accuracy_low", "test_accuracy_high", "test_loss", "test_brier", "accuracy_beside_champion")
 
 DEBUG_TAG = "debug"
 """Of a run that the debug section shortened."""
@@ -103,18 +115,28 @@ def connect(uri: str) -> "tuple[MlflowClient, str]":
     return client, experiment.experiment_id
 
 
-def mark_as_training(client: "MlflowClient", experiment_id: str) -> None:
-    """Have MLflow's UI show the experiment as one that trains models, unless somebody has chosen its kind already."""
-    if _KIND[0] not in client.get_experiment(experiment_id).tags:
+def set_up_experiment(client: "MlflowClient", experiment_id: str) -> None:
+    """Have MLflow's UI show the experiment as one that trains models, unless somebody has chosen its kind already, with
+    the columns that matter."""
+    tags = client.get_experiment(experiment_id).tags
+    if _KIND[0] not in tags:
         client.set_experiment_tag(experiment_id, *_KIND)
+    if tags.get(_VIEW[0]) != _VIEW[1]:
+        client.set_experiment_tag(experiment_id, *_VIEW)
 
 
-def metric_name(name: str) -> str:
+def metric_name(name: str) -> str | None:
     """A metric's name in MLflow, whose UI has a section of charts for each prefix: the system's apart from the curves,
-    and a test's, which are bars, apart from both."""
+    and a test's, which are bars, apart from both. None: it becomes a tag, so that few bars are before the curves."""
+    if name in _DETAILS:
+        return None
     if name in _SYSTEM_METRICS:
         return f"system/{name}"
     return f"test/{name.removeprefix('test_')}" if name.startswith("test_") else name
+
+
+def tag_value(metric: float) -> str:
+    return f"{metric:.6g}"
 
 
 def find_finished_run(client: "MlflowClient", experiment_id: str, model_sha256: str) -> "Run | None":

@@ -65,6 +65,17 @@ def test_the_loggers_get_each_epoch_s_time_memory_and_gradient(fitted: Fit) -> N
     assert all(0.1 < float(row["memory_gib"]) < 24 for row in facts)
 
 
+def test_the_columns_of_dvc_exp_show_are_few_and_tell_the_data_and_what_was_changed(fitted: Fit) -> None:
+    fitted(fit__max_epochs=1, fit__monitor="val_accuracy", batch__size=32)
+    best = json.loads(Path("data/evaluation/fit.json").read_text())
+    shown = json.loads(Path("data/metrics/fit.json").read_text())
+    assert list(shown) == ["val_accuracy", "val_loss", "data", "changed_params"]
+    assert [shown["val_accuracy"], shown["val_loss"]] == [best["val_accuracy"], best["val_loss"]]
+    assert shown["data"] == "digits"
+    changed = shown["changed_params"].split()
+    assert {"network=mlp", "width=16", "max_epochs=1", "monitor=val_accuracy", "batch.size=32"} <= set(changed)
+
+
 @pytest.mark.parametrize("patience", [1, 3])
 def test_a_fit_ends_after_its_patience_without_a_better_epoch(patience: int, fitted: Fit) -> None:
     fitted(learning_rate=0.5, optimizer__schedule="constant", fit__max_epochs=30, fit__patience=patience)

@@ -11,6 +11,8 @@ from pydantic import ValidationError
 from pydantic_core import PydanticUndefined
 
 from refit.params import Params, check_params, load_params
+from refit.params.data import data_name
+from refit.params.dotted import flatten, not_at_default, short_names
 from refit.params.rules import CHOICES
 from refit.runtime.errors import UserError
 from tests.fixtures import Values
@@ -378,6 +380,35 @@ def test_a_stage_sees_only_the_sections_it_names(params: Params) -> None:
     for hidden in set(Params.model_fields) - {"seed", "fit"}:
         with pytest.raises(AttributeError):
             getattr(seen, hidden)
+
+
+def test_a_narrow_table_names_a_key_without_its_section_where_that_says_enough() -> None:
+    names = short_names(flatten(Params().model_dump()))
+    assert len(set(names.values())) == len(names)
+    shown = ("optimizer.weight_decay", "model.width", "optimizer.name", "batch.size", "data.test")
+    assert [names[key] for key in shown] == ["weight_decay", "width", "optimizer.name", "batch.size", "data.test"]
+    assert short_names(["a.width", "b.width"]) == {"a.width": "a.width", "b.width": "b.width"}
+
+
+def test_what_is_not_at_its_default_is_told_of_the_sections_that_are_there() -> None:
+    params = check_params({"model": {"width": 8, "network_arguments": {"depth": 2}}, "data": {"val": 0.1}})
+    changed = {"model.width": 8, "model.network_arguments.depth": 2}
+    assert not_at_default(params.only("model", "fit")) == changed
+    assert not_at_default(params) == {"data.val": 0.1, **changed}
+    assert not_at_default(Params()) == {}
+
+
+@pytest.mark.parametrize(
+    ("source", "root", "name"),
+    [
+        ("digits", "data/raw", "digits"),
+        ("torchvision:FashionMNIST", "data/raw", "FashionMNIST"),
+        ("folder", "/some/where/clothing/", "clothing"),
+        ("folder", "/", "folder"),
+    ],
+)
+def test_data_have_the_name_of_their_folder_or_of_their_set(source: str, root: str, name: str) -> None:
+    assert data_name(source, root) == name
 
 
 def test_parameters_cannot_be_changed_on_the_way(params: Params) -> None:
