@@ -245,7 +245,7 @@ def test_runs_that_mlflow_never_received_are_created_from_what_was_kept(
     assert set(runs) == {"0.05", "0.1"}
     for run in runs.values():
         assert run.info.status == "FINISHED"
-        for name in ("val_loss", "epoch_seconds"):
+        for name in ("val_loss", "system/epoch_seconds"):
             steps = [point.step for point in client.get_metric_history(run.info.run_id, name)]
             assert steps == [17, 35, 53, 71]
     assert "test/accuracy" in runs["0.05"].data.metrics

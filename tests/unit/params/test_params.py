@@ -391,9 +391,9 @@ def test_a_narrow_table_names_a_key_without_its_section_where_that_says_enough()
 
 
 def test_what_is_not_at_its_default_is_told_of_the_sections_that_are_there() -> None:
-    params = check_params({"model": {"width": 8, "network_arguments": {"depth": 2}}, "data": {"val": 0.1}})
-    changed = {"model.width": 8, "model.network_arguments.depth": 2}
-    assert not_at_default(params.only("model", "fit")) == changed
+    params = check_params({"model": {"width": 8}, "loss": {"class_weights": [1.0, 2.0]}, "data": {"val": 0.1}})
+    changed = {"model.width": 8, "loss.class_weights": [1.0, 2.0]}
+    assert not_at_default(params.only("model", "loss", "fit")) == changed
     assert not_at_default(params) == {"data.val": 0.1, **changed}
     assert not_at_default(Params()) == {}
 
