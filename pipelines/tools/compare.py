@@ -29,9 +29,9 @@ _IN_TITLE = ("data.source", "data.root")
 _LONGEST_NAME = 32
 _WIDE = 140  # columns, if the output is no terminal
 _METRICS = {
-    "val accuracy": ("fit", {FIT_METRICS: "val_accuracy", FIT: "val_accuracy"}),
+    "val accuracy": ("fit", {FIT_METRICS: "val_acc", FIT: "val_accuracy"}),
     "val loss": ("fit", {FIT_METRICS: "val_loss", FIT: "val_loss"}),
-    "test accuracy": ("test", {TEST_METRICS: "test_accuracy", TEST: "accuracy"}),
+    "test accuracy": ("test", {TEST_METRICS: "test_acc", TEST: "accuracy"}),
 }
 """Columns: the stage that measures each, and its key in a file of metrics; the second file is of an earlier version."""
 

@@ -27,11 +27,12 @@ def changed_params(params: Params, batch: BatchChoice) -> str:
 
 def write_fit_metrics(best: Metrics, monitor: str, info: DatasetInfo, changed: str) -> None:
     """`best` is the row of the best epoch in history.csv; `changed` are the changed_params."""
-    names = dict.fromkeys(("val_accuracy", "val_loss", monitor))
-    metrics = {name: best[name] for name in names if name in best}
+    shown = {"val_accuracy": "val_acc", "val_loss": "val_loss"}  # short: the columns share a terminal's width
+    shown.setdefault(monitor, monitor)
+    metrics = {short: best[name] for name, short in shown.items() if name in best}
     write_json(FIT_METRICS, {**metrics, "data": info.name or info.source, "changed_params": changed})
 
 
 def write_test_metrics(accuracy: float, own: Metrics) -> None:
     """`own` are the metrics that the system itself logs in its test."""
-    write_json(TEST_METRICS, {"test_accuracy": accuracy, **{f"test_{name}": value for name, value in own.items()}})
+    write_json(TEST_METRICS, {"test_acc": accuracy, **{f"test_{name}": value for name, value in own.items()}})

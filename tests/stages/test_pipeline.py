@@ -200,7 +200,7 @@ def test_experiments_run_in_the_workspace_apart_from_it_and_from_the_queue(proje
     assert set(experiments) == {"here", "apart", "queued"}
     for name, top_k in {"here": 1, "apart": 2, "queued": 4}.items():
         assert experiments[name]["params"]["params.yaml"]["data"]["predict"]["top_k"] == top_k
-        assert experiments[name]["metrics"]["data/metrics/test.json"]["data"]["test_accuracy"] > 0
+        assert experiments[name]["metrics"]["data/metrics/test.json"]["data"]["test_acc"] > 0
     project.run("dvc", "exp", "apply", "here")
     assert yaml.safe_load((project.root / "params.yaml").read_text())["predict"]["top_k"] == 1
     assert len(finished_runs(project)) == 1  # one model, whatever was predicted with it
