@@ -29,15 +29,23 @@ TRAINING_VIEW = "?workflowType=machine_learning"
 _KIND = ("mlflow.experimentKind", "custom_model_development")
 """A tag of an experiment: how MLflow's UI shows it. Other kinds are GenAI's."""
 _COLUMNS = {
-    "attributes": ("Dataset",),
-    "metrics": ("test/accuracy",),
-    "tags": ("best_val_accuracy", "best_val_loss", "best_epoch", "changed_params"),
+    "metrics.`test/accuracy`": 110,
+    "tags.`best_val_accuracy`": 130,
+    "tags.`best_val_loss`": 110,
+    "tags.`best_epoch`": 90,
+    "tags.`changed_params`": 260,
+    "attributes.`Dataset`": 240,
 }
+"""Of the table of runs, in pixels."""
 _VIEW = (
     "mlflow.sharedViewState.refit",
-    json.dumps({"selectedColumns": [f"{kind}.`{name}`" for kind, names in _COLUMNS.items() for name in names]}),
-)
-"""A tag of an experiment: the columns of the table of runs at the URL that `make mlflow` prints."""
+    json.dumps({
+        "selectedColumns": list(_COLUMNS),
+        "columnOrder": ["attributes.`Run Name`", *_COLUMNS, "runDateAndNestInfo", "duration"],
+        "columnWidths": _COLUMNS,
+    }),
+)  # fmt: skip
+"""A tag of an experiment: what MLflow's UI shows at the URL that `make mlflow` prints."""
 _SYSTEM_METRICS = ("epoch_seconds", "images_per_second", "memory_gib")
 _DETAILS = ("test_accuracy_low", "test_accuracy_high", "test_loss", "test_brier", "accuracy_beside_champion")
 
