@@ -113,6 +113,7 @@ nightly: .venv/ready  ## start the nightly run now, on the server
 
 .PHONY: mlflow
 mlflow: .venv/ready  ## start MLflow's UI for the local store at http://127.0.0.1:5000
+	@echo "the runs: http://127.0.0.1:5000/#/experiments/1/runs?workflowType=machine_learning&viewStateShareKey=refit"
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow server --host 127.0.0.1 --port 5000 --workers 1 --backend-store-uri sqlite:///$(CURDIR)/mlflow.db --artifacts-destination $(CURDIR)/mlruns
 
 .PHONY: register
@@ -131,11 +132,6 @@ promote: .venv/ready  ## make the current model MLflow's champion, if it is good
 versus: .venv/ready  ## compare experiment A with B, or with the current model: make versus A=NAME [B=NAME]
 	@python -m pipelines.tools.versus $(A) $(B)
 
-# dvc exp show has a column for every parameter, metric and hash. This table keeps what differs, and the accuracies. In a
-# narrow terminal DVC would drop columns, and with them the changed parameters; COLUMNS makes long lines wrap instead. If
-# `tested` differs from `fitted`, as after an experiment of fit alone, the test accuracy is that of another model.
-NOT_COMPARED := ^(data|docs|refit|stages)(/|$$)|^params\.yaml$$|^(Created|Executor|train|val|test|skipped|duplicates|left_out_copies|imbalance|epochs?|train_.*|val_loss|learning_rate|accuracy_.*|macro_f1|loss|ece|brier)$$
-
 .PHONY: compare
-compare: .venv/ready  ## show what differs between the experiments of the last three commits, best test accuracy first
-	@COLUMNS=400 dvc exp show --num 3 --no-pager --only-changed --drop '$(NOT_COMPARED)' --keep '^(val_)?accuracy$$' --sort-by data/evaluation/test.json:accuracy --sort-order desc
+compare: .venv/ready  ## compare the experiments of the last three commits, best validation accuracy first
+	@python -m pipelines.tools.compare

@@ -10,6 +10,7 @@ import torch
 from refit.artifacts.checked import stage_params
 from refit.artifacts.choices import BatchChoice, LearningRateChoice, read_batch, read_learning_rate, resolved_params
 from refit.artifacts.files import write_csv, write_json
+from refit.artifacts.metrics import changed_params, write_fit_metrics
 from refit.artifacts.model import model_name, write_model
 from refit.artifacts.paths import BATCH, FIT, HISTORY, LEARNING_RATE, MODEL
 from refit.artifacts.prepared import read_info
@@ -49,9 +50,10 @@ def main(params: Params) -> None:
     every_param = load_params()  # for the record, and what changes no result
     with fit_state(inputs, every_param.fit.save_state_every, resolved, leads) as state:
         debug = {"debug": True} if params.debug.shortens else {}
-        tags = {"data_sha256": info.sha256, **dict.fromkeys(debug, "true")}
+        changed = changed_params(params, batch)
+        tags = {"data_sha256": info.sha256, "changed_params": changed, **dict.fromkeys(debug, "true")}
         loggers = FitLoggers(
-            chosen_loggers() if leads else None, every_param.model_dump(), tags, state.folder, state.step
+            chosen_loggers() if leads else None, every_param.model_dump(), info, tags, state.folder, state.step
         )
         pl.seed_everything(params.seed, verbose=False)
         system = assemble(blueprint, params.optimizer, params.loss, rate.learning_rate, params.model)
@@ -79,8 +81,10 @@ def main(params: Params) -> None:
         )  # fmt: skip
         facts = {"fitted": model_name(model.sha256), **best.row, "epochs": len(history.rows), **debug}
         write_json(FIT, facts)
+        write_fit_metrics(best.row, params.fit.monitor, info, changed)
         write_csv(HISTORY, history.rows)
-        loggers.log_metrics({f"best_{name}": value for name, value in best.row.items()})
+        told = [name for name in best.row if name == "epoch" or name.startswith("val_")]
+        loggers.log_metrics({f"best_{name}": best.row[name] for name in told})
         loggers.log_files(BATCH, LEARNING_RATE, HISTORY)
         loggers.finish(MODEL, torch.from_numpy(data.train.images[:2]))
     print(f"best epoch {best.row['epoch']} of {len(history.rows)}; model {model_name(model.sha256)}")

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from refit.artifacts.checked import stage_params
 from refit.artifacts.files import whole_folder, write_csv, write_json
+from refit.artifacts.metrics import write_test_metrics
 from refit.artifacts.model import ModelRecord, model_name
 from refit.artifacts.paths import FINDINGS, OUTCOMES, TABLES, TEST
 from refit.artifacts.prepared import Split, read_names, read_split
@@ -38,10 +39,12 @@ def main(params: Params) -> None:
     debug = model.debug or params.debug.shortens
 
     report = evaluate(answer, split.labels, model.classes, params.test.confidence, params.test.calibration_bins)
-    metrics = report.test_summary() | {name: float(value) for name, value in trainer.callback_metrics.items()}
+    own = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    metrics = report.test_summary() | own
     outcomes = outcome_rows(model, answer, answers, split)
     marked = {"debug": True} if debug else {}
     write_json(TEST, {"tested": model_name(model.sha256), **metrics, **marked})
+    write_test_metrics(report.accuracy, own)
     write_csv(OUTCOMES, outcomes)
     with whole_folder(TABLES) as tables:
         for name, rows in report.tables().items():

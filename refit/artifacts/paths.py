@@ -26,6 +26,10 @@ TABLES = Path("data/evaluation/tables")
 PICTURES = Path("data/evaluation/pictures")
 REPORT = Path("data/evaluation/report.html")
 
+# The few metrics that are columns of `dvc exp show`.
+FIT_METRICS = Path("data/metrics/fit.json")
+TEST_METRICS = Path("data/metrics/test.json")
+
 PREDICTIONS = Path("data/predictions")
 PREDICTIONS_SUMMARY = Path("data/predictions/summary.json")
 PREDICTIONS_PAGE = Path("data/predictions/predictions.html")

@@ -1,5 +1,6 @@
 """Sections `data` and `augment`: the images."""
 
+from pathlib import PurePath
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -33,6 +34,11 @@ class DataParams(Section):
                 f"val + test = {self.val + self.test:g} leaves no images for training; expected less than 1"
             )
         return self
+
+
+def data_name(source: str, root: str) -> str:
+    """What people call the data: the folder's own name, or that of torchvision's data set, such as FashionMNIST."""
+    return PurePath(root).name or source if source == "folder" else source.rpartition(":")[2]
 
 
 class AugmentParams(Section):

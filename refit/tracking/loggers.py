@@ -23,6 +23,7 @@ from torch import Tensor
 from refit.artifacts.files import write_bytes, write_csv, write_json
 from refit.artifacts.model import model_name, model_sha256
 from refit.artifacts.paths import LOGS, repository_root
+from refit.artifacts.prepared import DatasetInfo
 from refit.params import load_params
 from refit.runtime.environment import QUIET
 from refit.tracking.fit_logger import FitLogger
@@ -51,15 +52,22 @@ class FitLoggers:
     """The loggers of one fit. When a fit is resumed, so are its logs, without a gap or a repetition."""
 
     def __init__(
-        self, names: Sequence[str] | None, params: Mapping[str, Any], tags: Mapping[str, str], state: Path, step: int
+        self,
+        names: Sequence[str] | None,
+        params: Mapping[str, Any],
+        info: DatasetInfo,
+        tags: Mapping[str, str],
+        state: Path,
+        step: int,
     ) -> None:
-        """`params` is all of params.yaml, nested; `state` is the folder of the fit's state, which was saved at this
-        `step`. `names` is None in the processes of a fit that do not log: only its first does."""
+        """`params` is all of params.yaml, nested; `info` describes the data; `state` is the folder of the fit's state,
+        which was saved at this `step`. `names` is None in the processes of a fit that do not log: only its first does.
+        """
         self.folder = repository_root() / LOGS / f"fit-{state.name}"
         if step == 0 and names is not None:
             shutil.rmtree(self.folder, ignore_errors=True)
         opened = [
-            TrackedRun(params, tags, state) if name == "mlflow" else _OPEN[name](self.folder, params, step)
+            TrackedRun(params, tags, state, info) if name == "mlflow" else _OPEN[name](self.folder, params, step)
             for name in names or ()
         ]
         self.each: list[FitLogger] = [logger for logger in opened if logger is not None]

@@ -13,8 +13,10 @@ from refit.tracking.store import (
     find_finished_run,
     hide_password,
     local_store_is_missing,
+    metric_name,
     now,
     run_page,
+    tag_value,
     tracking_uri,
     warn_of_failure,
 )
@@ -69,12 +71,14 @@ def send_to_model_run(model_sha256: str, metrics: Mapping[str, float], files: Se
     run = find_finished_run(client, experiment_id, model_sha256)
     if run is None:
         return False
-    from mlflow.entities import Metric
+    from mlflow.entities import Metric, RunTag
 
     # MLflow appends a repeated metric to the first, as if it were a curve: only what changed is sent.
-    changed = {name: value for name, value in metrics.items() if run.data.metrics.get(name) != value}
+    named = {name: (metric_name(name), value) for name, value in metrics.items()}
+    changed = [(name, value) for name, value in named.values() if name and run.data.metrics.get(name) != value]
+    tags = [RunTag(name, tag_value(value)) for name, (metric, value) in named.items() if metric is None]
     time = now()
-    client.log_batch(run.info.run_id, metrics=[Metric(name, value, time, 0) for name, value in changed.items()])
+    client.log_batch(run.info.run_id, [Metric(name, value, time, 0) for name, value in changed], tags=tags)
     for file in files:
         client.log_artifact(run.info.run_id, str(file), file.absolute().parent.name)
     return True

@@ -8,7 +8,7 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple, TextIO
 
@@ -44,6 +44,8 @@ class RunStart:
     tags: dict[str, str]
     started: int
     """Milliseconds since 1970."""
+    dataset: dict[str, str] = field(default_factory=dict)
+    """The arguments of MLflow's Dataset; empty if the data is not known."""
 
 
 class PointLog:

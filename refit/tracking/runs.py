@@ -3,9 +3,7 @@
 MLflow keeps the history, and nothing needs it: if its store cannot be reached, one line says so and the fit goes on.
 """
 
-import os
 import shutil
-import subprocess
 import sys
 import warnings
 from collections import deque
@@ -17,9 +15,11 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Self
 
 from refit.artifacts.files import write_bytes
-from refit.artifacts.model import model_name, model_sha256
+from refit.artifacts.model import model_sha256
+from refit.artifacts.prepared import DatasetInfo
 from refit.params.dotted import flatten
 from refit.tracking.fit_logger import FitLogger
+from refit.tracking.origin import dataset_of, origin_tags, run_name
 from refit.tracking.outbox import (
     IMAGES,
     MODEL,
@@ -41,8 +41,11 @@ from refit.tracking.store import (
     connect,
     failures,
     find_finished_run,
+    metric_name,
     now,
     root_cause,
+    set_up_experiment,
+    tag_value,
     tracking_uri,
     warn_of_failure,
 )
@@ -60,13 +63,21 @@ class TrackedRun(FitLogger):
     store has missed is saved in the outbox, once there is a model.
     """
 
-    def __init__(self, params: Mapping[str, Any], tags: Mapping[str, str], folder: Path | None = None) -> None:
-        """`params` may be nested; they are logged under dotted keys. `tags` join those of git, DVC and Prefect.
+    def __init__(
+        self,
+        params: Mapping[str, Any],
+        tags: Mapping[str, str],
+        folder: Path | None = None,
+        info: DatasetInfo | None = None,
+    ) -> None:
+        """`params` may be nested; they are logged under dotted keys. `tags` join those of git, DVC and Prefect. `info`
+        becomes the run's data set.
 
         The run's id and metrics are written to `folder`. If that names an unfinished run, it is resumed.
         """
         flat = {name: str(value) for name, value in flatten(params).items()}
-        self._set_up(RunStart(flat, {**_origin_tags(), **tags}, now()), folder)
+        dataset = dataset_of(info, params) if info else {}
+        self._set_up(RunStart(flat, {**origin_tags(), **tags}, now(), dataset), folder)
         self._consequence = f"training goes on; once MLflow is back, {SYNC} sends it this run"
         self._attempt(self._open)
         self._submit(self._send_metrics)
@@ -100,9 +111,15 @@ class TrackedRun(FitLogger):
         return self._store_failed
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Send metrics at a step, once an epoch or so. Returns in microseconds, whatever the store does."""
-        time, step = now(), step or 0
-        points = [Point(name, float(value), time, step) for name, value in metrics.items()]
+        """Send metrics at a step, once an epoch or so. Those of the whole fit, without a step, become tags: as metrics
+        they would be bars among the curves. Returns in microseconds, whatever the store does."""
+        if step is None:
+            self._start.tags.update({name: tag_value(value) for name, value in metrics.items()})
+            self._submit(self._send_tags)
+            return
+        time = now()
+        named = {metric_name(name): float(value) for name, value in metrics.items() if name != "epoch"}  # Lightning's
+        points = [Point(name, value, time, step) for name, value in named.items() if name]
         self._point_log.add(points)
         self._unsent.extend(point for point in points if step > self._last_step.get(point.name, -1))
         self._submit(self._send_metrics)
@@ -143,8 +160,6 @@ class TrackedRun(FitLogger):
     def _set_up(self, start: RunStart, folder: Path | None) -> None:
         self._start = start
         self._folder = folder
-        named = map(start.params.get, ("data.source", "model.system", "model.network"))
-        self._name = " ".join(name for name in named if name and name != "classifier") or "fit"
         self._run_id = ""
         self._uri = tracking_uri()
         self._store_failed = False
@@ -158,10 +173,12 @@ class TrackedRun(FitLogger):
 
     def _open(self) -> None:
         self._client, self._experiment_id = connect(self._uri)
+        set_up_experiment(self._client, self._experiment_id)
         run = self._unfinished_run()
         if run is None:
             start = self._start
-            run = self._client.create_run(self._experiment_id, start.started, start.tags, self._name)
+            name = run_name(start.params, start.tags)
+            run = self._client.create_run(self._experiment_id, start.started, start.tags, name)
             if self._folder:
                 write_bytes(self._folder / RUN_ID, run.info.run_id.encode())
         self._run_id = run.info.run_id
@@ -177,6 +194,16 @@ class TrackedRun(FitLogger):
         missing = [Param(*param) for param in self._start.params.items() if param[0] not in run.data.params]
         for first in range(0, len(missing), 100):  # MLflow's limit
             self._client.log_batch(self._run_id, params=missing[first : first + 100])
+        if self._start.dataset:
+            self._log_dataset(self._start.dataset)
+        self._send_tags()
+
+    def _log_dataset(self, dataset: Mapping[str, str]) -> None:
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+        from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
+
+        tags = [InputTag(MLFLOW_DATASET_CONTEXT, "training")]
+        self._client.log_inputs(self._run_id, [DatasetInput(Dataset(**dataset), tags)])
 
     def _unfinished_run(self) -> "Run | None":
         """The run whose id is in the folder, if MLflow has it and it is not finished."""
@@ -209,6 +236,11 @@ class TrackedRun(FitLogger):
             batch = [Metric(*self._unsent.popleft()) for _ in range(min(len(self._unsent), 1000))]
             self._client.log_batch(self._run_id, metrics=batch)
 
+    def _send_tags(self) -> None:
+        from mlflow.entities import RunTag
+
+        self._client.log_batch(self._run_id, tags=[RunTag(*tag) for tag in self._start.tags.items()])
+
     def _send_files(self, paths: Sequence[Path]) -> None:
         for path in paths:
             self._client.log_artifact(self._run_id, str(path), path.absolute().parent.name)
@@ -231,7 +263,7 @@ class TrackedRun(FitLogger):
             print(f"MLflow: run {existing.info.run_name} ({existing.info.run_id}) has the same model; no run added")
             return
         self._client.set_tag(self._run_id, MODEL_TAG, sha256)
-        self._client.update_run(self._run_id, name=f"{self._name} {model_name(sha256)}")
+        self._client.update_run(self._run_id, name=run_name(self._start.params, self._start.tags, sha256))
         self._log_model(model_dir, images)
 
     def _log_model(self, model_dir: Path, images: "Tensor") -> None:
@@ -284,24 +316,3 @@ class TrackedRun(FitLogger):
         for job in self._jobs:
             job.result()
         self._jobs.clear()
-
-
-def _origin_tags() -> dict[str, str]:
-    """The origin of a run: the git commit, the DVC experiment, the Prefect flow run."""
-    tags: dict[str, str] = {}
-    if commit := _git("rev-parse", "--verify", "HEAD"):
-        changes = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!dvc.lock")  # DVC writes that now
-        tags |= {"mlflow.source.git.commit": commit, "git_dirty": str(bool(changes)).lower()}
-    for tag, variable in {"dvc_experiment": "DVC_EXP_NAME", "prefect_flow_run_id": "PREFECT__FLOW_RUN_ID"}.items():
-        if value := os.environ.get(variable):
-            tags[tag] = value
-    return tags
-
-
-def _git(*arguments: str) -> str | None:
-    """The output of git; None without git, a repository or a commit."""
-    try:
-        answer = subprocess.run(["git", *arguments], capture_output=True, text=True, check=True)
-    except (FileNotFoundError, subprocess.CalledProcessError):
-        return None
-    return answer.stdout.strip()

@@ -1,5 +1,6 @@
 """MLflow's store: where it is, how to reach it, and what to say when it fails."""
 
+import json
 import os
 import re
 import sqlite3
@@ -22,6 +23,31 @@ if TYPE_CHECKING:  # importing mlflow takes seconds: only who calls these functi
 
 EXPERIMENT = "refit"
 LOCAL_UI = "http://127.0.0.1:5000"  # where `make mlflow` shows the local store
+TRAINING_VIEW = "?workflowType=machine_learning"
+"""Ends the URL of a page: without it, MLflow 3 opens its UI for GenAI, until the user has switched once."""
+
+_KIND = ("mlflow.experimentKind", "custom_model_development")
+"""A tag of an experiment: how MLflow's UI shows it. Other kinds are GenAI's."""
+_COLUMNS = {
+    "metrics.`test/accuracy`": 110,
+    "tags.`best_val_accuracy`": 130,
+    "tags.`best_val_loss`": 110,
+    "tags.`best_epoch`": 90,
+    "tags.`changed_params`": 260,
+    "attributes.`Dataset`": 240,
+}
+"""Of the table of runs, in pixels."""
+_VIEW = (
+    "mlflow.sharedViewState.refit",
+    json.dumps({
+        "selectedColumns": list(_COLUMNS),
+        "columnOrder": ["attributes.`Run Name`", *_COLUMNS, "runDateAndNestInfo", "duration"],
+        "columnWidths": _COLUMNS,
+    }),
+)  # fmt: skip
+"""A tag of an experiment: what MLflow's UI shows at the URL that `make mlflow` prints."""
+_SYSTEM_METRICS = ("epoch_seconds", "images_per_second", "memory_gib")
+_DETAILS = ("test_accuracy_low", "test_accuracy_high", "test_loss", "test_brier", "accuracy_beside_champion")
 
 DEBUG_TAG = "debug"
 """Of a run that the debug section shortened."""
@@ -97,6 +123,30 @@ def connect(uri: str) -> "tuple[MlflowClient, str]":
     return client, experiment.experiment_id
 
 
+def set_up_experiment(client: "MlflowClient", experiment_id: str) -> None:
+    """Have MLflow's UI show the experiment as one that trains models, unless somebody has chosen its kind already, with
+    the columns that matter."""
+    tags = client.get_experiment(experiment_id).tags
+    if _KIND[0] not in tags:
+        client.set_experiment_tag(experiment_id, *_KIND)
+    if tags.get(_VIEW[0]) != _VIEW[1]:
+        client.set_experiment_tag(experiment_id, *_VIEW)
+
+
+def metric_name(name: str) -> str | None:
+    """A metric's name in MLflow, whose UI has a section of charts for each prefix: the system's apart from the curves,
+    and a test's, which are bars, apart from both. None: it becomes a tag, so that few bars are before the curves."""
+    if name in _DETAILS:
+        return None
+    if name in _SYSTEM_METRICS:
+        return f"system/{name}"
+    return f"test/{name.removeprefix('test_')}" if name.startswith("test_") else name
+
+
+def tag_value(metric: float) -> str:
+    return f"{metric:.6g}"
+
+
 def find_finished_run(client: "MlflowClient", experiment_id: str, model_sha256: str) -> "Run | None":
     """The finished run of this model, the first one of several."""
     filters = f"tags.{MODEL_TAG} = '{model_sha256}' and attributes.status = 'FINISHED'"
@@ -107,7 +157,7 @@ def find_finished_run(client: "MlflowClient", experiment_id: str, model_sha256: 
 def run_page(uri: str, run: "Run") -> str:
     """The URL of a run's page: on the server, or where `make mlflow` shows the local store."""
     site = _PASSWORD.sub("//", uri).rstrip("/") if uri.startswith("http") else LOCAL_UI
-    return f"{site}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
+    return f"{site}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}{TRAINING_VIEW}"
 
 
 def failures() -> tuple[type[Exception], ...]:

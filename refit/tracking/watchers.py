@@ -72,10 +72,10 @@ class EpochFacts(Callback):
         if self.batches:
             images = self.batches * trainer.train_dataloader.batch_size * trainer.world_size
             facts["images_per_second"] = images / self.seconds
-        if trainer.current_epoch == 0 and self.first_step is not None:
-            facts["first_step_seconds"] = self.first_step
         for logger in trainer.loggers:
             logger.log_metrics(facts, trainer.global_step - 1)
+            if trainer.current_epoch == 0 and self.first_step is not None:
+                logger.log_metrics({"first_step_seconds": self.first_step})
 
 
 def _peak_memory(device: torch.device) -> int:

@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,9 @@ import torch
 from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
+from refit.artifacts.choices import read_batch
+from refit.artifacts.metrics import changed_params
+from refit.params import Params
 from tests.fixtures import Fit, run_test, watched_by
 
 
@@ -63,6 +67,18 @@ def test_the_loggers_get_each_epoch_s_time_memory_and_gradient(fitted: Fit) -> N
     assert norms[-1] > 0.01
     assert 0 < sum(float(row["epoch_seconds"]) for row in facts) < passed
     assert all(0.1 < float(row["memory_gib"]) < 24 for row in facts)
+
+
+def test_the_columns_of_dvc_exp_show_are_few_and_tell_the_data_and_what_was_changed(fitted: Fit) -> None:
+    fitted(fit__max_epochs=1, fit__monitor="val_accuracy")
+    best = json.loads(Path("data/evaluation/fit.json").read_text())
+    shown = json.loads(Path("data/metrics/fit.json").read_text())
+    assert list(shown) == ["val_acc", "val_loss", "data", "changed_params"]
+    assert [shown["val_acc"], shown["val_loss"]] == [best["val_accuracy"], best["val_loss"]]
+    assert shown["data"] == "digits"
+    assert {"network=mlp", "width=16", "max_epochs=1", "monitor=val_accuracy"} <= set(shown["changed_params"].split())
+    batch = replace(read_batch(), chosen_by="params", effective_batch=32)
+    assert changed_params(Params().only("fit"), batch) == "batch.size=32"
 
 
 @pytest.mark.parametrize("patience", [1, 3])

@@ -19,9 +19,9 @@ def test_the_runs_name_id_and_page_are_given(repository: Path) -> None:  # noqa:
     run._client.set_tag(run._run_id, "model_sha256", digest)  # what finish() does beside logging a network
     run._client.set_terminated(run._run_id, "FINISHED")
     assert tracking_uri().startswith(f"sqlite:///{repository}")
-    page = f"http://127.0.0.1:5000/#/experiments/1/runs/{run.run_id}"
-    assert f"digits cnn, {run.run_id}\n  {page}\n" in as_text(read_facts())
-    assert f"| MLflow run | [digits cnn, {run.run_id}]({page}) |" in as_markdown(read_facts())
+    page = f"http://127.0.0.1:5000/#/experiments/1/runs/{run.run_id}?workflowType=machine_learning"
+    assert f"digits / cnn, {run.run_id}\n  {page}\n" in as_text(read_facts())
+    assert f"| MLflow run | [digits / cnn, {run.run_id}]({page}) |" in as_markdown(read_facts())
 
 
 def test_the_command_ends_with_2_and_no_traceback(tmp_path: Path) -> None:

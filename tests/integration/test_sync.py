@@ -32,7 +32,7 @@ pytestmark = [
 ]
 
 PROJECT = Path(__file__).resolve().parents[2]
-MEASURED = {"epoch_seconds", "first_step_seconds", "images_per_second", "memory_gib"}
+MEASURED = {"system/epoch_seconds", "system/images_per_second", "system/memory_gib", "first_step_seconds"}
 
 
 class Server:
@@ -132,6 +132,7 @@ def only_run(uri: str) -> dict[str, Any]:
         curve = client.get_metric_history(run.info.run_id, name)
         histories[name] = [(point.step, None if name in MEASURED else point.value) for point in curve]
     assert run.outputs is not None
+    assert run.inputs is not None
     (output,) = run.outputs.model_outputs
     model = client.get_logged_model(output.model_id)
     files = {}
@@ -142,7 +143,8 @@ def only_run(uri: str) -> dict[str, Any]:
         "status": run.info.status,
         "name": run.info.run_name,
         "params": run.data.params,
-        "tags": run.data.tags,
+        "tags": {name: value for name, value in run.data.tags.items() if name not in MEASURED},
+        "data sets": [(one.dataset.name, one.dataset.digest) for one in run.inputs.dataset_inputs],
         "metrics": histories,
         "files": files,
         "model": (model.name, model.status, model.tags["model_sha256"]),
@@ -243,11 +245,11 @@ def test_runs_that_mlflow_never_received_are_created_from_what_was_kept(
     assert set(runs) == {"0.05", "0.1"}
     for run in runs.values():
         assert run.info.status == "FINISHED"
-        for name in ("val_loss", "epoch_seconds"):
+        for name in ("val_loss", "system/epoch_seconds"):
             steps = [point.step for point in client.get_metric_history(run.info.run_id, name)]
             assert steps == [17, 35, 53, 71]
-    assert "test_accuracy" in runs["0.05"].data.metrics
-    assert "test_accuracy" not in runs["0.1"].data.metrics
+    assert "test/accuracy" in runs["0.05"].data.metrics
+    assert "test/accuracy" not in runs["0.1"].data.metrics
     assert models_in_outbox() == []
     assert [fact.name for fact in mlflow_facts(runs["0.1"].data.tags["model_sha256"])] == ["MLflow run"]
 
@@ -258,7 +260,7 @@ def test_runs_that_mlflow_never_received_are_created_from_what_was_kept(
     sync.main()
     (run,) = [run for run in client.search_runs(["1"]) if run.data.params["optimizer.weight_decay"] == "0.1"]
     tested = json.loads(Path("data/evaluation/test.json").read_text())
-    assert run.data.metrics["test_accuracy"] == tested["accuracy"]
+    assert run.data.metrics["test/accuracy"] == tested["accuracy"]
 
 
 def test_an_interrupted_sync_is_repeated_without_a_second_run(

@@ -48,7 +48,7 @@ pytestmark = [
 ]
 
 PROJECT = Path(__file__).resolve().parents[2]
-PARAMS = {"seed": 0, "data": {"source": "digits", "image_size": "auto"}, "model": {"network": "cnn", "width": None}}
+PARAMS = {"seed": 0, "data": {"source": "digits", "root": "data/raw"}, "model": {"network": "cnn", "width": None}}
 IMAGES = torch.randint(0, 256, (32, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 LABELS = torch.arange(32) % 10
 
@@ -141,8 +141,10 @@ def test_a_run_holds_the_params_the_curves_the_origin_the_files_and_the_model(
     picture.parent.mkdir(parents=True)
     picture.write_bytes(b"picture")
 
-    logger = TrackedRun(PARAMS, {"data_sha256": "d1"})
+    logger = TrackedRun(PARAMS, {"data_sha256": "d1"}, info=INFO)
     fit(logger, epochs=3)
+    logger.log_metrics({"images_per_second": 9.5}, step=5)
+    logger.log_metrics({"best_epoch": 2, "best_val_loss": 0.123456789})
     logger.log_files(picture.relative_to(repository))
     model = write_model(repository / "data/model")
     logger.finish(model, IMAGES)
@@ -150,15 +152,21 @@ def test_a_run_holds_the_params_the_curves_the_origin_the_files_and_the_model(
     (run,) = runs()
     sha256 = model_sha256(model)
     assert run.info.status == "FINISHED"
-    assert run.info.run_name == f"digits cnn {sha256[:12]}"
+    assert run.info.run_name == "digits / calm-fern"
     assert run.data.params == {
-        "seed": "0", "data.source": "digits", "data.image_size": "auto", "model.network": "cnn", "model.width": "None"
+        "seed": "0", "data.source": "digits", "data.root": "data/raw", "model.network": "cnn", "model.width": "None"
     }  # fmt: skip
     wanted = {
         "data_sha256": "d1", "model_sha256": sha256, "dvc_experiment": "calm-fern", "prefect_flow_run_id": "flow-1",
-        "mlflow.source.git.commit": commit, "git_dirty": "false",
+        "mlflow.source.git.commit": commit, "git_dirty": "false", "mlflow.source.name": "stages/fit.py",
+        "best_epoch": "2", "best_val_loss": "0.123457",
     }  # fmt: skip
     assert wanted.items() <= run.data.tags.items()
+    assert set(run.data.metrics) == {"train_loss", "system/images_per_second"}
+    assert run.inputs is not None
+    (data,) = run.inputs.dataset_inputs
+    assert (data.dataset.name, data.dataset.digest, data.tags[0].value) == ("digits", "of the data", "training")
+    assert json.loads(data.dataset.profile or "")["images"] == INFO.counts
     client = MlflowClient(tracking_uri())
     assert [point.step for point in client.get_metric_history(run.info.run_id, "train_loss")] == [1, 3, 5]
     assert [file.path for file in client.list_artifacts(run.info.run_id, "tuning")] == ["tuning/curve.png"]
@@ -227,10 +235,10 @@ def test_test_results_land_in_the_models_own_run_and_a_repeat_replaces_them(repo
         plot.write_bytes(picture)
         log_to_model_run(sha256, {"test_accuracy": accuracy}, [plot])
 
-    (run,) = (run for run in runs() if "test_accuracy" in run.data.metrics)
+    (run,) = (run for run in runs() if "test/accuracy" in run.data.metrics)
     assert run.data.tags["model_sha256"] == sha256
-    assert run.data.metrics["test_accuracy"] == 0.8
-    assert [point.value for point in client.get_metric_history(run.info.run_id, "test_accuracy")] == [0.9, 0.8]
+    assert run.data.metrics["test/accuracy"] == 0.8
+    assert [point.value for point in client.get_metric_history(run.info.run_id, "test/accuracy")] == [0.9, 0.8]
     (artifact,) = client.list_artifacts(run.info.run_id, "evaluation")
     assert Path(client.download_artifacts(run.info.run_id, artifact.path)).read_bytes() == b"second"
     assert run.info.status == "FINISHED"
@@ -262,6 +270,50 @@ def test_in_a_temporary_dvc_workspace_the_main_repositorys_store_is_used(
     monkeypatch.setenv("DVC_ROOT", "")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
     assert find_run(sha256) is not None
+
+
+@pytest.mark.parametrize("chosen", [None, "genai_development"])
+def test_a_store_of_an_earlier_version_keeps_its_run_and_champion_and_opens_for_training(
+    chosen: str | None, repository: Path
+) -> None:
+    """It had one experiment without tags, whose runs had other names and no data set."""
+    sha256 = tracked(write_model(repository / "data/model"))
+    client = MlflowClient(tracking_uri())
+    experiment = client.get_experiment("1")
+    for tag in experiment.tags:
+        client.delete_experiment_tag(experiment.experiment_id, tag)
+    if chosen:  # by a person, in MLflow's UI
+        client.set_experiment_tag(experiment.experiment_id, "mlflow.experimentKind", chosen)
+    (earlier,) = runs()
+    client.update_run(earlier.info.run_id, name=f"digits cnn {sha256[:12]}")
+    client.log_metric(earlier.info.run_id, "test_accuracy", 0.9)
+    version, _ = register(repository / "data/model", "refit")
+    make_champion(version, "the first")
+
+    tracked(write_model(repository / "other", seed=1))
+    link = find_run(sha256)
+    assert link is not None
+    assert (link.run_id, link.name) == (earlier.info.run_id, f"digits cnn {sha256[:12]}")
+    assert link.url.endswith(f"/#/experiments/1/runs/{link.run_id}?workflowType=machine_learning")
+    assert find_champion("refit") == version._replace(was_champion=True)
+    log_to_model_run(sha256, {"test_accuracy": 0.9}, [])
+    assert client.get_run(link.run_id).data.metrics == {"test_accuracy": 0.9, "test/accuracy": 0.9}
+    tags = client.get_experiment(experiment.experiment_id).tags
+    assert tags["mlflow.experimentKind"] == (chosen or "custom_model_development")
+    assert "metrics.`test/accuracy`" in json.loads(tags["mlflow.sharedViewState.refit"])["selectedColumns"]
+
+
+@pytest.mark.parametrize(
+    ("data", "tags", "name"),
+    [
+        ({"source": "digits", "root": "data/raw"}, {}, "digits / cnn"),
+        ({"source": "folder", "root": "/a/b/clothing/"}, {"dvc_experiment": "lr3"}, "clothing / lr3"),
+        ({"source": "torchvision:FashionMNIST", "root": "data/raw"}, {"dvc_experiment": "x"}, "FashionMNIST / x"),
+    ],
+)
+def test_a_run_is_named_after_its_data_and_experiment(data: dict[str, str], tags: dict[str, str], name: str) -> None:
+    TrackedRun({"data": data, "model": {"network": "cnn"}}, tags).fail()
+    assert runs()[0].info.run_name == name
 
 
 def test_looking_for_a_run_makes_no_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -441,7 +493,7 @@ def test_a_server_holds_the_run_and_its_death_mid_fit_changes_no_weight(
     broken_off, finished = sorted(runs(), key=lambda run: run.info.status != "RUNNING")
     assert broken_off.info.status == "RUNNING"
     assert "train_loss" in broken_off.data.metrics
-    assert finished.data.metrics == {"test_accuracy": 0.9}
+    assert finished.data.metrics == {"test/accuracy": 0.9}
 
 
 def test_a_locked_store_makes_no_step_wait_and_loses_no_metric(

@@ -164,12 +164,19 @@ def test_mlflow_holds_one_run_of_the_model_with_its_parameters_fit_and_test(proj
     assert run["tags"]["model_sha256"] == description["sha256"]
     assert run["tags"]["data_sha256"] == description["data_sha256"]
     assert run["params"]["optimizer.weight_decay"] == "0.05"
-    assert run["metrics"]["test_accuracy"] == tested["accuracy"]
-    facts = {"images_per_second", "first_step_seconds", "epoch_seconds", "memory_gib", "gradient_norm", "learning_rate"}
-    assert {"val_loss", "train_accuracy"} | facts <= set(run["metrics"])
+    assert run["metrics"]["test/accuracy"] == tested["accuracy"]
+    assert run["tags"]["test_accuracy_low"] == f"{tested['accuracy_low']:.6g}"
+    curves = {"val_loss", "train_accuracy", "gradient_norm", "learning_rate"}
+    system = {"system/images_per_second", "system/epoch_seconds", "system/memory_gib"}
+    assert curves | system <= set(run["metrics"])
+    assert "first_step_seconds" in run["tags"]
+    bars = {name for name in run["metrics"] if name.startswith(("best_", "test_")) or name == "epoch"}
+    assert not bars, "a single value would be a bar among the curves"
     kept = json.loads((project.root / "data/evaluation/fit.json").read_text())
     assert (kept.pop("fitted"), kept.pop("epochs")) == (description["sha256"][:12], 3)
-    assert {name: run["metrics"][f"best_{name}"] for name in kept} == kept
+    told = {name: value for name, value in kept.items() if name == "epoch" or name.startswith("val_")}
+    assert {name: run["tags"][f"best_{name}"] for name in told} == {name: f"{told[name]:.6g}" for name in told}
+    assert run["tags"]["changed_params"] == "max_epochs=3"
 
 
 def test_experiments_run_in_the_workspace_apart_from_it_and_from_the_queue(project: Project) -> None:
@@ -185,7 +192,7 @@ def test_experiments_run_in_the_workspace_apart_from_it_and_from_the_queue(proje
     assert set(experiments) == {"here", "apart", "queued"}
     for name, top_k in {"here": 1, "apart": 2, "queued": 4}.items():
         assert experiments[name]["params"]["params.yaml"]["data"]["predict"]["top_k"] == top_k
-        assert experiments[name]["metrics"]["data/evaluation/test.json"]["data"]["accuracy"] > 0
+        assert experiments[name]["metrics"]["data/metrics/test.json"]["data"]["test_acc"] > 0
     project.run("dvc", "exp", "apply", "here")
     assert yaml.safe_load((project.root / "params.yaml").read_text())["predict"]["top_k"] == 1
     assert len(finished_runs(project)) == 1  # one model, whatever was predicted with it

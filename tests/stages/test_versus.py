@@ -1,10 +1,10 @@
-"""`make versus`: two experiments of the real project, compared image by image."""
+"""`make versus`, `make compare` and `dvc exp show`: experiments of the real project, compared."""
 
 import csv
 import re
 from pathlib import Path
 
-from tests.stages.conftest import Project
+from tests.stages.conftest import Project, make_photos
 
 OUTCOMES = "data/evaluation/outcomes.csv"
 
@@ -76,3 +76,52 @@ def test_what_cannot_be_compared_fails_with_one_line(project: Project, tmp_path:
     project.restore()
     (first,) = project.run("git", "rev-list", "--max-parents=0", "HEAD").stdout.split()
     assert line(first).startswith(f"error: {first} has no test results (")
+
+
+def compare(project: Project, width: int) -> dict[str, dict[str, list[str]]]:
+    """The cells of each row by its name, by data."""
+    lines = project.run("python", "-m", "pipelines.tools.compare", COLUMNS=str(width)).stdout.splitlines()
+    assert max(map(len, lines)) <= width
+    tables: dict[str, dict[str, list[str]]] = {}
+    data = ""
+    for line in lines:
+        if line.startswith("  "):
+            name, *cells = re.split(r"  +", line.strip())
+            tables[data][name] = cells
+        elif line and not line.startswith("- :"):
+            data = line
+            tables[data] = {}
+    return tables
+
+
+def test_the_table_has_a_dash_where_a_metric_belongs_to_another_model_or_other_data(
+    project: Project, tmp_path: Path
+) -> None:
+    """dvc.lock then still names the outputs of the last commit's model, and `dvc exp show` shows its metrics."""
+    make_photos(tmp_path / "photos", 20, seed=0)
+    photos = ["-S", "data.source=folder", "-S", f"data.root={tmp_path}/photos", "-S", "data.image_size=16"]
+    project.run("dvc", "exp", "run", "--name", "fit-only", "-S", "fit.max_epochs=1", "-S", "model.width=4", "fit")
+    project.restore()
+    project.run("dvc", "exp", "run", "--name", "prepare-only", *photos, "prepare")
+    project.restore()
+    project.run("dvc", "exp", "run", "--queue", "--name", "failing", "-S", "data.root=nowhere")
+    project.run("dvc", "queue", "start")
+    project.run("dvc", "queue", "logs", "--follow", "failing", ok=False)
+
+    tables = compare(project, 140)
+    assert list(tables) == ["digits", "photos"]
+    names = [list(table) for table in tables.values()]
+    assert tables["digits"]["experiment"] == ["val accuracy", "val loss", "test accuracy", "differs from main"]
+    accuracy = len(right(outcomes(project))) / 359
+    assert tables["digits"]["main"][2] == tables["digits"]["workspace"][2] == f"{accuracy:.4f}"
+    fitted = tables["digits"]["fit-only"]
+    assert all(re.fullmatch(r"\d\.\d{4}", cell) for cell in fitted[:2])
+    assert fitted[2:] == ["-", "width=4 max_epochs=1"]
+    assert tables["digits"]["failing (failed)"] == ["-", "-", "-", "data.root=nowhere"]
+    assert tables["photos"]["prepare-only"] == ["-", "-", "-", "image_size=16"]
+    assert [list(table) for table in compare(project, 70).values()] == names
+
+    shown = project.run("dvc", "exp", "show", "--csv").stdout.splitlines()[0].split(",")
+    first = shown.index("test_acc")
+    assert shown[first : shown.index("seed")] == ["test_acc", "val_acc", "val_loss", "data", "changed_params"]
+    assert set(shown[:first]) <= {"Experiment", "rev", "typ", "Created", "parent", "State", "Executor"}

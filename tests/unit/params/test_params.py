@@ -12,6 +12,8 @@ from pydantic import ValidationError
 from pydantic_core import PydanticUndefined
 
 from refit.params import Params, TrainerParams, check_params, load_params
+from refit.params.data import data_name
+from refit.params.dotted import flatten, not_at_default, short_names
 from refit.params.rules import CHOICES
 from refit.runtime.errors import UserError
 from tests.fixtures import Values
@@ -417,6 +419,35 @@ def test_threads_auto_is_recorded_as_the_number_of_cores(monkeypatch: pytest.Mon
     assert params.values("trainer.threads") == {"trainer.threads": 6}
     with pytest.raises(UserError, match=r"trainer\.threads = 'many' must be auto, or an integer\."):
         check_params({"trainer": {"threads": "many"}})
+
+
+def test_a_narrow_table_names_a_key_without_its_section_where_that_says_enough() -> None:
+    names = short_names(flatten(Params().model_dump()))
+    assert len(set(names.values())) == len(names)
+    shown = ("optimizer.weight_decay", "model.width", "optimizer.name", "batch.size", "data.test")
+    assert [names[key] for key in shown] == ["weight_decay", "width", "optimizer.name", "batch.size", "data.test"]
+    assert short_names(["a.width", "b.width"]) == {"a.width": "a.width", "b.width": "b.width"}
+
+
+def test_what_is_not_at_its_default_is_told_of_the_sections_that_are_there() -> None:
+    params = check_params({"model": {"width": 8}, "loss": {"class_weights": [1.0, 2.0]}, "data": {"val": 0.1}})
+    changed = {"model.width": 8, "loss.class_weights": [1.0, 2.0]}
+    assert not_at_default(params.only("model", "loss", "fit")) == changed
+    assert not_at_default(params) == {"data.val": 0.1, **changed}
+    assert not_at_default(Params()) == {}
+
+
+@pytest.mark.parametrize(
+    ("source", "root", "name"),
+    [
+        ("digits", "data/raw", "digits"),
+        ("torchvision:FashionMNIST", "data/raw", "FashionMNIST"),
+        ("folder", "/some/where/clothing/", "clothing"),
+        ("folder", "/", "folder"),
+    ],
+)
+def test_data_have_the_name_of_their_folder_or_of_their_set(source: str, root: str, name: str) -> None:
+    assert data_name(source, root) == name
 
 
 def test_parameters_cannot_be_changed_on_the_way(params: Params) -> None:

@@ -1,0 +1,38 @@
+"""The metrics that DVC tracks: each of their keys is a column of `dvc exp show`, in this order.
+
+They are few, so that the columns fit a terminal; data/evaluation has all metrics. DVC also shows texts as they are, so
+two columns tell what was trained: the name of the data, and the parameters that differ from their defaults.
+"""
+
+from collections.abc import Mapping
+
+from refit.artifacts.choices import BatchChoice
+from refit.artifacts.files import write_json
+from refit.artifacts.paths import FIT_METRICS, TEST_METRICS
+from refit.artifacts.prepared import DatasetInfo
+from refit.params import Params
+from refit.params.dotted import as_in_yaml, flatten, not_at_default, short_names
+
+Metrics = Mapping[str, float | None]
+
+
+def changed_params(params: Params, batch: BatchChoice) -> str:
+    """The parameters of a fit that are not at their defaults; `params` are the sections that it read."""
+    changed = not_at_default(params)
+    if batch.chosen_by == "params":  # of a section that the fit does not read
+        changed["batch.size"] = batch.effective_batch
+    short = short_names(flatten(Params().model_dump()))
+    return " ".join(f"{short.get(key, key)}={as_in_yaml(value)}" for key, value in changed.items())
+
+
+def write_fit_metrics(best: Metrics, monitor: str, info: DatasetInfo, changed: str) -> None:
+    """`best` is the row of the best epoch in history.csv; `changed` are the changed_params."""
+    shown = {"val_accuracy": "val_acc", "val_loss": "val_loss"}  # short: the columns share a terminal's width
+    shown.setdefault(monitor, monitor)
+    metrics = {short: best[name] for name, short in shown.items() if name in best}
+    write_json(FIT_METRICS, {**metrics, "data": info.name or info.source, "changed_params": changed})
+
+
+def write_test_metrics(accuracy: float, own: Metrics) -> None:
+    """`own` are the metrics that the system itself logs in its test."""
+    write_json(TEST_METRICS, {"test_acc": accuracy, **{f"test_{name}": value for name, value in own.items()}})
