@@ -76,9 +76,9 @@ def test_the_columns_of_dvc_exp_show_are_few_and_tell_the_data_and_what_was_chan
     assert list(shown) == ["val_acc", "val_loss", "data", "changed_params"]
     assert [shown["val_acc"], shown["val_loss"]] == [best["val_accuracy"], best["val_loss"]]
     assert shown["data"] == "digits"
-    assert {"network=mlp", "width=16", "max_epochs=1", "monitor=val_accuracy"} <= set(shown["changed_params"].split())
-    batch = replace(read_batch(), chosen_by="params", effective_batch=32)
-    assert changed_params(Params().only("fit"), batch) == "batch.size=32"
+    told = {"width=4", "max_epochs=1", "monitor=val_accuracy", "batch.size=64"}
+    assert told <= set(shown["changed_params"].split())
+    assert changed_params(Params().only("fit"), replace(read_batch(), chosen_by="auto")) == ""
 
 
 @pytest.mark.parametrize("patience", [1, 3])
