@@ -8,7 +8,7 @@ from typing import Any
 from mlflow import MlflowClient
 from pyarrow.parquet import read_table
 
-from tests.stages.conftest import Project, make_photos, make_project
+from tests.fixtures.project import Project, make_photos, make_project
 
 
 def retrain(project: Project) -> str:
@@ -30,7 +30,7 @@ def test_new_photos_become_a_model_that_takes_the_champion_s_place(tmp_path: Pat
     project.run("dvc", "import-url", str(bucket), "data/raw/photos")
     for key, value in {
         "data.source": "folder", "data.root": "data/raw/photos", "data.image_size": 32,
-        "promote.margin": 0.9, "pipelines.publish": "commit",
+        "promote.margin": 0.9, "pipelines.publish": "commit", "fit.max_epochs": 1,
     }.items():  # fmt: skip
         project.set_param(key, value)
     project.commit()
@@ -56,5 +56,3 @@ def test_new_photos_become_a_model_that_takes_the_champion_s_place(tmp_path: Pat
         f"Model {first['model_sha256'][:12]}", "dvc.lock",
     ]  # fmt: skip
     assert project.run("git", "status", "--porcelain").stdout == ""
-    assert "Running stage" not in retrain(project)
-    assert verdict(project)["outcome"] == "unchanged"

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import yaml
 
-from tests.stages.conftest import ROOT, Project
+from tests.fixtures.project import ROOT, Project
 
 
 def set_model(project: Project, **keys: object) -> None:

@@ -4,7 +4,7 @@ import csv
 import re
 from pathlib import Path
 
-from tests.stages.conftest import Project
+from tests.fixtures.project import Project
 
 OUTCOMES = "data/evaluation/outcomes.csv"
 
