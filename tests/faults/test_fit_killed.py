@@ -20,7 +20,7 @@ from tests.processes import PATIENCE, alive, eventually
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process of its parent's death")
 
-EPOCHS = 40
+EPOCHS = 20
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +30,7 @@ def undisturbed(finished: Project, tmp_path_factory: pytest.TempPathFactory) -> 
     project.set_param("fit.max_epochs", EPOCHS)
     project.set_param("fit.save_state_every", 0.05)
     project.set_param("model.width", 8)
+    project.set_param("tracking.loggers", "[]")  # test_kill_rounds.py and test_distributed.py have MLflow
     project.run("dvc", "repro", "fit")
     project.commit()
     return project
@@ -108,7 +109,7 @@ def test_dvc_killed_and_run_again_at_once_and_again(project: Project, lock: Any)
     """The second run does not wait for the first one's trainer to be gone, and never trains beside it."""
     steps: list[int] = []
     for _ in range(2):
-        with repro(project, OWN_WARM) as dvc:
+        with repro(project, PLAIN) as dvc:
             reached = max(steps, default=0)
             soon(lambda: any(int(path.name[5:14]) > reached for path in states(project)), "further", dvc)  # noqa: B023
             steps.append(int(states(project)[-1].name[5:14]))
