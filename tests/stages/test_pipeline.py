@@ -141,7 +141,6 @@ def declared(project: Project) -> dict[str, Any]:
     return stages
 
 
-PLAIN = {"REFIT_WARM": "0"}  # where `check` runs alone, or a warm process would serve one stage
 OFFLINE = dict.fromkeys(("http_proxy", "https_proxy"), "http://127.0.0.1:9")
 
 
@@ -154,7 +153,7 @@ OFFLINE = dict.fromkeys(("http_proxy", "https_proxy"), "http://127.0.0.1:9")
 )
 def test_a_wrong_parameter_fails_with_one_line_before_any_work(project: Project, override: str, line: str) -> None:
     before = project.outputs()
-    failed = project.run("dvc", "exp", "run", "--set-param", override, ok=False, **PLAIN, **OFFLINE)
+    failed = project.run("dvc", "exp", "run", "--set-param", override, ok=False, REFIT_WARM="0", **OFFLINE)
     assert failed.returncode != 0
     assert re.findall(r"Running stage '(\w+)'", failed.stdout) == ["check"]
     told = [text for text in failed.stderr.splitlines() if text.startswith("error: ")]
@@ -188,11 +187,11 @@ def test_mlflow_holds_one_run_of_the_model_with_its_parameters_fit_and_test(proj
 
 
 def test_experiments_run_in_the_workspace_apart_from_it_and_from_the_queue(project: Project) -> None:
-    project.run("dvc", "exp", "run", "--name", "here", "--set-param", "predict.top_k=1", **PLAIN)
+    project.run("dvc", "exp", "run", "--name", "here", "--set-param", "predict.top_k=1", REFIT_WARM="0")
     project.restore()
-    project.run("dvc", "exp", "run", "--temp", "--name", "apart", "--set-param", "predict.top_k=2", **PLAIN)
+    project.run("dvc", "exp", "run", "--temp", "--name", "apart", "--set-param", "predict.top_k=2", REFIT_WARM="0")
     project.run("dvc", "exp", "run", "--queue", "--name", "queued", "--set-param", "predict.top_k=4")
-    project.run("dvc", "queue", "start", **PLAIN)
+    project.run("dvc", "queue", "start", REFIT_WARM="0")
     project.run("dvc", "queue", "logs", "--follow", "queued")
     project.run("dvc", "exp", "branch", "queued", "from-queue")
     shown = json.loads(project.run("dvc", "exp", "show", "--json").stdout)
