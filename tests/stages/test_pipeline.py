@@ -186,9 +186,8 @@ def test_mlflow_holds_one_run_of_the_model_with_its_parameters_fit_and_test(proj
     assert {name: run["metrics"][f"best_{name}"] for name in kept} == kept
 
 
-def test_experiments_run_in_the_workspace_apart_from_it_and_from_the_queue(project: Project) -> None:
-    project.run("dvc", "exp", "run", "--name", "here", "--set-param", "predict.top_k=1", REFIT_WARM="0")
-    project.restore()
+def test_experiments_run_apart_from_the_workspace_and_from_the_queue(project: Project) -> None:
+    """test_versus.py has one in the workspace."""
     project.run("dvc", "exp", "run", "--temp", "--name", "apart", "--set-param", "predict.top_k=2", REFIT_WARM="0")
     project.run("dvc", "exp", "run", "--queue", "--name", "queued", "--set-param", "predict.top_k=4")
     project.run("dvc", "queue", "start", REFIT_WARM="0")
@@ -196,12 +195,12 @@ def test_experiments_run_in_the_workspace_apart_from_it_and_from_the_queue(proje
     project.run("dvc", "exp", "branch", "queued", "from-queue")
     shown = json.loads(project.run("dvc", "exp", "show", "--json").stdout)
     experiments = {one["name"]: one["revs"][0]["data"] for entry in shown for one in entry.get("experiments") or []}
-    assert set(experiments) == {"here", "apart", "queued"}
-    for name, top_k in {"here": 1, "apart": 2, "queued": 4}.items():
+    assert set(experiments) == {"apart", "queued"}
+    for name, top_k in {"apart": 2, "queued": 4}.items():
         assert experiments[name]["params"]["params.yaml"]["data"]["predict"]["top_k"] == top_k
         assert experiments[name]["metrics"]["data/evaluation/test.json"]["data"]["accuracy"] > 0
-    project.run("dvc", "exp", "apply", "here")
-    assert yaml.safe_load((project.root / "params.yaml").read_text())["predict"]["top_k"] == 1
+    project.run("dvc", "exp", "apply", "apart")
+    assert yaml.safe_load((project.root / "params.yaml").read_text())["predict"]["top_k"] == 2
     assert len(finished_runs(project)) == 1  # one model, whatever was predicted with it
 
 
