@@ -85,9 +85,9 @@ def states(project: Project) -> list[Path]:
     return sorted(project.root.glob("data/state/*/step-*.ckpt.sha256"))
 
 
-def soon(condition: Callable[[], object], what: str, dvc: "subprocess.Popen[str]") -> None:
-    """Seen within a millisecond: what is waited for may be over in ten. Fails where `dvc` ends first."""
-    seen = eventually(lambda: "seen" if condition() else dvc.poll() is not None, what, every=0.001)
+def soon(condition: Callable[[], object], what: str, dvc: "subprocess.Popen[str]", every: float = 0.01) -> None:
+    """Seen within `every` so many seconds. Fails where `dvc` ends first."""
+    seen = eventually(lambda: "seen" if condition() else dvc.poll() is not None, what, every=every)
     assert seen == "seen", f"dvc ended before {what}: {dvc.communicate()[0]}"
 
 
@@ -121,7 +121,8 @@ def test_dvc_killed_and_run_again_at_once_and_again(project: Project, lock: Any)
 def test_the_trainer_killed_while_it_writes_a_state(project: Project, lock: Any) -> None:
     with repro(project) as dvc:
         soon(lambda: len(states(project)) == 2, "two states are kept", dvc)
-        soon(lambda: list(project.root.glob("data/state/*/.step-*.partial")), "a state is being written", dvc)
+        partial = lambda: list(project.root.glob("data/state/*/.step-*.partial"))  # noqa: E731
+        soon(partial, "a state is being written", dvc, every=0.001)  # it may be over in ten milliseconds
         os.kill(fit_process(project), signal.SIGKILL)
         assert dvc.wait(timeout=PATIENCE) != 0
     assert "fit" not in locked(project)["stages"]
