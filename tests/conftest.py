@@ -9,4 +9,4 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # As a service manager starts things: DVC then takes /bin/sh, which may stay between it and a stage that has no `exec`.
 os.environ.pop("SHELL", None)
 
-pytest_plugins = ("tests.fixtures",)
+pytest_plugins = ("tests.fixtures", "tests.fixtures.project")

@@ -9,18 +9,28 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.faults.test_fit_killed import fit_process, forget_fit, goes_on_and_ends_the_same, repro, soon, states
+from tests.faults.test_fit_killed import (
+    EPOCHS,
+    PLAIN,
+    SHARED_WARM,
+    fit_process,
+    forget_fit,
+    goes_on_and_ends_the_same,
+    repro,
+    soon,
+    states,
+)  # fmt: skip
+from tests.fixtures.project import Project, copy_of
 from tests.processes import PATIENCE, alive, eventually, processes_in
-from tests.stages.conftest import Project, make_project
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process of its parent's death")
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+def project(finished: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
     """The project after a `dvc repro` that nothing disturbed, its dvc.lock committed; states are saved all the time."""
-    project = make_project(tmp_path_factory.mktemp("two_devices"))
-    project.set_param("fit.max_epochs", 40)
+    project = copy_of(finished, tmp_path_factory.mktemp("two_devices"))
+    project.set_param("fit.max_epochs", EPOCHS)
     project.set_param("fit.save_state_every", 0.05)
     project.set_param("model.width", 8)
     project.set_param("trainer.accelerator", "cpu")
@@ -33,30 +43,31 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
 def test_the_pipeline_on_two_devices_has_one_run_and_a_second_repro_runs_no_stage(project: Project) -> None:
     assert "Running stage" not in project.run("dvc", "repro").stdout
     with sqlite3.connect(project.root / "mlflow.db") as store:
-        assert store.execute("select status from runs").fetchall() == [("FINISHED",)]
-    assert len((project.root / "data/evaluation/history.csv").read_text().splitlines()) == 1 + 40
+        assert store.execute("select status from runs").fetchall() == [("FINISHED",)] * 2, (
+            "that of the copied project, and this one"
+        )
+    assert len((project.root / "data/evaluation/history.csv").read_text().splitlines()) == 1 + EPOCHS
     assert not list((project.root / "data/state").iterdir())
 
 
 def test_signals_and_a_killed_process_end_the_fit_and_it_resumes_to_the_same_bits(
-    project: Project, monkeypatch: pytest.MonkeyPatch
+    project: Project,
 ) -> None:
     forget_fit(project)
     lock = yaml.safe_load(project.run("git", "show", "HEAD:dvc.lock").stdout)
-    for how, warm, said in (
-        ("SIGTERM", "1", "exited with 143"),
-        ("Ctrl-C", "0", "SIGINT: ending after this step"),
-        ("one process killed", "1", "failed to reproduce 'fit'"),
+    for how, where, said in (
+        ("SIGTERM", SHARED_WARM, "exited with 143"),
+        ("Ctrl-C", PLAIN, "SIGINT: ending after this step"),
+        ("one process killed", SHARED_WARM, "failed to reproduce 'fit'"),
     ):
-        monkeypatch.setenv("REFIT_WARM", warm)
         reached = max((int(path.name[5:14]) for path in states(project)), default=0)
-        with repro(project) as dvc:
+        with repro(project, where) as dvc:
             soon(lambda: any(int(path.name[5:14]) > reached for path in states(project)), "further", dvc)  # noqa: B023
             leader = fit_process(project)
             (other,) = Path(f"/proc/{leader}/task/{leader}/children").read_text().split()
             assert b"stages.fit" in Path(f"/proc/{other}/cmdline").read_bytes()
             servers = [command for command in processes_in(project.root) if "refit.runtime.warm" in command]
-            assert len(servers) == 2 * int(warm), "the warm process and its child, the fit's leader, and no other"
+            assert len(servers) == 1 + (where is SHARED_WARM), "the warm process, its child the leader, and no other"
             if how == "SIGTERM":
                 os.kill(leader, signal.SIGTERM)
             elif how == "Ctrl-C":

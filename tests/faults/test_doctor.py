@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.fixtures.project import ROOT, Project, user_environment
 from tests.processes import eventually
-from tests.stages.conftest import ROOT, Project, user_environment
 
 GRAPH = """\
 stages:

@@ -6,7 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,22 +14,24 @@ from typing import Any
 import pytest
 import yaml
 
+from refit.runtime.warm import OWNER
+from tests.fixtures.project import Project, copy_of, user_environment
 from tests.processes import PATIENCE, alive, eventually
-from tests.stages.conftest import Project, make_project, user_environment
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process of its parent's death")
 
-EPOCHS = 40
+EPOCHS = 20
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """The project after a `dvc repro` that nothing disturbed, its dvc.lock committed; states are saved all the time."""
-    project = make_project(tmp_path_factory.mktemp("undisturbed"))
+def undisturbed(finished: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """The project after a fit that nothing disturbed, its dvc.lock committed; states are saved all the time."""
+    project = copy_of(finished, tmp_path_factory.mktemp("undisturbed"))
     project.set_param("fit.max_epochs", EPOCHS)
     project.set_param("fit.save_state_every", 0.05)
     project.set_param("model.width", 8)
-    project.run("dvc", "repro")
+    project.set_param("tracking.loggers", "[]")  # test_kill_rounds.py and test_distributed.py have MLflow
+    project.run("dvc", "repro", "fit")
     project.commit()
     return project
 
@@ -60,11 +62,16 @@ def locked(project: Project) -> Any:
     return yaml.safe_load((project.root / "dvc.lock").read_text())
 
 
+OWN_WARM, SHARED_WARM, PLAIN = {OWNER: ""}, {OWNER: str(os.getpid())}, {"REFIT_WARM": "0"}
+"""Where a stage runs: as a fork of its dvc's own warm process; of one that outlives dvc, as in a flow, which saves its
+start where dvc is not what ends; or as a process of its own."""
+
+
 @contextmanager
-def repro(project: Project) -> Iterator["subprocess.Popen[str]"]:
+def repro(project: Project, where: Mapping[str, str] = SHARED_WARM) -> Iterator["subprocess.Popen[str]"]:
     """`dvc` as the leader of a terminal's foreground."""
     process = subprocess.Popen(
-        ["dvc", "repro", "fit"], cwd=project.root, env=user_environment(), text=True, stdout=subprocess.PIPE,
+        ["dvc", "repro", "fit"], cwd=project.root, env=user_environment(**where), text=True, stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT, start_new_session=True,
     )  # fmt: skip
     try:
@@ -78,9 +85,9 @@ def states(project: Project) -> list[Path]:
     return sorted(project.root.glob("data/state/*/step-*.ckpt.sha256"))
 
 
-def soon(condition: Callable[[], object], what: str, dvc: "subprocess.Popen[str]") -> None:
-    """Seen within a millisecond: what is waited for may be over in ten. Fails where `dvc` ends first."""
-    seen = eventually(lambda: "seen" if condition() else dvc.poll() is not None, what, every=0.001)
+def soon(condition: Callable[[], object], what: str, dvc: "subprocess.Popen[str]", every: float = 0.01) -> None:
+    """Seen within `every` so many seconds. Fails where `dvc` ends first."""
+    seen = eventually(lambda: "seen" if condition() else dvc.poll() is not None, what, every=every)
     assert seen == "seen", f"dvc ended before {what}: {dvc.communicate()[0]}"
 
 
@@ -92,30 +99,17 @@ def fit_process(project: Project) -> int:
 
 def goes_on_and_ends_the_same(project: Project, lock: Any) -> str:
     text = project.run("dvc", "repro", "fit").stdout
-    assert re.search(r"resuming from step \d+, in epoch \d+ of 40", text), text
+    assert re.search(rf"resuming from step \d+, in epoch \d+ of {EPOCHS}", text), text
     assert locked(project) == lock
     assert not list((project.root / "data/state").iterdir())
     return text
 
 
-@pytest.mark.parametrize("warm", ["1", "0"])
-def test_dvc_killed_in_a_fit(warm: str, project: Project, lock: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the stages forked off the warm process, and each in one of its own."""
-    monkeypatch.setenv("REFIT_WARM", warm)
-    with repro(project) as dvc:
-        soon(lambda: len(states(project)) == 2, "two states are kept", dvc)
-        trainer = fit_process(project)
-        dvc.kill()
-        eventually(lambda: not alive(trainer), "the trainer is gone")
-    assert not (project.root / "data/model").exists()
-    goes_on_and_ends_the_same(project, lock)
-
-
 def test_dvc_killed_and_run_again_at_once_and_again(project: Project, lock: Any) -> None:
     """The second run does not wait for the first one's trainer to be gone, and never trains beside it."""
     steps: list[int] = []
-    for _ in range(3):
-        with repro(project) as dvc:
+    for _ in range(2):
+        with repro(project, PLAIN) as dvc:
             reached = max(steps, default=0)
             soon(lambda: any(int(path.name[5:14]) > reached for path in states(project)), "further", dvc)  # noqa: B023
             steps.append(int(states(project)[-1].name[5:14]))
@@ -127,7 +121,8 @@ def test_dvc_killed_and_run_again_at_once_and_again(project: Project, lock: Any)
 def test_the_trainer_killed_while_it_writes_a_state(project: Project, lock: Any) -> None:
     with repro(project) as dvc:
         soon(lambda: len(states(project)) == 2, "two states are kept", dvc)
-        soon(lambda: list(project.root.glob("data/state/*/.step-*.partial")), "a state is being written", dvc)
+        partial = lambda: list(project.root.glob("data/state/*/.step-*.partial"))  # noqa: E731
+        soon(partial, "a state is being written", dvc, every=0.001)  # it may be over in ten milliseconds
         os.kill(fit_process(project), signal.SIGKILL)
         assert dvc.wait(timeout=PATIENCE) != 0
     assert "fit" not in locked(project)["stages"]
@@ -168,18 +163,21 @@ def test_a_signal_ends_the_fit_after_its_step_with_its_state_saved(
 
 
 @pytest.mark.parametrize(
-    ("warm", "number", "also"),
-    [("1", signal.SIGTERM, None), ("1", signal.SIGKILL, None), ("0", signal.SIGTERM, signal.SIGTERM)],
-    ids=["SIGTERM", "SIGKILL", "SIGTERM to its stage too"],
+    ("where", "number", "also"),
+    [
+        (OWN_WARM, signal.SIGTERM, None),
+        (OWN_WARM, signal.SIGKILL, None),
+        (PLAIN, signal.SIGKILL, None),
+        (PLAIN, signal.SIGTERM, signal.SIGTERM),
+    ],
+    ids=["SIGTERM", "SIGKILL", "SIGKILL, plain", "SIGTERM to its stage too"],
 )
 def test_when_dvc_ends_the_fit_ends_after_its_step_with_its_state_saved(
-    warm: str, number: signal.Signals, also: signal.Signals | None, project: Project, lock: Any,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+    where: Mapping[str, str], number: signal.Signals, also: signal.Signals | None, project: Project, lock: Any
+) -> None:
     """DVC itself ends at once. A service manager sends the signal to both, in either order."""
-    monkeypatch.setenv("REFIT_WARM", warm)
     project.set_param("fit.save_state_every", 1)
-    with repro(project) as dvc:
+    with repro(project, where) as dvc:
         first = first_state(project, dvc)
         trainer = fit_process(project)
         dvc.send_signal(number)

@@ -9,7 +9,8 @@ from tests.flows.toy import PROJECT
 
 def test_a_run_that_is_killed_at_random_moments_until_it_ends_leaves_the_undisturbed_dvc_lock() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.kill_test", "--rounds", "1", "--seed", "2", "--kills", "5"],
+        [sys.executable, "-m", "benchmarks.kill_test", "--rounds", "1", "--seed", "2", "--kills", "5",
+         "--set", "fit.max_epochs=10"],
         cwd=PROJECT, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr

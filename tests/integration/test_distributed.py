@@ -18,10 +18,14 @@ import yaml
 from safetensors.torch import load_file
 from torch import Tensor
 
+import stages.fit
 from refit.artifacts.choices import BatchChoice, LearningRateChoice
 from refit.artifacts.files import write_json
 from refit.artifacts.paths import BATCH, LEARNING_RATE
 from refit.artifacts.prepared import read_split
+from refit.params import load_params
+from tests.fixtures import watched_by
+from tests.integration.fit_on_two_devices import Witness
 from tests.integration.test_resume import same
 from tests.processes import PATIENCE, processes_in
 
@@ -31,7 +35,8 @@ EFFECTIVE_BATCH = 64
 
 
 class Fitted(NamedTuple):
-    process: "subprocess.CompletedProcess[str]"
+    process: "subprocess.CompletedProcess[str] | None"
+    """None: it was this one."""
     seen: list[dict[str, Any]]
     """By each process, that came to the end."""
     model: dict[str, Tensor]
@@ -50,7 +55,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def fit(folder: Path, base_values: dict[str, Any]) -> Fit:
-    """A watched fit of two epochs, of 18 steps each, in processes of its own."""
+    """A watched fit of two epochs, of 18 steps each; on two devices in processes of its own."""
 
     def run(devices: int, micro_batch: int, kill: str | None = None, poison: str | None = None,
             **keys: object) -> Fitted:  # fmt: skip
@@ -64,17 +69,25 @@ def fit(folder: Path, base_values: dict[str, Any]) -> Fit:
             section, name = key.split("__")
             values.setdefault(section, {})[name] = value
         (folder / "params.yaml").write_text(yaml.safe_dump(values))
-        environment = os.environ | {
-            "PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db", "DVC_ROOT": str(folder),
-        }  # fmt: skip
-        process = subprocess.run(
-            [sys.executable, "-m", "tests.integration.fit_on_two_devices"], cwd=folder, text=True, capture_output=True,
-            env=environment | ({"KILL": kill} if kill else {}) | ({"POISON": poison} if poison else {}), check=False,
-            timeout=PATIENCE,  # the processes would wait half an hour for one that is gone
-        )  # fmt: skip
-        if kill or poison:
-            return Fitted(process, [], {}, b"")
-        assert process.returncode == 0, process.stderr
+        process = None
+        if devices == 1:
+            with pytest.MonkeyPatch.context() as patch, watched_by(Witness()):
+                patch.chdir(folder)
+                stages.fit.main(load_params().only(*stages.fit.READS))
+        else:
+            store = f"sqlite:///{folder}/mlflow.db"
+            environment = os.environ | {
+                "PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": store, "DVC_ROOT": str(folder)
+            }  # fmt: skip
+            process = subprocess.run(
+                [sys.executable, "-m", "tests.integration.fit_on_two_devices"], cwd=folder, text=True,
+                capture_output=True, check=False,
+                env=environment | ({"KILL": kill} if kill else {}) | ({"POISON": poison} if poison else {}),
+                timeout=PATIENCE,  # the processes would wait half an hour for one that is gone
+            )  # fmt: skip
+            if kill or poison:
+                return Fitted(process, [], {}, b"")
+            assert process.returncode == 0, process.stderr
         return Fitted(
             process,
             [torch.load(folder / f"seen_{rank}.pt", weights_only=True) for rank in range(devices)],
@@ -85,7 +98,9 @@ def fit(folder: Path, base_values: dict[str, Any]) -> Fit:
     return run
 
 
-EVEN: dict[str, object] = {"model__dropout": 0.0, "augment__shift": 2}  # nothing that is drawn in a process
+EVEN: dict[str, object] = {  # nothing that is drawn in a process
+    "model__dropout": 0.0, "augment__shift": 2, "tracking__loggers": [],
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -137,15 +152,17 @@ def test_whichever_process_is_killed_the_fit_ends_and_resumes_to_the_same_bits(f
     whole = fit(2, 16, **keys)
     assert whole.seen[0]["drawn"] != whole.seen[1]["drawn"]
     before = mlflow_runs(folder)
-    states = folder / "data/state"
+    saved = folder / "data/state"
     for killed in ("1:13", "0:51"):  # in the first epoch and in the second, in an accumulation
-        gone_on = any(states.glob("*/step-*.ckpt"))
-        fault = fit(2, 16, kill=killed, **keys)
-        assert fault.process.returncode != 0
-        assert ("resuming from step" in fault.process.stdout) == gone_on == (killed == "0:51")
+        gone_on = any(saved.glob("*/step-*.ckpt"))
+        fault = fit(2, 16, kill=killed, **keys).process
+        assert fault
+        assert fault.returncode != 0
+        assert ("resuming from step" in fault.stdout) == gone_on == (killed == "0:51")
         assert not processes_in(folder)
         assert not (folder / "data/model").exists()
     resumed = fit(2, 16, **keys)
+    assert resumed.process
     assert "resuming from step" in resumed.process.stdout
     assert resumed.process.stdout.count("best epoch") == 1
     for process, undisturbed in zip(resumed.seen, whole.seen, strict=True):
@@ -157,12 +174,13 @@ def test_whichever_process_is_killed_the_fit_ends_and_resumes_to_the_same_bits(f
             assert same(process[part], undisturbed[part])
     assert same(resumed.model, whole.model)
     assert resumed.history == whole.history
-    assert not list(states.iterdir())
+    assert not list(saved.iterdir())
     assert mlflow_runs(folder) == before, "one run, broken off twice, which ends as the model that is there already"
 
 
 def test_a_nan_loss_on_one_device_stops_all_devices_at_that_step_and_is_reported_once(fit: Fit, folder: Path) -> None:
-    process = fit(2, 16, poison="1:13").process
+    process = fit(2, 16, poison="1:13", tracking__loggers=[]).process
+    assert process
     assert process.returncode == 2
     (line,) = [line for line in process.stderr.splitlines() if line.startswith("error: ")]
     assert "the training loss is nan in epoch 1, batch 14" in line

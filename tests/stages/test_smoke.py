@@ -2,7 +2,7 @@
 
 import re
 
-from tests.stages.conftest import Project
+from tests.fixtures.project import Project
 
 
 def everything(project: Project) -> dict[str, bytes]:

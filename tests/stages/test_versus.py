@@ -4,7 +4,7 @@ import csv
 import re
 from pathlib import Path
 
-from tests.stages.conftest import Project, make_photos
+from tests.fixtures.project import Project, make_photos
 
 OUTCOMES = "data/evaluation/outcomes.csv"
 

@@ -226,8 +226,10 @@ def test_each_package_that_a_stage_uses_has_the_version_that_is_installed(stage:
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_the_reports_are_code_of_the_stage_that_draws_them_and_of_no_other(stage: str) -> None:
-    folders = {str(Path(name).parent) for name in code_of(stage, OURS)}
-    assert ("refit/reports" in folders) == (stage == "test")
+    code = code_of(stage, OURS)
+    folders = {str(Path(name).parent) for name in code}
+    assert ("refit/reports" in folders) == (stage in ("test", "predict"))
+    assert ("refit/reports/plots.py" in code) == (stage == "test"), "predict writes a page without plots"
     assert not folders & {"refit/tracking", "refit/runtime", "refit/commands"}
 
 

@@ -107,7 +107,7 @@ def test_a_value_that_does_not_reach_a_user_s_system_is_an_error(
     changed: Changed, monkeypatch: pytest.MonkeyPatch, key: str, value: object, argument: str
 ) -> None:
     monkeypatch.setattr(build, "user_class", lambda path, key: OwnNetwork)
-    monkeypatch.setattr(build, "check_weights", lambda model: None)
+    monkeypatch.setattr(build, "check_weights_can_be_had", lambda model: None)
     quick = {"model.system": "refit.systems.mine.OwnNetwork", "model.network": "cnn", "model.width": None,
              "model.dropout": None}  # fmt: skip
     check(changed(quick))
