@@ -19,11 +19,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import stages.fit
+from refit.artifacts.checked import stage_params
 from refit.artifacts.choices import BatchChoice, LearningRateChoice
 from refit.artifacts.files import write_json
 from refit.artifacts.paths import BATCH, LEARNING_RATE
 from refit.artifacts.prepared import read_split
-from refit.params import load_params
 from tests.fixtures import watched_by
 from tests.integration.fit_on_two_devices import Witness
 from tests.integration.test_resume import same
@@ -73,7 +73,7 @@ def fit(folder: Path, base_values: dict[str, Any]) -> Fit:
         if devices == 1:
             with pytest.MonkeyPatch.context() as patch, watched_by(Witness()):
                 patch.chdir(folder)
-                stages.fit.main(load_params().only(*stages.fit.READS))
+                stages.fit.main(stage_params("fit"))
         else:
             store = f"sqlite:///{folder}/mlflow.db"
             environment = os.environ | {
