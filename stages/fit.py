@@ -81,7 +81,7 @@ def main(params: Params) -> None:
         )  # fmt: skip
         facts = {"fitted": model_name(model.sha256), **best.row, "epochs": len(history.rows), **debug}
         write_json(FIT, facts)
-        write_fit_metrics(best.row, params.fit.monitor, info, changed)
+        write_fit_metrics(best.row, params.fit.monitor, changed)
         write_csv(HISTORY, history.rows)
         told = [name for name in best.row if name == "epoch" or name.startswith("val_")]
         loggers.log_metrics({f"best_{name}": best.row[name] for name in told})

@@ -4,9 +4,11 @@
 a metric is a dash unless this row's parameters, data and model gave it, and no line is wider than the terminal.
 """
 
+import json
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,16 +17,16 @@ from dvc.repo import Repo
 from dvc.utils.serialize import parse_yaml
 
 from refit.artifacts.paths import CHECKED, FIT, FIT_METRICS, TEST, TEST_METRICS
-from refit.params import PARAMS_FILE, DataParams, Params
+from refit.params import PARAMS_FILE, DataParams, Params, check_params
 from refit.params.data import data_name
 from refit.params.dotted import as_in_yaml, flatten, short_names
+from refit.params.reads import READS
 from refit.runtime.command import run_command
 from refit.runtime.errors import UserError
 
 COMMITS = 3
 LOCK = "dvc.lock"
 WORKSPACE = "workspace"
-_CODE = str(CHECKED / "fit.json")
 _IN_TITLE = ("data.source", "data.root")
 _LONGEST_NAME = 32
 _WIDE = 140  # columns, if the output is no terminal
@@ -43,8 +45,8 @@ class Row(NamedTuple):
     data: str
     params: dict[str, Any]
     """By dotted key."""
-    code: str | None
-    """The hash of the code of its fit."""
+    code: Mapping[str, str] | None
+    """What check recorded of the code of its fit; None if that is not known."""
     metrics: dict[str, float]
     """By column; those that belong to its parameters, data and model."""
 
@@ -57,33 +59,37 @@ def main() -> None:
 def read_rows() -> Iterator[Row]:
     """The workspace, the last commits and their experiments. Raises UserError outside a DVC repository."""
     try:
-        states = Repo().experiments.show(num=COMMITS)
+        repo = Repo()
+        states = repo.experiments.show(num=COMMITS)
     except DvcException as error:
         raise UserError(f"the experiments cannot be read: {error}") from None
     for number, state in enumerate(states):
-        row = read_row(state, state.name or (state.rev if state.rev == WORKSPACE else state.rev[:7]))
+        row = read_row(repo, state, state.name or (state.rev if state.rev == WORKSPACE else state.rev[:7]))
         if row.metrics or number < 2:  # an older commit may never have been run
             yield row
         for experiment in state.experiments or []:
             found = experiment.executor.state if experiment.executor else "success"
             name = experiment.revs[0].name or experiment.revs[0].rev[:7]
-            yield read_row(experiment.revs[0], name if found == "success" else f"{name} ({found})")
+            yield read_row(repo, experiment.revs[0], name if found == "success" else f"{name} ({found})")
 
 
-def read_row(state: Any, name: str) -> Row:
+def read_row(repo: Repo, state: Any, name: str) -> Row:
     """`state` is DVC's ExpState."""
     files = state.data.metrics if state.data else {}
     params = (state.data.params if state.data else {}).get(str(PARAMS_FILE), {}).get("data") or {}
     lock = read_lock(state.rev)
+    checked = {stage: read_checked(repo, stage, entry) for stage, entry in lock.items()}
+    right = {stage for stage, entry in lock.items() if ran_with(stage, entry, checked[stage], params)}
     metrics = {}
     for column, (stage, keys) in _METRICS.items():
         found = [files.get(str(file), {}).get("data", {}).get(key) for file, key in keys.items()]
         value = next((value for value in found if value is not None), None)
-        if value is not None and is_current(stage, lock, params):
+        if value is not None and is_current(stage, lock, right):
             metrics[column] = float(value)
     data = {**DataParams().model_dump(), **(params.get("data") or {})}
-    codes = [dep.get("md5") for dep in lock.get("fit", {}).get("deps", []) if dep["path"] == _CODE]
-    return Row(name, data_name(data["source"], data["root"]), flatten(params), next(iter(codes), None), metrics)
+    return Row(
+        name, data_name(data["source"], data["root"]), flatten(params), checked.get("fit", {}).get("code"), metrics
+    )
 
 
 def read_lock(revision: str) -> dict[str, Any]:
@@ -97,17 +103,37 @@ def read_lock(revision: str) -> dict[str, Any]:
     return stages
 
 
-def is_current(stage: str, lock: Mapping[str, Any], params: Mapping[str, Any]) -> bool:
-    """Whether the stage last ran with these parameters, and on what the stages before it last wrote, which they wrote
-    with these parameters too. `lock` is the stages of dvc.lock; `params` are nested."""
-    if stage not in lock:
+def read_checked(repo: Repo, stage: str, entry: Mapping[str, Any]) -> dict[str, Any]:
+    """What `check` had recorded when the stage last ran, from DVC's cache. Empty if it is not there.
+
+    `entry` is the stage's part of dvc.lock.
+    """
+    hashes = [dep["md5"] for dep in entry.get("deps", []) if dep["path"] == str(CHECKED / f"{stage}.json")]
+    with suppress(IndexError, OSError):
+        checked: dict[str, Any] = json.loads(Path(repo.cache.local.oid_to_path(hashes[0])).read_text(encoding="utf-8"))
+        return checked if "code" in checked else {"code": checked}  # an earlier version recorded the code alone
+    return {}
+
+
+def ran_with(stage: str, entry: Mapping[str, Any], checked: Mapping[str, Any], params: Mapping[str, Any]) -> bool:
+    """Whether the stage last ran with these parameters, which are nested; as far as is known."""
+    if stage not in READS or "params" in entry:  # dvc.lock is of an earlier version, and names the sections
+        recorded = entry.get("params", {}).get(str(PARAMS_FILE), {})
+        return all(params.get(section) == values for section, values in recorded.items())
+    try:
+        return bool(checked.get("params") == check_params(params).values(*READS[stage]))
+    except UserError:  # this experiment failed because of them
         return False
-    ran_with = lock[stage].get("params", {}).get(str(PARAMS_FILE), {})
-    if any(params.get(section) != values for section, values in ran_with.items()):
+
+
+def is_current(stage: str, lock: Mapping[str, Any], right: Container[str]) -> bool:
+    """Whether the stage last ran with the right parameters, and on what the stages before it last wrote, which they
+    wrote with the right parameters too. `lock` is the stages of dvc.lock; `right` are those with the right ones."""
+    if stage not in lock or stage not in right:
         return False
     written = {out["path"]: (name, out.get("md5")) for name, entry in lock.items() for out in entry.get("outs", [])}
     before = [(*written[dep["path"]], dep.get("md5")) for dep in lock[stage].get("deps", []) if dep["path"] in written]
-    return all(now == then and is_current(name, lock, params) for name, now, then in before)
+    return all(now == then and is_current(name, lock, right) for name, now, then in before)
 
 
 def as_text(rows: Sequence[Row], width: int) -> list[str]:

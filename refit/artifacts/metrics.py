@@ -8,9 +8,9 @@ from collections.abc import Mapping
 
 from refit.artifacts.choices import BatchChoice
 from refit.artifacts.files import write_json
-from refit.artifacts.paths import FIT_METRICS, TEST_METRICS
-from refit.artifacts.prepared import DatasetInfo
-from refit.params import Params
+from refit.artifacts.paths import DATA_METRICS, FIT_METRICS, TEST_METRICS
+from refit.params import DataParams, Params
+from refit.params.data import data_name
 from refit.params.dotted import as_in_yaml, flatten, not_at_default, short_names
 
 Metrics = Mapping[str, float | None]
@@ -25,12 +25,17 @@ def changed_params(params: Params, batch: BatchChoice) -> str:
     return " ".join(f"{short.get(key, key)}={as_in_yaml(value)}" for key, value in changed.items())
 
 
-def write_fit_metrics(best: Metrics, monitor: str, info: DatasetInfo, changed: str) -> None:
+def write_data_metrics(data: DataParams) -> None:
+    """The name of the data: in a file of its own, so that the same images in another folder retrain nothing."""
+    write_json(DATA_METRICS, {"data": data_name(data.source, data.root)})
+
+
+def write_fit_metrics(best: Metrics, monitor: str, changed: str) -> None:
     """`best` is the row of the best epoch in history.csv; `changed` are the changed_params."""
     shown = {"val_accuracy": "val_acc", "val_loss": "val_loss"}  # short: the columns share a terminal's width
     shown.setdefault(monitor, monitor)
     metrics = {short: best[name] for name, short in shown.items() if name in best}
-    write_json(FIT_METRICS, {**metrics, "data": info.name or info.source, "changed_params": changed})
+    write_json(FIT_METRICS, {**metrics, "changed_params": changed})
 
 
 def write_test_metrics(accuracy: float, own: Metrics) -> None:

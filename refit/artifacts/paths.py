@@ -27,6 +27,7 @@ PICTURES = Path("data/evaluation/pictures")
 REPORT = Path("data/evaluation/report.html")
 
 # The few metrics that are columns of `dvc exp show`.
+DATA_METRICS = Path("data/metrics/data.json")
 FIT_METRICS = Path("data/metrics/fit.json")
 TEST_METRICS = Path("data/metrics/test.json")
 

@@ -54,8 +54,6 @@ class DatasetInfo:
     std: list[float]
     sha256: str
     """Of the images and labels of all splits: identifies the data set."""
-    name: str = ""
-    """For people, from data.source and data.root; in a data set of an earlier version empty."""
 
     def as_json(self) -> dict[str, object]:
         return asdict(self)

@@ -22,7 +22,6 @@ from refit.data.images import BadImageError, Header, decode, read_header
 from refit.data.sources import SPLITS, Item, Source, SplitName, open_source
 from refit.data.splits import assign_splits, find_label_conflicts
 from refit.params import DataParams
-from refit.params.data import data_name
 from refit.runtime.errors import UserError
 from refit.runtime.progress import progress
 
@@ -77,7 +76,6 @@ def pack(source: Source, data: DataParams, seed: int, folder: Path) -> tuple[Dat
         mean=mean,
         std=std,
         sha256=_content_hash(source.classes, splits),
-        name=data_name(data.source, data.root),
     )
     write_json(folder / "dataset.json", info.as_json())
     train_classes = Counter(image.item.label for image in splits["train"])

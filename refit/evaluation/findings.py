@@ -21,7 +21,8 @@ _RISE = 1.2  # last validation loss ÷ the best one
 _STILL_FALLING = 0.05  # relative fall of the validation loss in the last tenth of the epochs
 _FEW = 1000  # weights of the network for each training image
 _UNEVEN = 3.0  # images of the largest class ÷ of the smallest
-_EDGE = 10.0  # distance from the end of the tested range of learning rates, as a factor
+_EDGES = (10.0, 3.0)  # distance from the ends of the tested learning rates, as factors. A test that ended because the
+# loss diverged suggests at most a tenth of its last rate
 
 
 class Finding(NamedTuple):
@@ -179,7 +180,7 @@ def _learning_rate_at_the_edge(seen: Evidence) -> Iterator[Finding]:
         )
     elif seen.chosen_by == "find_lr" and seen.tested_rates is not None:
         lowest, highest = seen.tested_rates
-        if not lowest * _EDGE < seen.learning_rate < highest / _EDGE:
+        if not lowest * _EDGES[0] < seen.learning_rate < highest / _EDGES[1]:
             yield Finding(
                 f"The range test of find_lr chose a learning rate of {seen.learning_rate:.2g}, at the edge of the "
                 f"tested range, {lowest:.0e} to {highest:.0e}",

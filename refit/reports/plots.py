@@ -139,7 +139,7 @@ def learning_rate_curve(
     if suggestion is None:
         headline(figure, f"The range test suggests no learning rate; training uses {chosen:.3g}")
     elif suggestion == chosen:
-        headline(figure, f"Learning rate {chosen:.3g}: where the loss falls fastest")
+        headline(figure, f"Learning rate {chosen:.3g}, suggested by the range test")
     else:
         headline(figure, f"Training uses {chosen:.3g}; the range test suggests {suggestion:.3g}")
     return figure

@@ -41,6 +41,7 @@ _FIRST = ("torch", "pytorch_lightning", "torchmetrics.classification", "torchvis
 _LATER = (
     "mlflow",
     "sklearn.metrics",
+    "sklearn.neighbors",
     "sklearn.decomposition",
     "matplotlib.figure",
     "matplotlib.style",

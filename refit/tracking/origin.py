@@ -34,7 +34,7 @@ def dataset_of(info: DatasetInfo, params: Mapping[str, Any]) -> dict[str, str]:
     """The arguments of MLflow's Dataset for the prepared data; `params` are nested."""
     profile = {"images": info.counts, "classes": info.classes, "shape": info.shape}
     return {
-        "name": info.name or info.source,
+        "name": data_name(params["data"]["source"], params["data"]["root"]),
         "digest": model_name(info.sha256),
         "source_type": info.source.partition(":")[0],
         "source": json.dumps({"uri": params["data"]["root"]}),

@@ -89,6 +89,9 @@ class EpochLines(Callback):
 
     lines: Lines
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.on_train_epoch_start(trainer, pl_module)  # a resumed fit is in the middle of an epoch
+
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         what = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}, batch"
         self.lines = Lines(what, int(trainer.num_training_batches))

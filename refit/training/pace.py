@@ -11,7 +11,7 @@ from refit.params import TrainerParams
 from refit.runtime.cores import usable_cores
 from refit.runtime.progress import duration
 
-_VALIDATION = 0.4  # seconds of validating an image ÷ of training on one (docs/performance.md)
+_VALIDATION = 0.4  # seconds of validating an image ÷ of training on one (benchmarks/README.md)
 _ENOUGH = 3.0  # seconds of steps that make an estimate
 _LONG = 600.0  # seconds of a fit that deserve advice
 _SIDE = 48  # pixels; larger images can be made smaller

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def test_two_processes_pack_the_same_images_to_the_same_bytes_wherever_they_lie(values: Values, tmp_path: Path) -> None:
     running = []
-    for number, root in enumerate(("here", "another/place")):
+    for number, root in enumerate(("here/photos", "another/place/photos")):
         workspace = tmp_path / str(number)
         photos(workspace / root, sizes=((12, 12), (20, 15)))
         (workspace / "params.yaml").write_text(
@@ -27,5 +27,5 @@ def test_two_processes_pack_the_same_images_to_the_same_bytes_wherever_they_lie(
         running.append(subprocess.Popen(command, cwd=workspace, env=environment, stdout=subprocess.DEVNULL))
     assert [process.wait(PATIENCE) for process in running] == [0, 0]
     first, second = (contents(tmp_path / str(number) / "data") for number in range(2))
-    assert len(first) == 9
+    assert len(first) == 10
     assert first == second

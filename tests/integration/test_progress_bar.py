@@ -75,7 +75,8 @@ def test_a_log_gets_a_line_an_epoch_and_no_bar(fitted: Fit) -> None:
     epochs = [line for line in done.stdout.splitlines() if line.startswith("epoch ")]
     assert [line.split()[1] for line in epochs] == ["1/3", "2/3", "3/3"]
     assert all(re.search(r"val_loss \d\.\d{4}  val_accuracy \d\.\d{4}$", line) for line in epochs)
-    assert len(done.stdout.splitlines()) == 5
+    assert len(done.stdout.splitlines()) == 6
+    assert re.fullmatch(r"about \d.* an epoch, \d.* for 3 epochs", done.stdout.splitlines()[1])
     assert "\x1b" not in done.stdout + done.stderr
 
 

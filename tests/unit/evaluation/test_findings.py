@@ -113,7 +113,7 @@ POOR = report_of({"cat": (35, 100), "dog": (36, 100), "hat": (34, 100)})
         ),
         ({"chosen_by": "fallback", "learning_rate": 0.001}, "found no learning rate .* = 0.001$", "learning_rate"),
         ({"learning_rate": 8e-6}, r"chose a learning rate of 8e-06, at the edge of .* 1e-06 to 1e\+00$", "0.001"),
-        ({"learning_rate": 0.3}, "chose a learning rate of 0.3, at the edge", "0.001"),
+        ({"learning_rate": 0.4}, "chose a learning rate of 0.4, at the edge", "0.001"),
     ],
 )  # fmt: skip
 def test_a_fault_is_named_with_its_figures_and_what_may_help(changes: dict[str, Any], what: str, remedy: str) -> None:
@@ -132,6 +132,7 @@ def test_a_fault_is_named_with_its_figures_and_what_may_help(changes: dict[str, 
         {"history": [{"epoch": 1, "val_reward": 3.0}], "best_epoch": 1},  # a system of the user's own
         {"network_weights": 11_000_000, "pretrained": True},
         {"chosen_by": "params", "learning_rate": 1e-6, "tested_rates": None},
+        {"learning_rate": 0.005, "tested_rates": (1e-6, 0.05)},  # the test ended when the loss diverged
     ],
 )
 def test_what_may_be_chance_or_is_meant_is_no_finding(changes: dict[str, Any]) -> None:
