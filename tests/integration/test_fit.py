@@ -69,13 +69,12 @@ def test_the_loggers_get_each_epoch_s_time_memory_and_gradient(fitted: Fit) -> N
     assert all(0.1 < float(row["memory_gib"]) < 24 for row in facts)
 
 
-def test_the_columns_of_dvc_exp_show_are_few_and_tell_the_data_and_what_was_changed(fitted: Fit) -> None:
+def test_the_columns_of_dvc_exp_show_are_few_and_tell_what_was_changed(fitted: Fit) -> None:
     fitted(fit__max_epochs=1, fit__monitor="val_accuracy")
     best = json.loads(Path("data/evaluation/fit.json").read_text())
     shown = json.loads(Path("data/metrics/fit.json").read_text())
-    assert list(shown) == ["val_acc", "val_loss", "data", "changed_params"]
+    assert list(shown) == ["val_acc", "val_loss", "changed_params"]
     assert [shown["val_acc"], shown["val_loss"]] == [best["val_accuracy"], best["val_loss"]]
-    assert shown["data"] == "digits"
     told = {"width=4", "max_epochs=1", "monitor=val_accuracy", "batch.size=64"}
     assert told <= set(shown["changed_params"].split())
     assert changed_params(Params().only("fit"), replace(read_batch(), chosen_by="auto")) == ""

@@ -1,5 +1,6 @@
 """The prepared data set is the same bytes, whichever process packs it."""
 
+import json
 import os
 import subprocess
 import sys
@@ -29,3 +30,4 @@ def test_two_processes_pack_the_same_images_to_the_same_bytes_wherever_they_lie(
     first, second = (contents(tmp_path / str(number) / "data") for number in range(2))
     assert len(first) == 10
     assert first == second
+    assert json.loads((tmp_path / "0/data/metrics/data.json").read_text()) == {"data": "photos"}
