@@ -122,6 +122,6 @@ def test_the_table_has_a_dash_where_a_metric_belongs_to_another_model_or_other_d
     assert [list(table) for table in compare(project, 70).values()] == names
 
     shown = project.run("dvc", "exp", "show", "--csv").stdout.splitlines()[0].split(",")
-    first = shown.index("test_acc")
-    assert shown[first : shown.index("seed")] == ["test_acc", "val_acc", "val_loss", "data", "changed_params"]
+    first = shown.index("data")
+    assert shown[first : shown.index("seed")] == ["data", "test_acc", "val_acc", "val_loss", "changed_params"]
     assert set(shown[:first]) <= {"Experiment", "rev", "typ", "Created", "parent", "State", "Executor"}
