@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 from refit.artifacts.checked import stage_params
 from refit.artifacts.choices import LearningRateChoice, read_batch
-from refit.artifacts.files import write_csv, write_json
+from refit.artifacts.files import write_bytes, write_csv, write_json
 from refit.artifacts.paths import LEARNING_RATE, LEARNING_RATE_CURVE
 from refit.artifacts.prepared import read_info
 from refit.params import Params
@@ -23,7 +23,10 @@ def main(params: Params) -> None:
     else:
         choice = LearningRateChoice(stated, "params", suggestion=None)
     write_json(LEARNING_RATE, asdict(choice))
-    write_csv(LEARNING_RATE_CURVE, curve)
+    if curve:
+        write_csv(LEARNING_RATE_CURVE, curve)
+    else:
+        write_bytes(LEARNING_RATE_CURVE, b"learning_rate,loss\n")  # DVC warns of an empty file
     if choice.chosen_by == "fallback":
         print(
             f"warning: the range test found no learning rate; fit uses optimizer.fallback_learning_rate = "

@@ -404,7 +404,7 @@ def test_a_learning_rate_in_the_parameters_needs_no_test(
 ) -> None:
     find_lr.main(changed({"optimizer.learning_rate": 0.123}))  # no batch was chosen: none is needed
     assert read_learning_rate() == LearningRateChoice(0.123, "params", suggestion=None)
-    assert Path("data/tuning/learning_rate.csv").read_text() == ""
+    assert Path("data/tuning/learning_rate.csv").read_text() == "learning_rate,loss\n"
     assert capsys.readouterr().out == "learning rate 0.123, chosen by params: no range test\n"
 
 
