@@ -9,4 +9,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # As a service manager starts things: DVC then takes /bin/sh, which may stay between it and a stage that has no `exec`.
 os.environ.pop("SHELL", None)
 
+# `make test` is a make, and one below it would say so.
+for name in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS"):
+    os.environ.pop(name, None)
+
 pytest_plugins = ("tests.fixtures", "tests.fixtures.project")
