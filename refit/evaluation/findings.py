@@ -78,7 +78,7 @@ def _no_better_than_neighbours(seen: Evidence) -> Iterator[Finding]:
             f"The test accuracy, {seen.report.accuracy:.3f}, is not shown to be better than that of the {NEIGHBOURS} "
             f"nearest training images of {SIDE} x {SIDE} pixels: {seen.baselines.neighbours:.3f} (difference "
             f"{beside.difference:+.3f}, {beside.low:+.3f} to {beside.high:+.3f})",
-            "the network has learned little: more fit.max_epochs, a larger data.image_size, another "
+            f"the network has learned little: {_longer(seen)}a larger data.image_size, another "
             "optimizer.learning_rate, or pretrained model.weights",
         )
 
@@ -189,6 +189,7 @@ def _learning_rate_at_the_edge(seen: Evidence) -> Iterator[Finding]:
 
 
 _RULES: tuple[Callable[[Evidence], Iterator[Finding]], ...] = (
+    _few_test_images,  # it limits what all others can say
     _no_better_than_the_majority,
     _no_better_than_neighbours,
     _classes_never_found,
@@ -198,8 +199,12 @@ _RULES: tuple[Callable[[Evidence], Iterator[Finding]], ...] = (
     _loss_rose,
     _still_falling,
     _few_images,
-    _few_test_images,
 )
+
+
+def _longer(seen: Evidence) -> str:
+    """More epochs can help only if the last one was the best."""
+    return "more fit.max_epochs, " if seen.best_epoch == len(seen.history) else ""
 
 
 def _interval(report: ClassificationReport) -> str:

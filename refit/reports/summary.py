@@ -123,7 +123,8 @@ def _prediction_facts(root: Path, sha256: str) -> list[Fact]:
     values = read_json(root / PREDICTIONS_SUMMARY, "dvc repro predict")
     if values["model_sha256"] != sha256 or not (root / PREDICTIONS_PAGE).is_file():
         return []
-    text = f"{PREDICTIONS_PAGE}: {values['images']:,} images ({values['of']}), {values['abstained']:,} in doubt"
+    count = "1 image" if values["images"] == 1 else f"{values['images']:,} images"
+    text = f"{PREDICTIONS_PAGE}: {count} ({values['of']}), {values['abstained']:,} in doubt"
     if values["of"] == "new images":  # which may be left from another data set
         text += f", as one of {values['model_knows']}"
     return [Fact("predictions", text, (root / PREDICTIONS_PAGE).resolve().as_uri())]
