@@ -171,7 +171,7 @@ def _differences(row: Row, base: Row) -> Iterator[str]:
         then, now = (params.get(key, defaults.get(key)) for params in (base.params, row.params))
         if now != then and not (key in _IN_TITLE and row.data != base.data):
             yield f"{short.get(key, key)}={as_in_yaml(now)}"
-    if row.code and row.code != base.code:
+    if row.code and base.code and row.code != base.code:
         yield "(other code)"
 
 

@@ -20,6 +20,7 @@ _GAP = 0.1  # of training and validation accuracy
 _RISE = 1.2  # last validation loss ÷ the best one
 _STILL_FALLING = 0.05  # relative fall of the validation loss in the last tenth of the epochs
 _FEW = 1000  # weights of the network for each training image
+_RARE = 20  # training images of a class
 _UNEVEN = 3.0  # images of the largest class ÷ of the smallest
 _EDGES = (10.0, 3.0)  # distance from the ends of the tested learning rates, as factors. A test that ended because the
 # loss diverged suggests at most a tenth of its last rate
@@ -96,6 +97,20 @@ def _classes_never_found(seen: Evidence) -> Iterator[Finding]:
         )
 
 
+def _rare_classes(seen: Evidence) -> Iterator[Finding]:
+    most = max(seen.train_images)
+    rare = [
+        f"{row.name} ({images:,} training and {row.images:,} test images)"
+        for row, images in zip(seen.report.classes, seen.train_images, strict=True)
+        if images < _RARE and images * _UNEVEN < most
+    ]
+    if rare:
+        yield Finding(
+            f"Little can be learned or said of {', '.join(rare)}: the largest class has {most:,} training images",
+            "add images of these classes" + ("" if seen.class_weights else ", or set loss.class_weights: balanced"),
+        )
+
+
 def _memorised(seen: Evidence) -> Iterator[Finding]:
     best = seen.history[seen.best_epoch - 1]
     train, val = best.get("train_accuracy"), best.get("val_accuracy")
@@ -157,7 +172,8 @@ def _few_images(seen: Evidence) -> Iterator[Finding]:
         yield Finding(
             f"The network learns {seen.network_weights:,} weights from {images:,} training images, without pretrained "
             "ones",
-            "set model.weights, choose a smaller model.network or model.width, or add images",
+            "pretrained weights (model.network: torchvision:resnet18 with model.weights: DEFAULT), a smaller "
+            "model.network or model.width, or more images",
         )
 
 
@@ -193,6 +209,7 @@ _RULES: tuple[Callable[[Evidence], Iterator[Finding]], ...] = (
     _no_better_than_the_majority,
     _no_better_than_neighbours,
     _classes_never_found,
+    _rare_classes,
     _splits_differ,
     _learning_rate_at_the_edge,
     _memorised,

@@ -66,12 +66,13 @@ def five_classes(split: str, images: Images, labels: Images) -> tuple[Images, Im
 @pytest.mark.parametrize(
     ("change", "keys", "said"),
     [
+        (few_of_two_classes, {}, "Little can be learned or said of 3 ("),
         (few_of_two_classes, {}, "is classified correctly"),
         (few_of_two_classes, {}, "set loss.class_weights: balanced"),
         (wrong_labels, {}, "always answering with the largest class"),
         (another_test_set, {}, "the splits differ"),
         (few, {"fit__max_epochs": 30}, "Over-fitting: in the best epoch"),
-        (few, {"model__width": 512, "fit__max_epochs": 2}, "choose a smaller model.network"),
+        (few, {"model__width": 512, "fit__max_epochs": 2}, "a smaller model.network"),
         (as_it_is, {"fit__max_epochs": 2}, "was still falling at the end"),
         (eight_test_images, {}, "With 8 test images"),
     ],

@@ -104,6 +104,11 @@ POOR = report_of({"cat": (35, 100), "dog": (36, 100), "hat": (34, 100)})
             "the splits differ",
         ),
         (
+            {"train_images": (400, 400, 8)},
+            r"^Little can be .* of hat \(8 training and 100 test images\): the largest class has 400 training images$",
+            "add images of these classes, or set loss.class_weights: balanced",
+        ),
+        (
             {"network_weights": 11_000_000},
             r"^The network learns 11,000,000 weights from 1,200 training images", "model.weights",
         ),

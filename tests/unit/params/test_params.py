@@ -75,7 +75,7 @@ def dotted(values: dict[str, Any]) -> list[str]:
     ("override", "line"),
     [
         ("optimizer.weight_decay=0.125", "  weight_decay: 0.125"),
-        ("model.weights=DEFAULT", "  weights: DEFAULT     # empty: random"),
+        ("model.weights=DEFAULT", "  weights: DEFAULT     # null: random"),
         ("fit.patience=3", "  patience: 3"),
         ("seed=7", "seed: 7"),
     ],
