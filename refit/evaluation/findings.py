@@ -102,7 +102,7 @@ def _rare_classes(seen: Evidence) -> Iterator[Finding]:
     rare = [
         f"{row.name} ({images:,} training and {row.images:,} test images)"
         for row, images in zip(seen.report.classes, seen.train_images, strict=True)
-        if images < _RARE and images * _UNEVEN < most
+        if 0 < images < _RARE and images * _UNEVEN < most
     ]
     if rare:
         yield Finding(
