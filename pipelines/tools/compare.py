@@ -16,10 +16,11 @@ from dvc.exceptions import DvcException
 from dvc.repo import Repo
 from dvc.utils.serialize import parse_yaml
 
+from refit.artifacts import metrics
 from refit.artifacts.paths import CHECKED, FIT, FIT_METRICS, TEST, TEST_METRICS
 from refit.params import PARAMS_FILE, DataParams, Params, check_params
 from refit.params.data import data_name
-from refit.params.dotted import as_in_yaml, flatten, short_names
+from refit.params.dotted import flatten
 from refit.params.reads import READS
 from refit.runtime.command import run_command
 from refit.runtime.errors import UserError
@@ -80,15 +81,15 @@ def read_row(repo: Repo, state: Any, name: str) -> Row:
     lock = read_lock(state.rev)
     checked = {stage: read_checked(repo, stage, entry) for stage, entry in lock.items()}
     right = {stage for stage, entry in lock.items() if ran_with(stage, entry, checked[stage], params)}
-    metrics = {}
+    measured = {}
     for column, (stage, keys) in _METRICS.items():
         found = [files.get(str(file), {}).get("data", {}).get(key) for file, key in keys.items()]
         value = next((value for value in found if value is not None), None)
         if value is not None and is_current(stage, lock, right):
-            metrics[column] = float(value)
+            measured[column] = float(value)
     data = {**DataParams().model_dump(), **(params.get("data") or {})}
     return Row(
-        name, data_name(data["source"], data["root"]), flatten(params), checked.get("fit", {}).get("code"), metrics
+        name, data_name(data["source"], data["root"]), flatten(params), checked.get("fit", {}).get("code"), measured
     )
 
 
@@ -156,7 +157,7 @@ def _table(rows: Sequence[Row], base: Row, width: int) -> list[str]:
     table = [["experiment", *_METRICS, f"differs from {base.name}"]]
     for row in rows:
         values = [f"{row.metrics[column]:.4f}" if column in row.metrics else "-" for column in _METRICS]
-        table.append([_cut(row.name, _LONGEST_NAME), *values, " ".join(_differences(row, base))])
+        table.append([_cut(row.name, _LONGEST_NAME), *values, _differences(row, base)])
     first, *middle, _ = [max(map(len, column)) for column in zip(*table, strict=True)]
     return [
         "  ".join([f"  {name:<{first}}", *map(str.rjust, values, middle), differs]).rstrip()
@@ -164,15 +165,15 @@ def _table(rows: Sequence[Row], base: Row, width: int) -> list[str]:
     ]
 
 
-def _differences(row: Row, base: Row) -> Iterator[str]:
+def _differences(row: Row, base: Row) -> str:
     defaults = flatten(Params().model_dump())  # of keys that a params.yaml does not have
-    short = short_names(defaults)
+    changed = {}
     for key in dict.fromkeys([*base.params, *row.params]):
         then, now = (params.get(key, defaults.get(key)) for params in (base.params, row.params))
         if now != then and not (key in _IN_TITLE and row.data != base.data):
-            yield f"{short.get(key, key)}={as_in_yaml(now)}"
-    if row.code and base.code and row.code != base.code:
-        yield "(other code)"
+            changed[key] = now
+    other_code = row.code and base.code and row.code != base.code
+    return f"{metrics.as_text(changed)}{' (other code)' if other_code else ''}".strip()
 
 
 def _best_first(row: Row) -> tuple[float, float, float]:

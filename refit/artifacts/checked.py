@@ -37,7 +37,8 @@ def write_checked(params: Params, root: Path = PROJECT) -> list[str]:
     with whole_folder(CHECKED) as folder:
         for stage in stages:
             write_json(folder / _file(stage).name, checked[stage])
-    return [line for stage, line in lines.items() if _md5(_file(stage)) != _md5_of_last_run(stage)]
+    last = _hashes_of_last_runs() if lines else {}
+    return [line for stage, line in lines.items() if _md5(_file(stage)) != last.get(stage)]
 
 
 def stage_params(stage: str) -> Params:
@@ -64,13 +65,15 @@ def _md5(file: Path) -> str:
     return hashlib.md5(file.read_bytes(), usedforsecurity=False).hexdigest()
 
 
-def _md5_of_last_run(stage: str) -> str | None:
-    """The hash of the stage's fingerprints when it last ran, by dvc.lock; None if it is not there."""
+def _hashes_of_last_runs() -> dict[str, str]:
+    """By stage the hash of its file when it last ran, from dvc.lock; empty if that cannot be read."""
     try:
-        deps = yaml.safe_load(Path("dvc.lock").read_text(encoding="utf-8"))["stages"][stage]["deps"]
-        return next((dep["md5"] for dep in deps if dep["path"] == str(_file(stage))), None)
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):  # no lock yet, or one that is cut short
-        return None
+        stages = yaml.safe_load(Path("dvc.lock").read_text(encoding="utf-8"))["stages"].items()
+        return {
+            stage: dep["md5"] for stage, entry in stages for dep in entry["deps"] if dep["path"] == str(_file(stage))
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError):  # none yet, or one cut short
+        return {}
 
 
 def _differences(before: Checked, now: Checked) -> list[str]:

@@ -69,6 +69,11 @@ def read_csv(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def read_numbers(path: Path) -> list[dict[str, float]]:
+    """The rows of a table that write_csv wrote, all of whose values are numbers."""
+    return [{name: float(value) for name, value in row.items()} for row in read_csv(path)]
+
+
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
     """A new empty folder to fill. It replaces `path` if the block succeeds, and is removed if the block fails."""

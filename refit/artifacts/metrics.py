@@ -21,6 +21,11 @@ def changed_params(params: Params, batch: BatchChoice) -> str:
     changed = not_at_default(params)
     if batch.chosen_by == "params":  # of a section that the fit does not read
         changed["batch.size"] = batch.effective_batch
+    return as_text(changed)
+
+
+def as_text(changed: Mapping[str, object]) -> str:
+    """Values by dotted key, for narrow tables, such as `width=8 max_epochs=3`."""
     short = short_names(flatten(Params().model_dump()))
     return " ".join(f"{short.get(key, key)}={as_in_yaml(value)}" for key, value in changed.items())
 

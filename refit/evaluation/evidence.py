@@ -4,7 +4,7 @@ import numpy as np
 from torch import nn
 
 from refit.artifacts.choices import read_learning_rate
-from refit.artifacts.files import read_csv, read_json
+from refit.artifacts.files import read_json, read_numbers
 from refit.artifacts.model import read_fit_params
 from refit.artifacts.paths import FIT, HISTORY, LEARNING_RATE_CURVE
 from refit.artifacts.prepared import Split, read_info, read_split
@@ -23,15 +23,14 @@ def gather(report: ClassificationReport, answer: Floats, tested: Split, system: 
     train, info = read_split("train"), read_info()
     neighbours = nearest_neighbours(train.images, train.labels, tested.images)
     fitted, rate, params = read_json(FIT, "dvc repro fit"), read_learning_rate(), read_fit_params()
-    curve = read_csv(LEARNING_RATE_CURVE)
-    rates = [float(row["learning_rate"]) for row in curve]
+    rates = [row["learning_rate"] for row in read_numbers(LEARNING_RATE_CURVE)]
     return Evidence(
         report=report,
         baselines=Baselines(majority(train.labels, tested.labels), float((neighbours == tested.labels).mean())),
         beside_neighbours=compare(predictions(answer) == tested.labels, neighbours == tested.labels, report.confidence),
         train_images=tuple(np.bincount(train.labels, minlength=len(info.classes)).tolist()),
         val_images=info.counts["val"],
-        history=[{name: float(value) for name, value in row.items()} for row in read_csv(HISTORY)],
+        history=read_numbers(HISTORY),
         best_epoch=int(fitted["epoch"]),
         chosen_by=rate.chosen_by,
         learning_rate=rate.learning_rate,

@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from jinja2 import Environment, StrictUndefined, Template
+from jinja2 import Template
 
 from refit.artifacts.files import write_bytes
 from refit.evaluation.classification import ClassificationReport
 from refit.evaluation.findings import Finding
 from refit.params.dotted import as_in_yaml, flatten
 from refit.reports.plots import DPI
-from refit.reports.style import STYLE, percent
+from refit.reports.style import page_template, percent
 
 Facts = Mapping[str, object]
 UNDEFINED = "\N{EN DASH}"
@@ -78,7 +78,6 @@ def write_report(
         pictures={name: _inlined(png) for name, png in {**vars(pictures), **embeddings}.items() if png},
         embeddings=sorted(embeddings),
         debug=debug,
-        style=STYLE,
     )  # fmt: skip
     write_bytes(path, html.encode())
 
@@ -108,12 +107,6 @@ def _inlined(png: bytes) -> dict[str, object]:
 
 
 _HTML = """\
-<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
 <title>{{ "Debug run: " if debug }}{{ report.accuracy | percent }} accuracy on \
 {{ "{:,}".format(report.images) }} test images</title>
 <style>
@@ -236,8 +229,4 @@ its bars end at the dashed line.</p>
 
 
 def _template() -> Template:
-    page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    page.filters.update(
-        number=_number, percent=percent, metric=lambda value: UNDEFINED if value is None else f"{value:.3f}"
-    )
-    return page.from_string(_HTML)
+    return page_template(_HTML, number=_number, metric=lambda value: UNDEFINED if value is None else f"{value:.3f}")

@@ -9,12 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from jinja2 import Environment, StrictUndefined
 from PIL import Image
 
 from refit.artifacts.files import write_bytes
 from refit.artifacts.model import ModelRecord
-from refit.reports.style import STYLE, percent
+from refit.reports.style import page_template
 
 SHOWN = 200  # thumbnails; with SIDE, the page has at most a few megabytes
 SIDE = 128  # pixels; larger images are scaled down
@@ -54,10 +53,7 @@ def write_predictions_page(
     `file` and `why`. debug: whether to mark the page as that of a debug run.
     """
     predicted = Counter(str(row["label"]) for row in rows)
-    page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    page.filters.update(percent=percent, count="{:,}".format)
-    html = page.from_string(_HTML).render(
-        style=STYLE,
+    html = page_template(_HTML, count="{:,}".format).render(
         cards=[_card(rows[i], image) for i, image in zip(least_certain(rows), pixels, strict=True)],
         images=len(rows),
         doubtful=sum(row["abstained"] == "yes" for row in rows),
@@ -94,12 +90,6 @@ def _thumbnail(pixels: npt.NDArray[np.uint8]) -> Thumbnail:
 
 
 _HTML = """\
-<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
 <title>{{ images | count }} predictions, {{ doubtful | count }} in doubt</title>
 <style>
 {{ style | safe }}

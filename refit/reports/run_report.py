@@ -1,6 +1,5 @@
 """Write the report of a run, its pictures and its page, from the outputs of all stages."""
 
-import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from refit.artifacts.choices import read_batch, read_learning_rate
-from refit.artifacts.files import read_json, whole_folder, write_bytes
+from refit.artifacts.files import read_json, read_numbers, whole_folder, write_bytes
 from refit.artifacts.model import ModelRecord, read_fit_params
 from refit.artifacts.paths import FIT, HISTORY, LEARNING_RATE_CURVE, PICTURES, REPORT
 from refit.artifacts.prepared import read_info
@@ -37,14 +36,14 @@ def write_run_report(
     """
     info, batch, rate = read_info(), read_batch(), read_learning_rate()
     fitted = read_json(FIT, "dvc repro fit")
-    curve = _numbers(LEARNING_RATE_CURVE)
+    curve = read_numbers(LEARNING_RATE_CURVE)
     pictures = Pictures(
         learning_rate=plots.learning_rate_curve(
             [row["learning_rate"] for row in curve], [row["loss"] for row in curve], rate.suggestion, rate.learning_rate
         )
         if curve
         else None,
-        training=plots.training_curves(_numbers(HISTORY), fitted["epoch"]),
+        training=plots.training_curves(read_numbers(HISTORY), fitted["epoch"]),
         confusion=plots.confusion_matrix(report),
         reliability=plots.reliability_diagram(report),
         curves=plots.roc_and_precision_recall(report),
@@ -91,8 +90,3 @@ def write_run_report(
         debug=debug,
     )
     return [LEARNING_RATE_CURVE, REPORT, *sorted(PICTURES.iterdir())]
-
-
-def _numbers(path: Path) -> list[dict[str, float]]:
-    with path.open(encoding="utf-8", newline="") as file:
-        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]

@@ -1,4 +1,17 @@
-"""The style of all pages, and how pages and pictures write a percentage."""
+"""What all pages share: their head, their style, and how pages and pictures write a percentage."""
+
+from collections.abc import Callable
+
+from jinja2 import Environment, StrictUndefined, Template
+
+_HEAD = """\
+<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+"""
 
 STYLE = """\
   :root { --ink: #222; --quiet: #666; --line: #ddd; --page: #fff; --card: #f5f6f8; --bar: #8cc3e3; }
@@ -42,6 +55,13 @@ STYLE = """\
   }
 """
 """CSS, in a light and a dark version, and for print."""
+
+
+def page_template(html: str, **filters: Callable[..., object]) -> Template:
+    """The template of a page, whose values are escaped. `html` begins with its title and has `{{ style | safe }}`."""
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters.update(percent=percent, **filters)
+    return environment.from_string(_HEAD + html, {"style": STYLE})
 
 
 def percent(share: float, decimals: int = 1) -> str:

@@ -150,7 +150,7 @@ def test_make_repro_repairs_first_and_says_nothing_where_all_is_in_order(project
     (root / "Makefile").write_bytes((ROOT / "Makefile").read_bytes())
 
     def make_repro() -> list[str]:
-        """Its lines before the summary, which there is none of here."""
+        """The lines that it prints before the summary. There is no run here to summarise."""
         make = ("make", "--old-file=.venv/ready", "repro")
         done = project.run(*make, ok=False, PYTHONPATH=str(ROOT))
         return done.stdout.partition("python -m refit.commands.summary")[0].splitlines()
