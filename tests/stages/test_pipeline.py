@@ -1,4 +1,4 @@
-"""The pipeline as DVC runs it: what runs again, what stays the same to the bit, and what a mistake leaves behind."""
+"""The pipeline as DVC runs it: what is rerun, what stays bitwise identical, and what a user error leaves behind."""
 
 import json
 import re
@@ -24,8 +24,8 @@ def test_a_second_repro_runs_no_stage(project: Project) -> None:
     assert "Data and pipelines are up to date." in output
 
 
-def test_a_model_that_is_trained_and_tested_again_leaves_dvc_lock_and_mlflow_as_they_are(project: Project) -> None:
-    """In another folder than the first time. `verify` below runs all stages again."""
+def test_retraining_and_retesting_changes_neither_dvc_lock_nor_mlflow(project: Project) -> None:
+    """In another folder than the first run. The test of `verify` below reruns all stages."""
     shutil.rmtree(project.root / "data/model")
     before = finished_runs(project)
     project.run("dvc", "repro", "--force", "--single-item", "fit")
@@ -34,8 +34,8 @@ def test_a_model_that_is_trained_and_tested_again_leaves_dvc_lock_and_mlflow_as_
     assert finished_runs(project) == before
 
 
-def test_a_changed_parameter_makes_stale_what_reads_it_and_nothing_else(project: Project) -> None:
-    """Of every section one is changed; `check` records of each stage what it reads."""
+def test_a_changed_parameter_makes_only_the_stages_that_read_it_stale(project: Project) -> None:
+    """One parameter of every section is changed; `check` records which parameters each stage reads."""
     before = recorded_params(project)
     changes = {
         "optimizer.weight_decay": 0.01, "optimizer.schedule": "cosine_warm_up", "batch.max_size": 32,
@@ -80,7 +80,7 @@ def edit(project: Project, file: str, before: str, after: str) -> None:
     path.write_text(text.replace(before, after, 1))
 
 
-def test_a_comment_a_docstring_another_formatting_and_a_changed_watcher_run_check_alone(project: Project) -> None:
+def test_changes_of_comments_docstrings_formatting_and_observers_rerun_only_check(project: Project) -> None:
     edit(project, "refit/training/train.py", "\nfrom", "\n# a comment\nfrom")
     edit(project, "refit/systems/networks.py", '"""Two hidden layers of `width` units."""', '"""Two layers."""')
     edit(project, "refit/reports/page.py", "\n\n\n", "\n\n")
@@ -95,10 +95,10 @@ def test_a_comment_a_docstring_another_formatting_and_a_changed_watcher_run_chec
 TRAINING = ("scale_batch", "find_lr", "fit")
 
 
-def test_changed_code_makes_stale_what_imports_it_and_nothing_else_and_the_run_names_the_file(
+def test_changed_code_makes_only_the_stages_that_import_it_stale_and_the_file_is_named(
     project: Project,
 ) -> None:
-    """Three files at once; each stage depends on its own fingerprints, which name the files that it imports."""
+    """Three files at once. Each stage depends on its own fingerprint file, which lists the files that it imports."""
     edits = {
         "refit/systems/networks.py": ("width: int = 256", "width: int = 255", {*TRAINING, "test", "predict"}),
         "refit/reports/plots.py": ("\nimport ", "\nimport abc\nimport ", {"test"}),
@@ -115,31 +115,29 @@ def test_changed_code_makes_stale_what_imports_it_and_nothing_else_and_the_run_n
     }
     for file, (before, after, _) in edits.items():
         edit(project, file, after, before)
-    assert " changed\n" not in project.run("dvc", "repro", "check").stdout, "it is the code of the last run again"
+    assert " changed\n" not in project.run("dvc", "repro", "check").stdout, "the code is that of the last run again"
 
 
-def test_another_version_of_a_package_makes_stale_what_imports_it_and_nothing_else(
-    project: Project, tmp_path: Path
-) -> None:
+def test_a_new_package_version_makes_only_the_stages_that_import_it_stale(project: Project, tmp_path: Path) -> None:
     (tmp_path / "timm-99.0.dist-info").mkdir()
     (tmp_path / "timm-99.0.dist-info/METADATA").write_text("Metadata-Version: 2.1\nName: timm\nVersion: 99.0\n")
-    edit(project, "requirements.lock", "\ntimm==", "\n# another version\ntimm==")  # as an installation of it does
+    edit(project, "requirements.lock", "\ntimm==", "\n# another version\ntimm==")  # as installing it does
     output = project.run("dvc", "repro", "check", PYTHONPATH=str(tmp_path), REFIT_WARM="0").stdout
     assert re.search(r"\nfit: timm [\d.]+ -> 99.0\n", output)
     assert set(re.findall(r"(\w+): timm", output)) == {*TRAINING, "test", "predict"}
 
 
-def test_a_file_of_weights_that_comes_makes_stale_what_trains_and_nothing_else(project: Project) -> None:
+def test_a_new_weights_file_makes_only_the_training_stages_stale(project: Project) -> None:
     weights = project.root / "data/weights/new.safetensors"
     weights.write_bytes(b"")
     try:
         assert set(project.stale()) == {"scale_batch", "find_lr", "fit"}
     finally:
-        weights.unlink()  # git ignores it
+        weights.unlink()  # it is ignored by git
 
 
 def test_a_params_yaml_with_missing_keys_runs(project: Project) -> None:
-    """DVC itself needs the two folders that dvc.yaml names. Only a value that differs makes a stage stale."""
+    """DVC itself needs the two folders named in dvc.yaml. Only a value that differs makes a stage stale."""
     values = {"data": {"root": "data/raw"}, "predict": {"images": "data/new"}, "fit": {"max_epochs": 3}}
     (project.root / "params.yaml").write_text(yaml.safe_dump(values))
     assert project.stale() == ["check"]
@@ -155,7 +153,9 @@ OFFLINE = dict.fromkeys(("http_proxy", "https_proxy"), "http://127.0.0.1:9")
         ("data.source=torchvision:KMNIST", "torchvision:KMNIST' is not in data.root"),
     ],
 )
-def test_a_wrong_parameter_fails_with_one_line_before_any_work(project: Project, override: str, line: str) -> None:
+def test_a_wrong_parameter_fails_with_a_one_line_error_before_any_work(
+    project: Project, override: str, line: str
+) -> None:
     before = project.outputs()
     failed = project.run("dvc", "exp", "run", "--set-param", override, ok=False, REFIT_WARM="0", **OFFLINE)
     assert failed.returncode != 0
@@ -189,7 +189,7 @@ def test_mlflow_holds_one_run_of_the_model_with_its_parameters_fit_and_test(proj
     assert curves | system <= set(run["metrics"])
     assert "first_step_seconds" in run["tags"]
     bars = {name for name in run["metrics"] if name.startswith(("best_", "test_")) or name == "epoch"}
-    assert not bars, "a single value would be a bar among the curves"
+    assert not bars, "MLflow draws a single value as a bar among the curves"
     kept = json.loads((project.root / "data/evaluation/fit.json").read_text())
     assert (kept.pop("fitted"), kept.pop("epochs")) == (description["sha256"][:12], 3)
     told = {name: value for name, value in kept.items() if name == "epoch" or name.startswith("val_")}
@@ -197,8 +197,8 @@ def test_mlflow_holds_one_run_of_the_model_with_its_parameters_fit_and_test(proj
     assert run["tags"]["changed_params"] == "max_epochs=3"
 
 
-def test_experiments_run_apart_from_the_workspace_and_from_the_queue(project: Project) -> None:
-    """test_versus.py has one in the workspace."""
+def test_experiments_run_in_a_temporary_folder_and_from_the_queue(project: Project) -> None:
+    """An experiment in the workspace itself is tested in test_versus.py."""
     project.run("dvc", "exp", "run", "--temp", "--name", "apart", "--set-param", "predict.top_k=2", REFIT_WARM="0")
     project.run("dvc", "exp", "run", "--queue", "--name", "queued", "--set-param", "predict.top_k=4")
     project.run("dvc", "queue", "start", REFIT_WARM="0")
@@ -212,10 +212,10 @@ def test_experiments_run_apart_from_the_workspace_and_from_the_queue(project: Pr
         assert experiments[name]["metrics"]["data/metrics/test.json"]["data"]["test_acc"] > 0
     project.run("dvc", "exp", "apply", "apart")
     assert yaml.safe_load((project.root / "params.yaml").read_text())["predict"]["top_k"] == 2
-    assert len(finished_runs(project)) == 1  # one model, whatever was predicted with it
+    assert len(finished_runs(project)) == 1  # still one model: only the predictions differ
 
 
-def test_images_and_weights_under_dvc_are_pushed_and_come_with_a_clone(tmp_path: Path) -> None:
+def test_images_and_weights_tracked_by_dvc_are_pushed_and_pulled_into_a_clone(tmp_path: Path) -> None:
     project, there = make_project(tmp_path / "project"), tmp_path / "there"
     files = ("data/raw/photos/cat/1.jpg", "data/weights/mine.safetensors")
     for file in files:
@@ -226,11 +226,11 @@ def test_images_and_weights_under_dvc_are_pushed_and_come_with_a_clone(tmp_path:
     project.commit()
     project.run("dvc", "push")
     project.run("git", "clone", "--quiet", str(project.root), str(there))
-    Project(there).run("dvc", "pull", ok=False)  # nothing was run yet: no stage has outputs to pull
+    Project(there).run("dvc", "pull", ok=False)  # no stage has run yet, so there are no outputs to pull
     assert [(there / file).read_bytes() for file in files] == [b"kept", b"kept"]
 
 
-def test_a_folder_of_photos_goes_in_with_two_changed_keys(tmp_path: Path) -> None:
+def test_a_folder_of_photos_needs_only_two_changed_parameters(tmp_path: Path) -> None:
     project = make_project(tmp_path / "project")
     make_photos(tmp_path / "photos", 20, seed=0)
     make_photos(tmp_path / "unseen", 5, seed=1)
@@ -278,7 +278,7 @@ def run(stage):
     with open(f"{stage}.record", "w") as file:
         json.dump({"opened": sorted(opened), "sections": sorted(sections), "imported": sorted(ours)}, file)
 
-# As the warm process does: the libraries are imported once, and the project's own modules in each stage's process.
+# Like the warm process: import the libraries once, and the project's own modules in each stage's process.
 for library in (*warm._FIRST, *warm._LATER):
     importlib.import_module(library)
 for name in [name for name in sys.modules if name.partition(".")[0] in ("refit", "stages")]:
@@ -290,12 +290,12 @@ for stage in sys.argv[1:]:
             run(stage)
         except BaseException:
             traceback.print_exc()
-        os._exit(0)  # the test misses the record of one that failed
+        os._exit(0)  # a stage that failed leaves no record, which the test reports
     os.waitpid(child, 0)
 """
 
 
-def test_a_stage_opens_only_the_data_and_reads_all_the_sections_and_runs_the_code_it_declares(
+def test_each_stage_declares_the_data_the_sections_and_the_code_that_it_uses(
     project: Project,
 ) -> None:
     said = project.run(sys.executable, "-c", RECORD, *ALL[1:]).stderr
@@ -309,7 +309,7 @@ def test_a_stage_opens_only_the_data_and_reads_all_the_sections_and_runs_the_cod
         paths = [{"${data.root}": "data/raw", "${predict.images}": "data/new"}.get(path, path) for path in paths]
         strays = [
             path for path in record["opened"]
-            if not re.fullmatch(r"data/state/\w+\.lock", path)  # of the fit: it holds no data
+            if not re.fullmatch(r"data/state/\w+\.lock", path)  # the lock of a fit holds no data
             and not any(path == own or path.startswith((f"{own}/", partial(own))) for own in paths)
         ]  # fmt: skip
         assert not strays, stage
@@ -322,11 +322,11 @@ def test_a_stage_opens_only_the_data_and_reads_all_the_sections_and_runs_the_cod
 
 
 def partial(path: str) -> str:
-    """The sibling that a file or folder is written to before it takes its place."""
+    """The temporary sibling that a file or folder is written to before it is renamed."""
     return str(Path(path).with_name(f".{Path(path).name}.partial"))
 
 
-def test_verify_runs_all_of_the_last_commit_again_in_plain_processes_and_names_the_file_that_differs(
+def test_verify_reruns_the_last_commit_in_plain_processes_and_names_each_file_that_differs(
     project: Project,
 ) -> None:
     lock = yaml.safe_load((project.root / "dvc.lock").read_text())
@@ -347,11 +347,11 @@ def test_verify_runs_all_of_the_last_commit_again_in_plain_processes_and_names_t
     assert done.returncode == 1
 
 
-def test_an_unreachable_remote_stops_no_run_and_a_push_works_later(project: Project, tmp_path: Path) -> None:
+def test_an_unreachable_remote_does_not_stop_a_run_and_a_later_push_works(project: Project, tmp_path: Path) -> None:
     before = project.outputs()
     project.run("dvc", "remote", "add", "--local", "--default", "shared", "http://127.0.0.1:9/nobody")
     try:
-        project.set_param("predict.top_k", 9)  # which no other test has in the run cache
+        project.set_param("predict.top_k", 9)  # no other test has this value in the run cache
         assert "Running stage 'predict'" in project.run("dvc", "repro").stdout
         project.restore()
         failed = project.run("dvc", "push", ok=False)

@@ -1,4 +1,4 @@
-"""The flow for a schedule in the real project: photos come in, and the model that is promoted is committed."""
+"""The scheduled flow in the real project: new photos arrive, and the promoted model is committed."""
 
 import json
 import re
@@ -12,7 +12,7 @@ from tests.fixtures.project import Project, make_photos, make_project
 
 
 def retrain(project: Project) -> str:
-    return project.run("python", "-m", "pipelines.retrain").stderr  # where Prefect logs to
+    return project.run("python", "-m", "pipelines.retrain").stderr  # Prefect logs to stderr
 
 
 def verdict(project: Project) -> Any:
@@ -24,7 +24,7 @@ def splits(project: Project) -> dict[str, str]:
     return dict(zip(manifest["name"], manifest["split"], strict=True))
 
 
-def test_new_photos_become_a_model_that_takes_the_champion_s_place(tmp_path: Path) -> None:
+def test_new_photos_lead_to_a_model_that_replaces_the_champion(tmp_path: Path) -> None:
     project, bucket = make_project(tmp_path / "project"), tmp_path / "bucket"
     make_photos(bucket, 40, seed=0)
     project.run("dvc", "import-url", str(bucket), "data/raw/photos")
@@ -34,7 +34,7 @@ def test_new_photos_become_a_model_that_takes_the_champion_s_place(tmp_path: Pat
     }.items():  # fmt: skip
         project.set_param(key, value)
     project.commit()
-    project.run("dvc", "repro", "test")  # not by the flow, which takes twice as long
+    project.run("dvc", "repro", "test")  # without the flow, which would take twice as long
     promoted = project.run("python", "-m", "refit.commands.promote").stdout
     assert "models:/refit/1 is now the champion: it is the first one" in " ".join(promoted.split())
     project.commit()
@@ -49,7 +49,7 @@ def test_new_photos_become_a_model_that_takes_the_champion_s_place(tmp_path: Pat
     assert found["champion"]["sha256"] == first["model_sha256"] != found["model_sha256"]
     tests = [name for name, split in after.items() if split == "test"]
     assert found["comparison"]["images"] == sum(before.get(name) not in ("train", "val") for name in tests)
-    assert found["seen"] == sum(before.get(name) == "val" for name in tests), "none was trained on, some chosen by"
+    assert found["seen"] == sum(before.get(name) == "val" for name in tests), "validation images only"
     client = MlflowClient(f"sqlite:///{project.root}/mlflow.db")
     assert client.get_model_version_by_alias("refit", "champion").tags["model_sha256"] == found["model_sha256"]
 

@@ -6,14 +6,14 @@ from tests.fixtures.project import Project
 
 
 def everything(project: Project) -> dict[str, bytes]:
-    """All files but git's own."""
+    """All files except those of git."""
     files = [path for path in project.root.rglob("*") if path.is_file() and ".git" not in path.parts]
     return {str(path): path.read_bytes() for path in files if not {"tmp", "__pycache__"} & set(path.parts)}
 
 
-def test_smoke_runs_every_stage_of_every_system_as_edited_and_touches_nothing(project: Project) -> None:
+def test_smoke_runs_every_stage_of_every_system_with_edited_params_and_changes_no_file(project: Project) -> None:
     project.set_param("model.dropout", 0.4)
-    project.set_param("fit.monitor", "val_accuracy")  # of which the autoencoder has none, nor has it these two
+    project.set_param("fit.monitor", "val_accuracy")  # the autoencoder has neither this nor the next two
     project.set_param("loss.class_weights", "balanced")
     project.set_param("augment.mixup", 0.2)
     before = everything(project)
@@ -25,7 +25,7 @@ def test_smoke_runs_every_stage_of_every_system_as_edited_and_touches_nothing(pr
     assert said.count("epoch 1/1") == 2
 
 
-def test_smoke_fails_with_the_stage_that_fails(project: Project) -> None:
+def test_smoke_fails_if_a_stage_fails(project: Project) -> None:
     project.set_param("trainer.accelerator", "tpu")
     failed = project.run("python", "-m", "pipelines.tools.smoke", ok=False)
     assert failed.returncode != 0

@@ -1,4 +1,4 @@
-"""Other systems than the classifier, through the same stages."""
+"""Systems other than the classifier, run through the same stages."""
 
 import csv
 import json
@@ -14,7 +14,7 @@ from tests.fixtures.project import ROOT, Project
 
 
 def set_model(project: Project, **keys: object) -> None:
-    """Change the model section, and let the fit be short."""
+    """Change the model section and shorten the fit."""
     path = project.root / "params.yaml"
     values = yaml.safe_load(path.read_text())
     values["model"] |= keys
@@ -37,13 +37,13 @@ def restored(project: Project) -> Any:
     project.restore()
 
 
-def test_the_autoencoder_goes_through_all_stages_to_the_same_bits_each_time(restored: Project) -> None:
+def test_the_autoencoder_runs_through_all_stages_with_identical_outputs_each_time(restored: Project) -> None:
     project = restored
     set_model(project, system="autoencoder", embedding=16)
     project.run("dvc", "repro")
     test = read(project, "evaluation/test.json")
-    assert test["accuracy"] > 0.9  # of the nearest neighbours' votes: nothing else was ever told of the labels
-    assert test["reconstruction_error"] < 0.3  # of 1, which the mean image would get
+    assert test["accuracy"] > 0.9  # by the votes of the nearest neighbours: training uses no labels
+    assert test["reconstruction_error"] < 0.3  # the mean image would have 1
     outcomes = rows(project, "evaluation/outcomes.csv")
     mean = np.mean([float(row["reconstruction_error"]) for row in outcomes])
     assert mean == pytest.approx(test["reconstruction_error"], abs=1e-5)
@@ -58,7 +58,7 @@ def test_the_autoencoder_goes_through_all_stages_to_the_same_bits_each_time(rest
     assert project.outputs() == first
 
 
-def test_the_example_of_the_docs_is_trained_tested_and_stale_when_it_is_edited(restored: Project) -> None:
+def test_the_example_system_of_the_docs_runs_and_becomes_stale_when_edited(restored: Project) -> None:
     project = restored
     page = (ROOT / "docs/systems.md").read_text()
     code, params = (re.search(rf"```{kind}\n(.*?)```", page, re.DOTALL) for kind in ("python", "yaml"))
@@ -90,7 +90,7 @@ def test_the_example_of_the_docs_is_trained_tested_and_stale_when_it_is_edited(r
     not_in_use.unlink()
 
 
-def test_a_monitor_that_the_system_does_not_log_is_named_with_those_that_it_does(restored: Project) -> None:
+def test_a_monitor_that_the_system_does_not_log_is_refused_and_the_logged_ones_are_listed(restored: Project) -> None:
     project = restored
     set_model(project, system="autoencoder")
     project.set_param("fit.monitor", "val_accuracy")

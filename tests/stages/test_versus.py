@@ -1,4 +1,4 @@
-"""`make versus`, `make compare` and `dvc exp show`: experiments of the real project, compared."""
+"""`make versus`, `make compare` and `dvc exp show` compare experiments of the real project."""
 
 import csv
 import re
@@ -23,7 +23,7 @@ def right(rows: dict[str, dict[str, str]]) -> set[str]:
     return {file for file, row in rows.items() if row["predicted"] == row["actual"]}
 
 
-def test_two_experiments_are_compared_on_the_images_that_both_were_tested_on(project: Project) -> None:
+def test_two_experiments_are_compared_on_their_common_test_images(project: Project) -> None:
     wide = outcomes(project)
     project.run("dvc", "exp", "run", "--name", "thin", "-S", "model.width=4", "-S", "fit.max_epochs=1", "test")
     thin = outcomes(project)
@@ -32,7 +32,7 @@ def test_two_experiments_are_compared_on_the_images_that_both_were_tested_on(pro
 
     said = versus(project, "thin")
     alone, alone_here = len(right(thin) - right(wide)), len(right(wide) - right(thin))
-    assert alone_here > 100, "this would show nothing"
+    assert alone_here > 100, "otherwise the test proves nothing"
     assert f"A {len(right(thin)) / 359:.4f}, B {len(right(wide)) / 359:.4f} on 359 common images" in said
     assert re.search(rf"difference +{(alone - alone_here) / 359:+.4f} \(confidence interval -0\.\d+ to -0\.\d+\)", said)
     assert re.search(r"verdict +B is better", said)
@@ -48,12 +48,12 @@ def test_two_experiments_are_compared_on_the_images_that_both_were_tested_on(pro
     assert "the code, the images or the packages may differ" in same
 
 
-def test_an_image_that_only_one_was_tested_on_or_that_was_labelled_anew_does_not_count(project: Project) -> None:
+def test_images_tested_by_only_one_experiment_or_relabelled_are_not_compared(project: Project) -> None:
     path = project.root / OUTCOMES
     header, first, second, *rest = path.read_text().splitlines()
     file, actual, *others = second.split(",")
     anew = ",".join([file, str((int(actual) + 1) % 10), *others])
-    path.unlink()  # it may be a link into DVC's cache
+    path.unlink()  # may be a link into DVC's cache
     path.write_text("\n".join([header, f"x{first}", anew, *rest, ""]))
     assert "on 357 common images" in versus(project, "HEAD")
     path.write_text("\n".join([header, *(f"x{row}" for row in (first, second, *rest)), ""]))
@@ -61,7 +61,7 @@ def test_an_image_that_only_one_was_tested_on_or_that_was_labelled_anew_does_not
     project.restore()
 
 
-def test_what_cannot_be_compared_fails_with_one_line(project: Project, tmp_path: Path) -> None:
+def test_an_impossible_comparison_fails_with_a_one_line_error(project: Project, tmp_path: Path) -> None:
     def line(*names: str) -> str:
         (said,) = versus(project, *names, ok=False).splitlines()
         return said
@@ -79,7 +79,7 @@ def test_what_cannot_be_compared_fails_with_one_line(project: Project, tmp_path:
 
 
 def compare(project: Project, width: int) -> dict[str, dict[str, list[str]]]:
-    """The cells of each row by its name, by data."""
+    """The cells of each row by data set and row name."""
     lines = project.run("python", "-m", "pipelines.tools.compare", COLUMNS=str(width)).stdout.splitlines()
     assert max(map(len, lines)) <= width
     tables: dict[str, dict[str, list[str]]] = {}
@@ -94,10 +94,8 @@ def compare(project: Project, width: int) -> dict[str, dict[str, list[str]]]:
     return tables
 
 
-def test_the_table_has_a_dash_where_a_metric_belongs_to_another_model_or_other_data(
-    project: Project, tmp_path: Path
-) -> None:
-    """dvc.lock then still names the outputs of the last commit's model, and `dvc exp show` shows its metrics."""
+def test_the_table_shows_a_dash_for_a_metric_of_another_model_or_other_data(project: Project, tmp_path: Path) -> None:
+    """`dvc.lock` then still names the outputs of the last commit's model, and `dvc exp show` shows their metrics."""
     make_photos(tmp_path / "photos", 20, seed=0)
     photos = ["-S", "data.source=folder", "-S", f"data.root={tmp_path}/photos", "-S", "data.image_size=16"]
     project.run("dvc", "exp", "run", "--name", "fit-only", "-S", "fit.max_epochs=1", "-S", "model.width=4", "fit")
