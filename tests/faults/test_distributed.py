@@ -1,4 +1,4 @@
-"""`dvc repro` with a fit on two devices, ended in every way there is: one fit, one set of outputs, no process left."""
+"""`dvc repro` with a fit on two devices, ended in every possible way: one fit, one set of outputs, no process left."""
 
 import os
 import signal
@@ -15,20 +15,20 @@ from tests.faults.test_fit_killed import (
     SHARED_WARM,
     fit_process,
     forget_fit,
-    goes_on_and_ends_the_same,
     repro,
+    resumes_to_the_same_lock,
     soon,
     states,
 )  # fmt: skip
 from tests.fixtures.project import Project, copy_of
 from tests.processes import PATIENCE, alive, eventually, processes_in
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process of its parent's death")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux signals a process when its parent dies")
 
 
 @pytest.fixture(scope="module")
 def project(finished: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """The project after a `dvc repro` that nothing disturbed, its dvc.lock committed; states are saved all the time."""
+    """The project after an undisturbed `dvc repro`, with dvc.lock committed. States are saved very often."""
     project = copy_of(finished, tmp_path_factory.mktemp("two_devices"))
     project.set_param("fit.max_epochs", EPOCHS)
     project.set_param("fit.save_state_every", 0.05)
@@ -40,17 +40,17 @@ def project(finished: Project, tmp_path_factory: pytest.TempPathFactory) -> Proj
     return project
 
 
-def test_the_pipeline_on_two_devices_has_one_run_and_a_second_repro_runs_no_stage(project: Project) -> None:
+def test_two_devices_give_one_mlflow_run_and_a_second_repro_runs_no_stage(project: Project) -> None:
     assert "Running stage" not in project.run("dvc", "repro").stdout
     with sqlite3.connect(project.root / "mlflow.db") as store:
         assert store.execute("select status from runs").fetchall() == [("FINISHED",)] * 2, (
-            "that of the copied project, and this one"
+            "one run of the copied project and one of this project"
         )
     assert len((project.root / "data/evaluation/history.csv").read_text().splitlines()) == 1 + EPOCHS
     assert not list((project.root / "data/state").iterdir())
 
 
-def test_signals_and_a_killed_process_end_the_fit_and_it_resumes_to_the_same_bits(
+def test_a_fit_ended_by_a_signal_or_a_killed_process_resumes_to_the_same_dvc_lock(
     project: Project,
 ) -> None:
     forget_fit(project)
@@ -67,7 +67,7 @@ def test_signals_and_a_killed_process_end_the_fit_and_it_resumes_to_the_same_bit
             (other,) = Path(f"/proc/{leader}/task/{leader}/children").read_text().split()
             assert b"stages.fit" in Path(f"/proc/{other}/cmdline").read_bytes()
             servers = [command for command in processes_in(project.root) if "refit.runtime.warm" in command]
-            assert len(servers) == 1 + (where is SHARED_WARM), "the warm process, its child the leader, and no other"
+            assert len(servers) == 1 + (where is SHARED_WARM), "one for the warm process, one for its child, the leader"
             if how == "SIGTERM":
                 os.kill(leader, signal.SIGTERM)
             elif how == "Ctrl-C":
@@ -79,4 +79,4 @@ def test_signals_and_a_killed_process_end_the_fit_and_it_resumes_to_the_same_bit
         assert said in text
         eventually(lambda: not alive(leader) and not alive(other), "both processes are gone")  # noqa: B023
         assert not (project.root / "data/model").exists()
-    goes_on_and_ends_the_same(project, lock)
+    resumes_to_the_same_lock(project, lock)

@@ -1,4 +1,4 @@
-"""`make doctor` after runs that were cut off, in real DVC repositories with real processes."""
+"""`make doctor` after interrupted runs, in real DVC repositories with real processes."""
 
 import hashlib
 import subprocess
@@ -41,29 +41,31 @@ def doctor(project: Project) -> Doctor:
     return run
 
 
-def test_there_is_nothing_to_mend(doctor: Doctor) -> None:
+def test_an_intact_project_needs_no_repair(doctor: Doctor) -> None:
     assert doctor() == (0, "all else is well\n")
 
 
-def test_a_wrong_key_in_params_yaml_is_named_with_its_line(project: Project, doctor: Doctor) -> None:
+def test_an_unknown_key_in_params_yaml_is_reported_with_its_line(project: Project, doctor: Doctor) -> None:
     (project.root / "params.yaml").write_text("fit:\n  max_epochs: 3\n  max_epoch: 3\n")
     line = "params.yaml: fit.max_epoch is not a known key; did you mean fit.max_epochs? Rename it or delete line 3"
     assert doctor() == (2, f"error: {line}\n")
 
 
 @pytest.mark.parametrize("content", ["", '{"read": {', '{"read": {}, "write": {"a": 1}}'])
-def test_a_truncated_record_of_locks_is_removed(content: str, project: Project, doctor: Doctor) -> None:
+def test_a_truncated_dvc_rwlock_is_removed(content: str, project: Project, doctor: Doctor) -> None:
     rwlock = project.root / ".dvc/tmp/rwlock"
     rwlock.parent.mkdir(exist_ok=True)
     rwlock.write_text(content)
-    assert project.run("dvc", "repro", "--dry", ok=False).returncode != 0, "DVC does not mind it"
+    assert project.run("dvc", "repro", "--dry", ok=False).returncode != 0, "DVC accepts the broken file"
     code, text = doctor()
     assert code == 0
     assert "removed  .dvc/tmp/rwlock: DVC's record of locks was cut short" in text
     project.run("dvc", "repro", "--dry")
 
 
-def test_while_dvc_runs_nothing_is_removed_and_after_its_death_its_locks_are(project: Project, doctor: Doctor) -> None:
+def test_nothing_is_removed_while_dvc_runs_and_its_locks_are_removed_after_it_is_killed(
+    project: Project, doctor: Doctor
+) -> None:
     half, rwlock = project.root / "data/.slow.partial", project.root / ".dvc/tmp/rwlock"
     half.mkdir()
     dvc = subprocess.Popen(["dvc", "repro"], cwd=project.root, env=user_environment(), stdout=subprocess.DEVNULL)
@@ -86,7 +88,7 @@ def test_while_dvc_runs_nothing_is_removed_and_after_its_death_its_locks_are(pro
     assert doctor() == (0, "all else is well\n")
 
 
-def test_half_written_files_are_removed_and_states_stay(project: Project, doctor: Doctor) -> None:
+def test_half_written_files_are_removed_and_saved_states_are_kept(project: Project, doctor: Doctor) -> None:
     state, store = project.root / "data/state/0123", project.root / "mlruns/tmp_1/mlflow.db"
     kept = project.root / "data/state/mlflow/4567/.fit.partial/opening.json"
     for file in (
@@ -132,7 +134,7 @@ def test_a_truncated_dvc_lock_is_restored_from_the_last_commit_and_nothing_runs_
             project.run("git", "-c", "user.name=A", "-c", "user.email=a@b.c", "commit", "--quiet", "-m", "first")
     whole, lock = (root / "dvc.lock").read_text(), root / "dvc.lock"
     lock.write_text(whole[:length])
-    assert project.run("dvc", "repro", ok=False).returncode != 0, "DVC does not mind it"
+    assert project.run("dvc", "repro", ok=False).returncode != 0, "DVC accepts the broken file"
     code, text = doctor()
     assert code == 0
     assert "restored dvc.lock: was cut short" in text
@@ -143,14 +145,14 @@ def test_a_truncated_dvc_lock_is_restored_from_the_last_commit_and_nothing_runs_
     assert (root / "output").read_text() == "second"
 
 
-def test_make_repro_repairs_first_and_says_nothing_where_all_is_in_order(project: Project) -> None:
+def test_make_repro_repairs_first_and_prints_nothing_if_all_is_in_order(project: Project) -> None:
     root = project.root
     (root / "dvc.yaml").write_text(GRAPH_WITH_INPUT)
     (root / "input").write_text("first")
     (root / "Makefile").write_bytes((ROOT / "Makefile").read_bytes())
 
     def make_repro() -> list[str]:
-        """The lines that it prints before the summary. There is no run here to summarise."""
+        """The lines printed before the summary. The summary has no run to show here."""
         make = ("make", "--old-file=.venv/ready", "repro")
         done = project.run(*make, ok=False, PYTHONPATH=str(ROOT))
         return done.stdout.partition("python -m refit.commands.summary")[0].splitlines()
@@ -175,7 +177,7 @@ def test_a_truncated_dvc_lock_without_a_commit_is_removed(project: Project, doct
     assert not (project.root / "dvc.lock").exists()
 
 
-def test_a_dvc_lock_with_merge_conflicts_is_reported_and_left_alone(project: Project, doctor: Doctor) -> None:
+def test_a_dvc_lock_with_merge_conflicts_is_reported_and_not_changed(project: Project, doctor: Doctor) -> None:
     (project.root / "dvc.lock").write_text("<<<<<<< HEAD\nstages:\n=======\n")
     code, text = doctor()
     assert code == 1

@@ -1,4 +1,4 @@
-"""`dvc repro` and its `fit`, really killed, terminated and started twice: real processes, a real repository."""
+"""`dvc repro` and its `fit` are killed, terminated and started twice, with real processes in a real repository."""
 
 import os
 import re
@@ -18,19 +18,19 @@ from refit.runtime.warm import OWNER
 from tests.fixtures.project import Project, copy_of, user_environment
 from tests.processes import PATIENCE, alive, eventually
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process of its parent's death")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux signals a process when its parent dies")
 
 EPOCHS = 20
 
 
 @pytest.fixture(scope="module")
 def undisturbed(finished: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """The project after a fit that nothing disturbed, its dvc.lock committed; states are saved all the time."""
+    """The project after an undisturbed fit, with dvc.lock committed. States are saved very often."""
     project = copy_of(finished, tmp_path_factory.mktemp("undisturbed"))
     project.set_param("fit.max_epochs", EPOCHS)
     project.set_param("fit.save_state_every", 0.05)
     project.set_param("model.width", 8)
-    project.set_param("tracking.loggers", "[]")  # test_kill_rounds.py and test_distributed.py have MLflow
+    project.set_param("tracking.loggers", "[]")  # MLflow is tested in test_kill_rounds.py and test_distributed.py
     project.run("dvc", "repro", "fit")
     project.commit()
     return project
@@ -43,7 +43,7 @@ def project(undisturbed: Project) -> Project:
 
 
 def forget_fit(project: Project) -> None:
-    """As if `fit` had never run."""
+    """Restore the project to the state before the first `fit`."""
     project.restore()
     for made in ("data/model", "data/state", ".dvc/cache/runs"):
         shutil.rmtree(project.root / made, ignore_errors=True)
@@ -54,7 +54,7 @@ def forget_fit(project: Project) -> None:
 
 @pytest.fixture
 def lock(undisturbed: Project) -> Any:
-    """What dvc.lock holds when nothing disturbs the fit."""
+    """The content of dvc.lock after an undisturbed fit."""
     return yaml.safe_load(undisturbed.run("git", "show", "HEAD:dvc.lock").stdout)
 
 
@@ -63,13 +63,13 @@ def locked(project: Project) -> Any:
 
 
 OWN_WARM, SHARED_WARM, PLAIN = {OWNER: ""}, {OWNER: str(os.getpid())}, {"REFIT_WARM": "0"}
-"""Where a stage runs: as a fork of its dvc's own warm process; of one that outlives dvc, as in a flow, which saves its
-start where dvc is not what ends; or as a process of its own."""
+"""Where a stage runs: as a fork of a warm process that belongs to its `dvc`; as a fork of a warm process that outlives
+`dvc`, as in a flow, which saves start-up time in tests that do not kill `dvc`; or as a separate process."""
 
 
 @contextmanager
 def repro(project: Project, where: Mapping[str, str] = SHARED_WARM) -> Iterator["subprocess.Popen[str]"]:
-    """`dvc` as the leader of a terminal's foreground."""
+    """`dvc` as the leader of the terminal's foreground process group."""
     process = subprocess.Popen(
         ["dvc", "repro", "fit"], cwd=project.root, env=user_environment(**where), text=True, stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT, start_new_session=True,
@@ -86,18 +86,18 @@ def states(project: Project) -> list[Path]:
 
 
 def soon(condition: Callable[[], object], what: str, dvc: "subprocess.Popen[str]", every: float = 0.01) -> None:
-    """Seen within `every` so many seconds. Fails where `dvc` ends first."""
+    """Wait for the condition and check it every `every` seconds. Fail if `dvc` ends first."""
     seen = eventually(lambda: "seen" if condition() else dvc.poll() is not None, what, every=every)
     assert seen == "seen", f"dvc ended before {what}: {dvc.communicate()[0]}"
 
 
 def fit_process(project: Project) -> int:
-    """Who is at work on the fit: the holder of its state."""
+    """The process that runs the fit: it holds the lock of the state."""
     (holder,) = project.root.glob("data/state/*.lock")
     return int(holder.read_text())
 
 
-def goes_on_and_ends_the_same(project: Project, lock: Any) -> str:
+def resumes_to_the_same_lock(project: Project, lock: Any) -> str:
     text = project.run("dvc", "repro", "fit").stdout
     assert re.search(rf"resuming from step \d+, in epoch \d+ of {EPOCHS}", text), text
     assert locked(project) == lock
@@ -105,8 +105,8 @@ def goes_on_and_ends_the_same(project: Project, lock: Any) -> str:
     return text
 
 
-def test_dvc_killed_and_run_again_at_once_and_again(project: Project, lock: Any) -> None:
-    """The second run does not wait for the first one's trainer to be gone, and never trains beside it."""
+def test_the_fit_resumes_after_dvc_is_killed_twice_and_rerun_at_once(project: Project, lock: Any) -> None:
+    """The second run does not wait until the first run's trainer has ended, and never trains at the same time."""
     steps: list[int] = []
     for _ in range(2):
         with repro(project, PLAIN) as dvc:
@@ -115,38 +115,38 @@ def test_dvc_killed_and_run_again_at_once_and_again(project: Project, lock: Any)
             steps.append(int(states(project)[-1].name[5:14]))
             dvc.kill()
     assert steps == sorted(set(steps)), "no run got further than the one before"
-    goes_on_and_ends_the_same(project, lock)
+    resumes_to_the_same_lock(project, lock)
 
 
-def test_the_trainer_killed_while_it_writes_a_state(project: Project, lock: Any) -> None:
+def test_the_fit_resumes_after_the_trainer_is_killed_while_it_writes_a_state(project: Project, lock: Any) -> None:
     with repro(project) as dvc:
         soon(lambda: len(states(project)) == 2, "two states are kept", dvc)
         partial = lambda: list(project.root.glob("data/state/*/.step-*.partial"))  # noqa: E731
-        soon(partial, "a state is being written", dvc, every=0.001)  # it may be over in ten milliseconds
+        soon(partial, "a state is being written", dvc, every=0.001)  # may take only ten milliseconds
         os.kill(fit_process(project), signal.SIGKILL)
         assert dvc.wait(timeout=PATIENCE) != 0
     assert "fit" not in locked(project)["stages"]
-    goes_on_and_ends_the_same(project, lock)
+    resumes_to_the_same_lock(project, lock)
 
 
 def first_state(project: Project, dvc: "subprocess.Popen[str]") -> Path:
-    """The first state that the running fit keeps; unless it is asked to end, the next is a second away."""
+    """The first state saved by the running fit. The next one follows a second later, unless the fit is asked to end."""
     soon(lambda: list(project.root.glob("data/state/*.lock")), "the fit began", dvc)
     soon(lambda: len(states(project)) == 1, "the first state is kept", dvc)
     return states(project)[0]
 
 
-def goes_on_from_the_state_after(first: Path, project: Project, lock: Any) -> None:
+def resumes_from_a_later_state(first: Path, project: Project, lock: Any) -> None:
     newest = states(project)[-1]
     assert newest != first
     assert not (project.root / "data/model").exists()
     assert "fit" not in locked(project)["stages"]
     project.set_param("fit.save_state_every", 0.05)
-    assert f"resuming from step {int(newest.name[5:14])}," in goes_on_and_ends_the_same(project, lock)
+    assert f"resuming from step {int(newest.name[5:14])}," in resumes_to_the_same_lock(project, lock)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_ends_the_fit_after_its_step_with_its_state_saved(
+def test_a_signal_ends_the_fit_after_the_current_step_and_its_state_is_saved(
     number: signal.Signals, code: int, project: Project, lock: Any
 ) -> None:
     project.set_param("fit.save_state_every", 1)
@@ -159,7 +159,7 @@ def test_a_signal_ends_the_fit_after_its_step_with_its_state_saved(
     assert f"{number.name}: ending after this step and saving its state" in text
     assert f"exited with {code}" in text
     assert not alive(trainer)
-    goes_on_from_the_state_after(first, project, lock)
+    resumes_from_a_later_state(first, project, lock)
 
 
 @pytest.mark.parametrize(
@@ -170,9 +170,9 @@ def test_a_signal_ends_the_fit_after_its_step_with_its_state_saved(
         (PLAIN, signal.SIGKILL, None),
         (PLAIN, signal.SIGTERM, signal.SIGTERM),
     ],
-    ids=["SIGTERM", "SIGKILL", "SIGKILL, plain", "SIGTERM to its stage too"],
+    ids=["SIGTERM", "SIGKILL", "SIGKILL, plain", "SIGTERM also to the stage"],
 )
-def test_when_dvc_ends_the_fit_ends_after_its_step_with_its_state_saved(
+def test_if_dvc_ends_the_fit_ends_after_the_current_step_and_its_state_is_saved(
     where: Mapping[str, str], number: signal.Signals, also: signal.Signals | None, project: Project, lock: Any
 ) -> None:
     """DVC itself ends at once. A service manager sends the signal to both, in either order."""
@@ -187,11 +187,11 @@ def test_when_dvc_ends_the_fit_ends_after_its_step_with_its_state_saved(
         eventually(lambda: not alive(trainer), "the trainer is gone")
     assert dvc.returncode == -number
     assert ": ending after this step and saving its state" in text
-    goes_on_from_the_state_after(first, project, lock)
+    resumes_from_a_later_state(first, project, lock)
 
 
-def test_ctrl_c_in_the_terminal_of_dvc(project: Project, lock: Any) -> None:
-    """It reaches every process of the terminal's foreground."""
+def test_ctrl_c_in_dvc_s_terminal_ends_the_fit_and_it_resumes(project: Project, lock: Any) -> None:
+    """Ctrl-C reaches every process in the terminal's foreground process group."""
     with repro(project) as dvc:
         soon(lambda: len(states(project)) == 2, "two states are kept", dvc)
         trainer = fit_process(project)
@@ -201,11 +201,11 @@ def test_ctrl_c_in_the_terminal_of_dvc(project: Project, lock: Any) -> None:
     assert "SIGINT: ending after this step" in text
     assert not alive(trainer)
     assert "fit" not in locked(project)["stages"]
-    goes_on_and_ends_the_same(project, lock)
+    resumes_to_the_same_lock(project, lock)
 
 
-def test_a_second_trainer_of_the_same_fit_is_refused_and_names_the_first(project: Project, lock: Any) -> None:
-    """Such as one started by hand, beside a `dvc` whose lock does not hold it off."""
+def test_a_second_trainer_of_the_same_fit_is_refused_and_the_error_names_the_first(project: Project, lock: Any) -> None:
+    """For example one started by hand while `dvc` runs: DVC's lock does not prevent that."""
     with repro(project) as dvc:
         soon(lambda: len(states(project)) == 2, "two states are kept", dvc)
         first = fit_process(project)

@@ -1,4 +1,4 @@
-"""The short form of `python -m benchmarks.kill_test`: kills at random moments, by a fixed seed."""
+"""The short form of `python -m benchmarks.kill_test`: kills at random moments, drawn with a fixed seed."""
 
 import re
 import subprocess
@@ -7,7 +7,7 @@ import sys
 from tests.flows.toy import PROJECT
 
 
-def test_a_run_that_is_killed_at_random_moments_until_it_ends_leaves_the_undisturbed_dvc_lock() -> None:
+def test_a_run_killed_at_random_moments_ends_with_the_dvc_lock_of_an_undisturbed_run() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.kill_test", "--rounds", "1", "--seed", "2", "--kills", "5",
          "--set", "fit.max_epochs=10"],
