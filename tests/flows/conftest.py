@@ -1,4 +1,4 @@
-"""One Prefect server, worker and deployment for all tests here, made by the Makefile's own targets."""
+"""One Prefect server, worker and deployment for all tests in this folder, created by the Makefile's own targets."""
 
 import socket
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ def toy(tmp_path: Path) -> Toy:
 
 @pytest.fixture(scope="session")
 def deployed_toy(tmp_path_factory: pytest.TempPathFactory) -> Toy:
-    """Where the server, its worker and the scheduled runs live. `slow` lasts as long as there is a file `hold`."""
+    """The folder of the server, its worker and the scheduled runs. `slow` runs as long as the file `hold` exists."""
     toy = Toy(tmp_path_factory.mktemp("deployed"))
     toy.stage("first", always=True)
     toy.stage(
@@ -37,7 +37,7 @@ child.wait()
     (toy.root / "outcome").write_text("promoted")
     toy.env |= {
         "PREFECT_SERVER_API_PORT": str(free_port()),
-        "PREFECT_WORKER_QUERY_SECONDS": "1",  # tests have no 10 s to wait
+        "PREFECT_WORKER_QUERY_SECONDS": "1",  # the default of 10 s is too long for tests
     }
     return toy
 
@@ -55,7 +55,7 @@ def server(deployed_toy: Toy) -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def deployment(deployed_toy: Toy, server: Server) -> Iterator[dict[str, Any]]:
-    """`make worker` and `make deploy`; the deployment as the server knows it."""
+    """`make worker` and `make deploy`; returns the deployment as the server describes it."""
     with deployed_toy.making("worker"):
         deployed_toy.make("deploy")
         yield server.get("/deployments/name/retrain/nightly")

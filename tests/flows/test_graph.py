@@ -1,4 +1,4 @@
-"""The graph is read from dvc.yaml and from nowhere else."""
+"""The graph is read from dvc.yaml alone."""
 
 import subprocess
 import sys
@@ -10,11 +10,11 @@ from pipelines.dvc_graph import read_graph
 from refit.runtime.errors import UserError
 from tests.flows.toy import PROJECT, Toy
 
-# DVC's own use of pygtrie.
+# A warning about DVC's own use of pygtrie.
 pytestmark = pytest.mark.filterwarnings("ignore:_NoneStep.value will soon raise:DeprecationWarning")
 
 
-def test_the_graph_read_is_the_one_in_dvc_yaml(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_flow_s_graph_is_that_of_dvc_yaml(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
     toy.stage("last", after=("left", "right"))
     toy.stage("left", after=("first",))
     toy.stage("right", after=("first",))
@@ -23,7 +23,7 @@ def test_the_graph_read_is_the_one_in_dvc_yaml(toy: Toy, monkeypatch: pytest.Mon
     assert read_graph() == {"last": ["left", "right"], "left": ["first"], "right": ["first"], "first": []}
 
 
-def test_stages_of_other_folders_are_left_out(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stages_of_other_folders_are_ignored(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
     toy.stage("first")
     (toy.root / "other").mkdir()
     (toy.root / "other/dvc.yaml").write_text("stages: {elsewhere: {cmd: 'true', deps: [../out/first]}}")
@@ -31,14 +31,14 @@ def test_stages_of_other_folders_are_left_out(toy: Toy, monkeypatch: pytest.Monk
     assert read_graph() == {"first": []}
 
 
-def test_a_wrong_dvc_yaml_is_told_in_one_line(toy: Toy) -> None:
+def test_an_invalid_dvc_yaml_is_a_user_error(toy: Toy) -> None:
     (toy.root / "dvc.yaml").write_text("stages: {first: {comand: 'true'}}")
     done = toy.run("python", "-c", "from pipelines.dvc_graph import read_graph; read_graph()", check=False)
     assert "UserError: the graph of dvc.yaml cannot be read: " in done.stdout
     assert "comand" in done.stdout
 
 
-def test_a_folder_without_a_repository_is_the_users_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_without_a_repository_is_a_user_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="not inside of a DVC repository"):
         read_graph()

@@ -18,7 +18,7 @@ def _diamond(toy: Toy, **does: str) -> None:
     toy.stage("last", after=("left", "right"), does=does.get("last", ""))
 
 
-def test_without_a_server_stages_run_in_the_graphs_order_and_side_by_side(toy: Toy) -> None:
+def test_without_a_server_stages_run_in_graph_order_and_in_parallel(toy: Toy) -> None:
     meets = "wait_for(lambda: Path('log/{}.began').exists())"
     _diamond(toy, left=meets.format("right"), right=meets.format("left"))
     done = toy.flow()
@@ -43,13 +43,13 @@ def test_a_failing_stage_fails_the_flow_with_its_own_error_and_later_stages_do_n
     assert done.returncode == 1
     message = "stage 'left' failed: RuntimeError: loss is nan (exit code 1)"
     assert error_of(done) == f"error: {message}"
-    assert toy.note("right.ended"), "its neighbour, which was running already, was not broken off"
+    assert toy.note("right.ended"), "the parallel stage was already running and must finish"
     assert not toy.note("last.began")
     (run,) = server.post("/flow_runs/filter", {"sort": "START_TIME_DESC", "limit": 1})
     assert (run["state"]["type"], run["state"]["message"]) == ("FAILED", message)
 
 
-def test_a_users_error_is_not_tried_again_and_another_failure_is(toy_with_server: Toy) -> None:
+def test_a_user_error_is_not_retried_and_any_other_failure_is(toy_with_server: Toy) -> None:
     toy = toy_with_server
     toy.set_params(stage_retries=1)
     toy.stage("flaky", does="Path('log/flaky.tries').read_text() == 'x' and sys.exit(1)")
@@ -72,7 +72,7 @@ def test_the_time_limit_ends_a_stage_and_all_its_children(toy_with_server: Toy) 
     assert gone(toy.note("endless.pids"))
 
 
-def test_wrong_params_end_it_in_one_line_before_anything_starts(toy: Toy) -> None:
+def test_wrong_params_fail_the_flow_with_a_one_line_error_before_any_stage(toy: Toy) -> None:
     _diamond(toy)
     toy.set_params(stage_time_limits=3)
     done = toy.flow()
@@ -105,7 +105,7 @@ def test_a_second_flow_in_the_same_workspace_fails_and_names_the_first(toy_with_
         ("dvc.lock", "removed dvc.lock: was cut short"),
     ],
 )
-def test_dvc_files_that_a_killed_run_left_broken_are_repaired_first(
+def test_dvc_files_left_broken_by_a_killed_run_are_repaired_first(
     file: str, mended: str, toy_with_server: Toy
 ) -> None:
     toy = toy_with_server
@@ -121,7 +121,7 @@ def test_dvc_files_that_a_killed_run_left_broken_are_repaired_first(
 
 
 @pytest.mark.parametrize(("by", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_ending_a_flow_by_hand_ends_its_stage(toy_with_server: Toy, by: signal.Signals, exit_code: int) -> None:
+def test_a_signal_to_a_flow_ends_its_stage(toy_with_server: Toy, by: signal.Signals, exit_code: int) -> None:
     toy = toy_with_server
     toy.stage("endless", does="Path('log/endless.pid').write_text(str(os.getpid())); time.sleep(600)")
     with toy.starting("python", "-m", "pipelines.reproduce") as flow:
@@ -132,7 +132,7 @@ def test_ending_a_flow_by_hand_ends_its_stage(toy_with_server: Toy, by: signal.S
 
 
 def test_ctrl_c_in_a_terminal_ends_a_flow_without_a_server_at_once(toy: Toy) -> None:
-    """A terminal sends it to the whole process group, and so to Prefect's temporary server."""
+    """A terminal sends the signal to the whole process group, therefore also to Prefect's temporary server."""
     toy.stage("endless", does="Path('log/endless.pid').write_text(str(os.getpid())); time.sleep(600)")
     with toy.starting("python", "-m", "pipelines.reproduce") as flow:
         pid = eventually(lambda: toy.note("endless.pid"), "the stage runs")
@@ -142,7 +142,7 @@ def test_ctrl_c_in_a_terminal_ends_a_flow_without_a_server_at_once(toy: Toy) -> 
     assert "connection attempts failed" not in (toy.root / "background.log").read_text()
 
 
-def test_a_killed_flow_takes_its_stage_along_and_leaves_the_workspace_free(toy_with_server: Toy) -> None:
+def test_if_a_flow_is_killed_its_stage_ends_and_the_workspace_is_unlocked(toy_with_server: Toy) -> None:
     toy = toy_with_server
     toy.stage(
         "only", does="Path('log/only.pid').write_text(str(os.getpid())); Path('hold').exists() and time.sleep(600)"

@@ -1,4 +1,4 @@
-"""The flow for a schedule: `python -m pipelines.retrain` in a toy repository, which promotes as it is told."""
+"""The scheduled flow: `python -m pipelines.retrain` in a toy repository, where a file sets the promotion's outcome."""
 
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ def commits(toy: Toy, branch: str = "HEAD") -> list[str]:
 
 @pytest.fixture
 def published(toy_with_server: Toy, tmp_path_factory: pytest.TempPathFactory) -> Toy:
-    """A toy that pushes what it promotes: its commits to a bare repository, its data to a folder."""
+    """A toy that pushes each promoted model: its commits to a bare repository, its data to a folder."""
     toy, elsewhere = toy_with_server, tmp_path_factory.mktemp("elsewhere")
     toy.stage("only")
     toy.set_params(publish="push")
@@ -38,7 +38,7 @@ def published(toy_with_server: Toy, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.mark.parametrize("outcome", ["promoted", "kept"])
-def test_a_run_ends_by_the_name_of_what_became_of_the_model_and_shows_why(
+def test_a_run_s_final_state_is_the_outcome_of_the_promotion_with_its_reason(
     outcome: str, toy_with_server: Toy, server: Server
 ) -> None:
     toy = toy_with_server
@@ -59,7 +59,7 @@ def test_a_run_ends_by_the_name_of_what_became_of_the_model_and_shows_why(
     }
 
 
-def test_new_images_where_dvc_imports_them_from_are_fetched_first(
+def test_new_images_at_the_source_of_a_dvc_import_are_fetched_first(
     toy_with_server: Toy, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     toy, bucket = toy_with_server, tmp_path_factory.mktemp("bucket")
@@ -75,7 +75,7 @@ def test_new_images_where_dvc_imports_them_from_are_fetched_first(
         (bucket / "two.png").write_text("2")
     assert toy.note("only.tries") == "xx"
     assert toy.flow("retrain").returncode == 0
-    assert toy.note("only.tries") == "xx", "nothing new: nothing runs"
+    assert toy.note("only.tries") == "xx", "no new image, therefore no stage runs"
 
     (toy.root / "out/photos/mine.png").write_text("3")
     done = toy.flow("retrain")
@@ -91,7 +91,7 @@ def test_new_images_where_dvc_imports_them_from_are_fetched_first(
     assert len(list((toy.root / "out/photos").iterdir())) == 2
 
 
-def test_images_that_dvc_knows_and_that_were_edited_are_kept_as_dvc_repro_keeps_them(toy_with_server: Toy) -> None:
+def test_edited_images_that_dvc_tracks_are_recorded_as_by_dvc_repro(toy_with_server: Toy) -> None:
     toy = toy_with_server
     (toy.root / "out/photos").mkdir()
     (toy.root / "out/photos/one.png").write_text("1")
@@ -106,7 +106,7 @@ def test_images_that_dvc_knows_and_that_were_edited_are_kept_as_dvc_repro_keeps_
     assert toy.run("dvc", "status").stdout.strip() == "Data and pipelines are up to date."
 
 
-def test_what_is_promoted_is_committed_and_pushed_and_what_is_kept_is_not(
+def test_only_a_promoted_model_is_committed_and_pushed(
     published: Toy, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     toy = published
@@ -114,7 +114,7 @@ def test_what_is_promoted_is_committed_and_pushed_and_what_is_kept_is_not(
     done = toy.flow("retrain")
     assert done.returncode == 0, done.stdout
     assert commits(toy) == ["remote", "toy"]
-    assert (toy.root / "dvc.lock").exists(), "it waits for a model that is promoted"
+    assert (toy.root / "dvc.lock").exists(), "it is committed with the next promoted model"
 
     (toy.root / "outcome").write_text("promoted")
     done = toy.flow("retrain")
@@ -129,7 +129,7 @@ def test_what_is_promoted_is_committed_and_pushed_and_what_is_kept_is_not(
 
     (toy.root / "outcome").write_text("unchanged")
     assert toy.flow("retrain").returncode == 0
-    assert len(commits(toy)) == 3, "nothing to commit"
+    assert len(commits(toy)) == 3, "there is nothing to commit"
 
 
 def test_the_next_run_completes_a_failed_push_whatever_its_outcome(published: Toy) -> None:
@@ -150,7 +150,7 @@ def test_the_next_run_completes_a_failed_push_whatever_its_outcome(published: To
     assert commits(toy, "origin/main") == ["Model 0123456789ab", "it goes away", "remote", "toy"]
 
 
-def test_what_cannot_be_published_is_refused_before_any_work(published: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_project_that_cannot_be_published_is_refused_before_any_work(published: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
     toy = published
     with (toy.root / "only.py").open("a") as script:
         script.write("# edited\n")
@@ -197,10 +197,10 @@ def test_a_failed_stage_or_promotion_fails_the_run_with_its_own_error(toy_with_s
     toy.stage("only", does="Path('fails').exists() and sys.exit('error: no images')  # edited")
     done = toy.flow("retrain")
     assert error_of(done) == "error: stage 'only' failed: no images (exit code 1)"
-    assert not (toy.root / "data/promotion").exists(), "what was not trained is not promoted"
+    assert not (toy.root / "data/promotion").exists(), "nothing was trained, therefore nothing may be promoted"
 
 
-def test_without_mlflow_among_the_loggers_it_ends_in_a_line(toy_with_server: Toy) -> None:
+def test_without_the_mlflow_logger_it_fails_with_a_one_line_error(toy_with_server: Toy) -> None:
     toy = toy_with_server
     toy.stage("only")
     params = yaml.safe_load((toy.root / "params.yaml").read_text())

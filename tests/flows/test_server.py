@@ -12,7 +12,7 @@ _FINAL = {"COMPLETED", "FAILED", "CANCELLED", "CRASHED"}
 
 
 def _run(toy: Toy, server: Server, *when: str) -> str:
-    """Have the deployment run; the flow run's id."""
+    """Start a run of the deployment; returns the flow run's id."""
     toy.env |= {"PREFECT_API_URL": server.url, "PREFECT_API_AUTH_STRING": server.auth}
     done = toy.run("prefect", "deployment", "run", "retrain/nightly", *when)
     return next(line.split()[-1] for line in done.stdout.splitlines() if "UUID" in line)
@@ -24,7 +24,7 @@ def _state(server: Server, run: str) -> dict[str, Any]:
 
 
 def _final(server: Server, run: str) -> str:
-    """The state that the run ended in."""
+    """The final state of the run."""
     eventually(lambda: _state(server, run)["type"] in _FINAL, f"flow run {run} ends")
     return str(_state(server, run)["name"])
 
@@ -33,7 +33,7 @@ def _of(run: str) -> dict[str, Any]:
     return {"flow_runs": {"id": {"any_": [run]}}}
 
 
-def test_a_run_scheduled_ahead_completes_and_shows_its_tasks_logs_and_summary(
+def test_a_scheduled_run_completes_and_shows_its_tasks_logs_and_summary(
     deployed_toy: Toy, server: Server, deployment: dict[str, Any]
 ) -> None:
     run = _run(deployed_toy, server, "--start-in", "3 seconds")
@@ -46,7 +46,7 @@ def test_a_run_scheduled_ahead_completes_and_shows_its_tasks_logs_and_summary(
     assert "promoted" in shown["refit-promotion"]
     logs = eventually(lambda: _logs(server, run, "Running stage 'slow':"), "the stage's lines are in the logs")
     assert "> exec python slow.py" in logs
-    assert not list((deployed_toy.root / ".prefect").glob("storage/*")), "results are not kept"
+    assert not list((deployed_toy.root / ".prefect").glob("storage/*")), "results must not be stored"
 
 
 def _completed(server: Server, run: str, count: int) -> list[dict[str, Any]]:
@@ -60,10 +60,10 @@ def _logs(server: Server, run: str, expected: str) -> list[str]:
     return lines if expected in lines else []
 
 
-def test_the_command_that_make_deploy_prints_starts_a_run_as_pasted(
+def test_the_command_printed_by_make_deploy_starts_a_run(
     deployed_toy: Toy, server: Server, deployment: dict[str, Any]
 ) -> None:
-    for name in ("PREFECT_API_URL", "PREFECT_API_AUTH_STRING"):  # where another test has set them
+    for name in ("PREFECT_API_URL", "PREFECT_API_AUTH_STRING"):  # another test may have set them
         deployed_toy.env.pop(name, None)
     make, *command = deployed_toy.make("deploy").rpartition("to start retrain/nightly now: ")[2].split()
     assert make == "make"
@@ -73,7 +73,7 @@ def test_the_command_that_make_deploy_prints_starts_a_run_as_pasted(
     assert _final(server, run) in ("Promoted", "Completed")
 
 
-def test_the_schedule_of_prefect_yaml_makes_nightly_runs(server: Server, deployment: dict[str, Any]) -> None:
+def test_the_schedule_in_prefect_yaml_creates_nightly_runs(server: Server, deployment: dict[str, Any]) -> None:
     (schedule,) = deployment["schedules"]
     assert schedule["active"]
     assert schedule["schedule"]["timezone"] == "UTC"
@@ -86,7 +86,7 @@ def test_the_schedule_of_prefect_yaml_makes_nightly_runs(server: Server, deploym
     assert starts == {"03:00"}
 
 
-def test_cancelling_a_run_ends_its_stage_and_meanwhile_no_other_run_starts(
+def test_cancelling_a_run_ends_its_stage_and_no_other_run_starts_before(
     deployed_toy: Toy, server: Server, deployment: dict[str, Any]
 ) -> None:
     toy = deployed_toy
@@ -111,7 +111,7 @@ def test_cancelling_a_run_ends_its_stage_and_meanwhile_no_other_run_starts(
     hold.unlink()
 
 
-def test_the_server_lets_in_nobody_without_the_password_and_no_other_web_page(
+def test_the_server_rejects_requests_without_the_password_and_from_other_web_pages(
     deployed_toy: Toy, server: Server
 ) -> None:
     page = httpx.get(f"{server.url}/health", headers={"Origin": "http://evil.example"})

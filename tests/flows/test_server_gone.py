@@ -1,4 +1,4 @@
-"""Prefect's server goes away in the middle of a flow."""
+"""Prefect's server dies in the middle of a flow."""
 
 import os
 import signal
@@ -8,7 +8,7 @@ from tests.flows.toy import Toy
 from tests.processes import PATIENCE, alive, answers, eventually
 
 
-def test_the_stages_go_on_without_a_server_that_died_and_the_flow_says_so_in_a_line(toy: Toy) -> None:
+def test_the_stages_finish_after_the_server_dies_and_the_flow_fails_with_a_one_line_error(toy: Toy) -> None:
     toy.stage("one", does="wait_for(lambda: not Path('hold').exists())")
     toy.stage("two", after=("one",))
     (toy.root / "hold").touch()
@@ -20,7 +20,7 @@ def test_the_stages_go_on_without_a_server_that_died_and_the_flow_says_so_in_a_l
         toy.env |= {
             "PREFECT_API_URL": url,
             "PREFECT_API_AUTH_STRING": (toy.root / ".prefect/auth").read_text().strip(),
-            "PREFECT_CLIENT_MAX_RETRIES": "1",  # its own are of two minutes
+            "PREFECT_CLIENT_MAX_RETRIES": "1",  # the default retries for two minutes
         }
         with toy.starting("python", "-m", "pipelines.reproduce") as flow:
             eventually(lambda: toy.note("one.began"), "the stage runs")

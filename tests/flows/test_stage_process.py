@@ -25,7 +25,7 @@ def _python(code: str) -> tuple[int, list[str]]:
 
 
 def _cancelled(code: str, once: Path) -> list[str]:
-    """Run Python code, cancel it as soon as the file `once` is there, and give its lines."""
+    """Run Python code, cancel it as soon as the file `once` exists, and return its lines."""
     lines: list[str] = []
 
     async def main() -> None:
@@ -40,7 +40,7 @@ def _cancelled(code: str, once: Path) -> list[str]:
     return lines
 
 
-def test_both_outputs_come_line_by_line_in_the_order_written() -> None:
+def test_stdout_and_stderr_arrive_line_by_line_in_the_order_written() -> None:
     code, lines = _python("""
         import sys
         for number in range(3):
@@ -52,7 +52,7 @@ def test_both_outputs_come_line_by_line_in_the_order_written() -> None:
     assert lines == ["out 0", "err 0", "out 1", "err 1", "out 2", "err 2"]
 
 
-def test_a_line_is_heard_while_the_process_still_runs(tmp_path: Path) -> None:
+def test_a_line_arrives_while_the_process_still_runs(tmp_path: Path) -> None:
     heard = tmp_path / "heard"
 
     def hear(line: str) -> None:
@@ -62,16 +62,16 @@ def test_a_line_is_heard_while_the_process_still_runs(tmp_path: Path) -> None:
     assert asyncio.run(asyncio.wait_for(run_process(["python", "-c", waits], hear), PATIENCE)) == 0
 
 
-def test_a_line_drawn_over_by_a_progress_bar_comes_once_as_a_terminal_shows_it() -> None:
+def test_a_line_overwritten_by_a_progress_bar_arrives_once_in_its_last_form() -> None:
     assert _python(r"print('10 %\r50 %\r100 %\r\nwindows line\r')")[1] == ["100 %", "windows line"]
 
 
-def test_a_line_without_end_and_bytes_that_are_no_text_are_passed_on() -> None:
+def test_an_endless_line_and_undecodable_bytes_are_passed_on() -> None:
     _, lines = _python(r"import sys; sys.stdout.buffer.write(b'x' * 1_000_000 + b'\xff\xc3\xa9')")
     assert "".join(lines) == "x" * 1_000_000 + "\ufffdé"
 
 
-def test_the_environment_of_this_python_is_first_and_nothing_phones_home(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_this_python_s_environment_is_first_on_the_path_and_telemetry_is_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
     monkeypatch.delenv("DO_NOT_TRACK", raising=False)
     _, lines = _python("import os, shutil, sys; print(sys.prefix, shutil.which('dvc'), os.environ['DO_NOT_TRACK'])")
@@ -87,7 +87,7 @@ def test_ctrl_c_reaches_a_command_whose_parent_ignores_it() -> None:
     assert lines == ["True"]
 
 
-def test_a_cancelled_command_may_save_and_speak_before_it_ends(tmp_path: Path) -> None:
+def test_a_cancelled_command_can_save_and_print_before_it_ends(tmp_path: Path) -> None:
     ready, saved = tmp_path / "ready", tmp_path / "saved"
     lines = _cancelled(
         f"""
@@ -127,13 +127,13 @@ def test_a_cancelled_command_that_ignores_ctrl_c_is_killed_with_its_children(
     assert gone(pids.read_text())
 
 
-def test_a_child_left_behind_neither_holds_up_the_end_nor_lives_on() -> None:
+def test_a_child_left_running_does_not_delay_the_end_and_is_killed() -> None:
     code, lines = _run("sh", "-c", "sleep 600 & echo $!")
     assert code == 0
     assert gone(lines[0])
 
 
-def test_a_killed_launcher_takes_the_command_along(tmp_path: Path) -> None:
+def test_if_the_launcher_is_killed_the_command_ends_too(tmp_path: Path) -> None:
     note = tmp_path / "pid"
     code = f"""
         import asyncio
@@ -149,8 +149,8 @@ def test_a_killed_launcher_takes_the_command_along(tmp_path: Path) -> None:
     assert gone(pid)
 
 
-def test_a_loop_that_cancels_everything_leaves_nobody_behind(tmp_path: Path) -> None:
-    """What a raw SIGTERM does to a flow: an exception out of the loop itself, then every task is cancelled."""
+def test_an_event_loop_that_cancels_all_tasks_leaves_no_process_running(tmp_path: Path) -> None:
+    """What an unhandled SIGTERM does to a flow: an exception leaves the event loop, then every task is cancelled."""
     note = tmp_path / "pid"
     code = f"""
         import asyncio, signal
@@ -176,10 +176,10 @@ def test_a_loop_that_cancels_everything_leaves_nobody_behind(tmp_path: Path) -> 
     assert gone(pid)
 
 
-def test_a_stage_s_lines_come_without_what_dvc_advises(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stage_s_output_omits_dvc_s_advice(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
     toy.stage("only", does="print('To enable it, run: x')")
     toy.use_git()
-    assert "git add dvc.lock" in toy.run("dvc", "repro").stdout, "this would show nothing"
+    assert "git add dvc.lock" in toy.run("dvc", "repro").stdout, "otherwise the test proves nothing"
     toy.stage("only", does="print('To enable it, run: x')  # edited")
     monkeypatch.chdir(toy.root)
     lines: list[str] = []
@@ -206,9 +206,9 @@ def test_a_stage_s_lines_come_without_what_dvc_advises(toy: Toy, monkeypatch: py
             "stage 'only' failed: failed to reproduce 'only': output 'out/only' does not exist (exit code 255)",
         ),
     ],
-    ids=["users mistake", "exception", "exit code", "signal", "no output"],
+    ids=["user error", "exception", "exit code", "signal", "no output"],
 )
-def test_a_failed_stage_is_explained_by_its_own_error_and_exit_code(
+def test_a_failed_stage_is_reported_with_its_own_error_and_exit_code(
     toy: Toy, monkeypatch: pytest.MonkeyPatch, does: str, exit_code: int, message: str
 ) -> None:
     toy.stage("only", does=does)

@@ -1,6 +1,6 @@
-"""The warm process of the stages: a real `dvc repro`, real signals, and nobody left behind.
+"""The warm process of the stages: a real `dvc repro`, real signals, and no process left running.
 
-In the toy's folder lie empty modules by the names of torch and the others, so that warming up takes no time.
+The toy's folder contains empty modules with the names of torch and the others, so that warming up takes no time.
 """
 
 import json
@@ -21,7 +21,7 @@ from refit.runtime.parent import _is_orphan
 from tests.flows.toy import PROJECT, Toy, gone
 from tests.processes import PATIENCE, alive, eventually
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux has the sockets and signals for it")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the warm process needs sockets and signals of Linux")
 
 _STAGE = """
 import json, os, signal, subprocess, sys, time
@@ -46,7 +46,7 @@ class WarmToy(Toy):
         super().__init__(root)
         (root / "stages").mkdir()
         shutil.copy(PROJECT / "stages/__init__.py", root / "stages")
-        for library in {*warm._FIRST, *warm._LATER} - {"jinja2"}:  # which Prefect needs as it is
+        for library in {*warm._FIRST, *warm._LATER} - {"jinja2"}:  # Prefect needs the real one
             package, _, module = library.partition(".")
             (root / package).mkdir(exist_ok=True)
             (root / package / "__init__.py").touch()
@@ -78,7 +78,7 @@ def pid(value: object) -> str:
     return str(value)
 
 
-def test_stages_are_children_of_one_process_which_ends_with_dvc(toy: WarmToy) -> None:
+def test_stages_are_children_of_one_process_that_ends_with_dvc(toy: WarmToy) -> None:
     toy.stage("one")
     toy.stage("two", after=("one",))
     done = toy.repro()
@@ -95,7 +95,7 @@ def test_stages_are_children_of_one_process_which_ends_with_dvc(toy: WarmToy) ->
 
 
 @pytest.mark.parametrize("stage", ["check", "prepare"])
-def test_a_stage_that_needs_no_torch_does_not_wait_for_it_but_warms_up_for_the_next(toy: WarmToy, stage: str) -> None:
+def test_a_stage_without_torch_does_not_wait_for_it_but_starts_its_import_for_the_next(toy: WarmToy, stage: str) -> None:
     toy.stage(stage)
     toy.stage("two", after=(stage,))
     assert toy.repro().returncode == 0
@@ -104,17 +104,17 @@ def test_a_stage_that_needs_no_torch_does_not_wait_for_it_but_warms_up_for_the_n
     assert toy.about("two")["warm"] is True
 
 
-def test_the_switch_turns_it_off(toy: WarmToy) -> None:
+def test_refit_warm_0_turns_the_warm_process_off(toy: WarmToy) -> None:
     toy.stage("one")
     assert toy.repro(REFIT_WARM="0").returncode == 0
     assert toy.about("one")["warm"] is False
     assert "stages.one" in str(toy.about("one")["command"])
 
 
-def test_without_dvc_a_stage_is_a_process_of_its_own(toy: WarmToy) -> None:
+def test_without_dvc_a_stage_does_not_use_the_warm_process(toy: WarmToy) -> None:
     toy.stage("one")
     done = toy.run("env", "-u", "DVC_STAGE", sys.executable, "-m", "stages.one", check=False)
-    assert "KeyError: 'DVC_STAGE'" in done.stdout  # the toy's own, in a process that is no child of a server
+    assert "KeyError: 'DVC_STAGE'" in done.stdout  # raised by the toy, not in a child of the server
     assert not list((toy.root / "log").iterdir())
 
 
@@ -138,7 +138,7 @@ def test_each_stage_runs_the_code_that_is_on_disk_when_it_starts(toy: WarmToy) -
         ("os.kill(os.getpid(), signal.SIGSEGV)", -11, ""),
     ],
 )
-def test_a_stage_fails_as_it_would_by_itself(toy: WarmToy, does: str, exit_code: int, says: str) -> None:
+def test_a_stage_fails_as_it_would_without_the_warm_process(toy: WarmToy, does: str, exit_code: int, says: str) -> None:
     toy.stage("one", does=does)
     for switch in ("1", "0"):
         done = toy.repro(REFIT_WARM=switch)
@@ -148,7 +148,7 @@ def test_a_stage_fails_as_it_would_by_itself(toy: WarmToy, does: str, exit_code:
         assert toy.about("one")["warm"] is (switch == "1")
 
 
-def test_libraries_that_cannot_be_imported_fail_the_stage_that_imports_them(toy: WarmToy) -> None:
+def test_a_library_that_cannot_be_imported_fails_only_the_stage_that_imports_it(toy: WarmToy) -> None:
     (toy.root / "torch/__init__.py").write_text("raise ImportError('no CUDA')")
     toy.stage("one")
     toy.stage("two", after=("one",), does="import torch")
@@ -182,7 +182,7 @@ def test_the_stage_ends_whichever_process_is_killed(toy: WarmToy, whose: str) ->
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_reaches_the_stage_which_may_still_save_its_state(toy: WarmToy, number: signal.Signals) -> None:
+def test_a_signal_reaches_the_stage_which_can_still_save_its_state(toy: WarmToy, number: signal.Signals) -> None:
     saves = "signal.signal({0}, lambda *_: (Path('log/saved').touch(), sys.exit(128 + {0}))); {1}"
     toy.stage("one", does=saves.format(int(number), _HOLD))
     with toy.starting("dvc", "repro") as dvc:
@@ -195,7 +195,7 @@ def test_a_signal_reaches_the_stage_which_may_still_save_its_state(toy: WarmToy,
     assert f"exited with {128 + number}" in (toy.root / "background.log").read_text()
 
 
-def test_a_stage_that_is_stopped_and_woken_goes_on(toy: WarmToy) -> None:
+def test_a_stopped_stage_continues_after_sigcont(toy: WarmToy) -> None:
     toy.stage("one", does="Path('log/held').write_text('x')\nfor _ in range(20): time.sleep(0.1)")
     with toy.starting("dvc", "repro") as dvc:
         eventually(lambda: toy.note("held"), "the stage runs")
@@ -207,8 +207,8 @@ def test_a_stage_that_is_stopped_and_woken_goes_on(toy: WarmToy) -> None:
         assert dvc.wait(timeout=PATIENCE) == 0
 
 
-def test_real_libraries_start_no_thread_touch_no_gpu_and_leave_the_stages_nothing_to_import() -> None:
-    """Or a fork of the process that imported them would not be safe, or not be worth it."""
+def test_the_preloaded_libraries_start_no_thread_use_no_gpu_and_are_all_that_the_stages_import() -> None:
+    """Otherwise a fork of the process that imported them would not be safe, or would save no time."""
     code = """
 import importlib, sys, threading
 from refit.runtime import warm
@@ -236,7 +236,7 @@ def state(process: str) -> str:
     return Path(f"/proc/{process}/stat").read_text().rpartition(") ")[2][0]
 
 
-def test_the_stages_of_a_flow_share_one_which_ends_with_the_flow(toy: WarmToy) -> None:
+def test_the_stages_of_a_flow_share_one_warm_process_that_ends_with_the_flow(toy: WarmToy) -> None:
     toy.stage("one")
     toy.stage("left", after=("one",))
     toy.stage("right", after=("one",))
@@ -247,7 +247,7 @@ def test_the_stages_of_a_flow_share_one_which_ends_with_the_flow(toy: WarmToy) -
     assert gone(servers.pop())
 
 
-def test_a_flow_that_runs_out_of_time_ends_the_stage(toy: WarmToy) -> None:
+def test_a_flow_that_exceeds_the_time_limit_ends_its_stage(toy: WarmToy) -> None:
     toy.set_params(stage_time_limit=0.1)
     toy.stage(
         "one", does=f"child = subprocess.Popen(['sleep', '600']); Path('log/child').write_text(str(child.pid))\n{_HOLD}"
@@ -257,22 +257,22 @@ def test_a_flow_that_runs_out_of_time_ends_the_stage(toy: WarmToy) -> None:
     assert gone(f"{toy.note('held')} {toy.note('child')} {toy.about('one')['parent']}")
 
 
-def test_a_client_that_says_nothing_does_not_keep_the_others_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_silent_client_does_not_block_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(warm, "_PATIENCE", 0.1)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     listener.bind(b"\0refit-test-" + os.urandom(8).hex().encode())
     listener.listen()
     with listener, socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as silent:
         silent.connect(listener.getsockname())
-        warm._Server(listener, owner_fd=-1)._accept()  # which would wait here for ever
-        assert silent.recv(1) == b""  # it was hung up on
+        warm._Server(listener, owner_fd=-1)._accept()  # without the time limit it would wait here for ever
+        assert silent.recv(1) == b""  # the server closed the connection
 
 
 @pytest.mark.parametrize(
     ("name", "is_orphan"), [("/usr/lib/systemd/systemd", True), ("sleep", False), ("dvc", False), (None, True)]
 )
-def test_a_process_that_adopts_orphans_is_not_taken_for_dvc(name: str | None, is_orphan: bool) -> None:
-    """None: the parent is gone."""
+def test_a_process_that_adopts_orphans_is_not_mistaken_for_dvc(name: str | None, is_orphan: bool) -> None:
+    """None: the parent has ended."""
     parent = subprocess.Popen(["bash", "-c", 'exec -a "$0" sleep 60', name or "gone"])
     try:
         if name is None:

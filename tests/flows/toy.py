@@ -1,4 +1,4 @@
-"""A toy DVC repository with this project's flows, and what tests ask of processes and of a Prefect server."""
+"""A toy DVC repository with this project's flows, and helpers that query processes and a Prefect server."""
 
 import base64
 import os
@@ -40,7 +40,7 @@ Path("out/{name}").write_text("done")
 Path("log/{name}.ended").write_text(str(time.monotonic_ns()))
 """
 
-# The toy's own: the project's reads the outputs of the project's stages.
+# The toy's own summary: the project's summary reads the outputs of the project's stages.
 _SUMMARY = """
 def read_facts():
     return [("accuracy", "0.5")]
@@ -52,7 +52,7 @@ def as_markdown(facts) -> str:
     return "\\n".join(f"| {name} | {value} |" for name, value in facts)
 """
 
-# So too what is promoted: what the file `outcome` says, or else nothing, with an error.
+# The toy's own promotion: the outcome is the content of the file `outcome`; without that file it fails.
 _PROMOTE = """
 import json, sys
 from pathlib import Path
@@ -70,7 +70,7 @@ _MADE = ("/.venv", "/pipelines", "/.prefect", "/log", "/data", "/out", "/outcome
 
 
 class Toy:
-    """A small project under `root`: stages that are scripts, run by the project's own flow, Makefile and settings."""
+    """A small project in `root`: its stages are scripts, run by the project's own flow, Makefile and settings."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -87,11 +87,11 @@ class Toy:
         (root / "refit/commands/promote.py").write_text(_PROMOTE)
         (root / "pipelines").symlink_to(PROJECT / "pipelines")
         (root / ".venv").symlink_to(sys.prefix)
-        (root / ".dvc").mkdir()  # what a fresh clone has of DVC, without git
+        (root / ".dvc").mkdir()  # as in a fresh clone, but without git
         (root / ".dvc/config").write_text("[core]\n    analytics = false\n    no_scm = true\n")
 
     def stage(self, name: str, *, after: tuple[str, ...] = (), does: str = "", always: bool = False) -> None:
-        """Add a stage: a script that notes each try, its begin and end, and `does` this in between."""
+        """Add a stage: a script that records each try, its begin and its end, and runs `does` in between."""
         (self.root / f"{name}.py").write_text(_STAGE.format(name=name, does=does))
         deps = [f"{name}.py", *(f"out/{up}" for up in after)]
         stage = {"cmd": f"exec python {name}.py", "deps": deps, "outs": [f"out/{name}"]}
@@ -104,12 +104,12 @@ class Toy:
         (self.root / "params.yaml").write_text(yaml.safe_dump(params))
 
     def note(self, name: str) -> str:
-        """What a stage wrote to log/NAME; empty where it has not (yet)."""
+        """What a stage wrote to log/NAME; empty if the file does not exist (yet)."""
         path = self.root / "log" / name
         return path.read_text() if path.exists() else ""
 
     def run(self, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        """Run a command of this environment in the toy's folder; both its outputs come as stdout."""
+        """Run a command of this environment in the toy's folder; stdout also contains its stderr."""
         done = subprocess.run(
             [self._program(command[0]), *command[1:]],
             cwd=self.root,
@@ -125,7 +125,7 @@ class Toy:
         return self.run("python", "-m", f"pipelines.{name}", check=False)
 
     def use_git(self) -> None:
-        """A repository whose one commit holds all that is here now, but what runs make."""
+        """Make a git repository whose one commit holds all present files, except those that runs create."""
         (self.root / ".dvc/config").write_text("[core]\n    analytics = false\n")
         (self.root / ".gitignore").write_text("\n".join(_MADE))
         (self.root / ".dvc/.gitignore").write_text("/config.local\n/tmp\n/cache\n")
@@ -136,18 +136,18 @@ class Toy:
         self.run("git", "commit", "--quiet", "--message", "toy")
 
     def make(self, *targets: str) -> str:
-        """`make TARGETS`; what it prints."""
+        """Run `make TARGETS`; returns what it prints."""
         return self.run(*_make(*targets)).stdout
 
     @contextmanager
     def making(self, target: str) -> Iterator[subprocess.Popen[bytes]]:
-        """`make TARGET` in the background; its output goes to TARGET.log. Ended at the end, with all its children."""
+        """`make TARGET` in the background; its output goes to TARGET.log. Terminated on exit, with all its children."""
         with self.starting(*_make(target), log=f"{target}.log") as process:
             yield process
 
     @contextmanager
     def starting(self, *command: str, log: str = "background.log") -> Iterator[subprocess.Popen[bytes]]:
-        """A command in the background, its output in a file. Ended at the end, with all of its process group."""
+        """A command in the background, with its output in a file. Terminated on exit, with its whole process group."""
         with (self.root / log).open("w") as output:
             process = subprocess.Popen(
                 [self._program(command[0]), *command[1:]],
@@ -195,18 +195,18 @@ class Server:
 
 
 def error_of(done: subprocess.CompletedProcess[str]) -> str:
-    """The one line by which a command says what is wrong; Prefect may say more after it."""
+    """The one line with the command's error; Prefect may print more after it."""
     (line,) = [line for line in done.stdout.splitlines() if line.startswith("error: ")]
     return line
 
 
 def gone(pids: str, seconds: float = 30) -> bool:
-    """These processes, named with blanks between, have ended or do so within moments; fails where one lives on."""
+    """Wait until these processes, separated by blanks, have ended; fails if one still runs."""
     assert pids.split()
     eventually(lambda: not any(alive(pid) for pid in pids.split()), f"processes {pids} are gone", seconds)
     return True
 
 
 def _make(*targets: str) -> tuple[str, ...]:
-    # The toy has this very environment, and nothing to make it from.
+    # The toy uses this environment, and has no files to build one from.
     return ("make", "--old-file=.venv/ready", *targets)
