@@ -1,15 +1,15 @@
-"""What holds for every test."""
+"""Settings for all tests."""
 
 import os
 import signal
 
-# A shell's `pytest &` starts with Ctrl-C ignored, and so would every process that a test starts and interrupts.
+# A shell's `pytest &` starts with Ctrl-C ignored, and every process that a test starts and interrupts would inherit it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# As a service manager starts things: DVC then takes /bin/sh, which may stay between it and a stage that has no `exec`.
+# As under a service manager: DVC then uses /bin/sh, which may stay between it and a stage that has no `exec`.
 os.environ.pop("SHELL", None)
 
-# `make test` is a make, and one below it would say so.
+# `make test` sets variables of make, and a make below it would print more.
 for name in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS"):
     os.environ.pop(name, None)
 

@@ -1,4 +1,4 @@
-"""Waiting for processes, and asking whether they live."""
+"""Wait for processes, and check whether they run."""
 
 import time
 from collections.abc import Callable
@@ -9,11 +9,11 @@ import httpx
 import pytest
 
 PATIENCE = 240.0
-"""Seconds that a test waits for what takes a few: a machine may be busy with other things, to a tenth of its speed."""
+"""Seconds to wait for what normally takes a few: a busy machine may have a tenth of its speed."""
 
 
 def eventually(condition: Callable[[], Any], what: str, seconds: float = PATIENCE, every: float = 0.1) -> Any:
-    """The first true value of `condition`, asked `every` so many seconds; fails, naming `what`, after `seconds`."""
+    """The first true value of `condition`, called every `every` seconds; after `seconds` it fails and names `what`."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):
         if time.monotonic() > deadline:
@@ -23,7 +23,7 @@ def eventually(condition: Callable[[], Any], what: str, seconds: float = PATIENC
 
 
 def answers(url: str) -> bool:
-    """Whether something answers there."""
+    """Whether a server answers at this URL."""
     try:
         return httpx.get(url).is_success
     except httpx.TransportError:
@@ -31,7 +31,7 @@ def answers(url: str) -> bool:
 
 
 def alive(pid: int | str) -> bool:
-    """Whether a process runs; one that has ended and was not waited for does not."""
+    """Whether a process runs. A zombie, which has ended but was not waited for, does not."""
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except (FileNotFoundError, ProcessLookupError):
@@ -40,12 +40,12 @@ def alive(pid: int | str) -> bool:
 
 
 def processes_in(folder: Path) -> list[str]:
-    """The command lines of those that work in a folder."""
+    """The command lines of the processes whose working directory is this folder."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
             if (process / "cwd").readlink() == folder:
                 found.append((process / "cmdline").read_text())
-        except OSError:  # it has ended, or is another user's
+        except OSError:  # the process has ended, or belongs to another user
             continue
     return found

@@ -150,7 +150,9 @@ def test_the_next_run_completes_a_failed_push_whatever_its_outcome(published: To
     assert commits(toy, "origin/main") == ["Model 0123456789ab", "it goes away", "remote", "toy"]
 
 
-def test_a_project_that_cannot_be_published_is_refused_before_any_work(published: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_project_that_cannot_be_published_is_refused_before_any_work(
+    published: Toy, monkeypatch: pytest.MonkeyPatch
+) -> None:
     toy = published
     with (toy.root / "only.py").open("a") as script:
         script.write("# edited\n")

@@ -95,7 +95,9 @@ def test_stages_are_children_of_one_process_that_ends_with_dvc(toy: WarmToy) -> 
 
 
 @pytest.mark.parametrize("stage", ["check", "prepare"])
-def test_a_stage_without_torch_does_not_wait_for_it_but_starts_its_import_for_the_next(toy: WarmToy, stage: str) -> None:
+def test_a_stage_without_torch_does_not_wait_for_it_but_starts_its_import_for_the_next(
+    toy: WarmToy, stage: str
+) -> None:
     toy.stage(stage)
     toy.stage("two", after=(stage,))
     assert toy.repro().returncode == 0
