@@ -1,8 +1,8 @@
-"""A fit that is watched, as a process: `python -m tests.integration.fit_on_two_devices`, in a prepared workspace.
+"""An observed fit as a process: `python -m tests.integration.fit_on_two_devices`, in a prepared workspace.
 
-Each of its processes writes to `seen_RANK.pt` what it trained on, what it drew and what it ended with.
-KILL="RANK:BATCH" has that process killed as it comes to that batch of the fit, with a state saved since it began;
-with POISON its network gives out no numbers from there on.
+Each of its processes writes to `seen_RANK.pt` its training batches, its random numbers and its final state.
+KILL="RANK:BATCH" kills that process at the start of that batch of the fit, once a state was saved after the start.
+With POISON="RANK:BATCH" its network returns NaN from that batch on.
 """
 
 import os

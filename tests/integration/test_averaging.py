@@ -1,4 +1,4 @@
-"""Averaged weights: what they are the average of, and that they are what is validated and kept."""
+"""Averaged weights: which weights are averaged, and that the average is validated and saved."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ PLAIN = {key: value for key, value in SWA.items() if key not in ("fit__averaging
 
 
 class Notes(Callback):
-    """The weights at the end of each step, what was handed out, and the random state at the end of the fit."""
+    """The weights at the end of each step, the labels of each batch, and the random state at the end of the fit."""
 
     def __init__(self) -> None:
         self.steps: list[dict[str, Tensor]] = []
@@ -61,8 +61,8 @@ def validated(system: nn.Module) -> float:
     return nn.functional.cross_entropy(logits, torch.from_numpy(val.labels)).item()
 
 
-def test_an_ema_that_is_kept_is_the_one_that_was_validated(noted: Any) -> None:
-    """One epoch of steps, each noted; their average by hand, batch norm's statistics and all."""
+def test_the_saved_ema_weights_are_the_validated_ones(noted: Any) -> None:
+    """The average over one epoch of recorded steps is computed here again, including batch norm's statistics."""
     kept, notes = noted(fit__averaging="ema", fit__ema_decay=0.8, fit__max_epochs=1)
     for name in kept:
         if kept[name].is_floating_point():
@@ -82,12 +82,12 @@ def test_an_ema_that_is_kept_is_the_one_that_was_validated(noted: Any) -> None:
 
 
 @pytest.mark.parametrize("micro_batch", [64, 32])
-def test_swa_keeps_the_mean_of_the_weights_at_the_ends_of_its_epochs(micro_batch: int, noted: Any) -> None:
+def test_swa_saves_the_mean_of_the_weights_at_the_ends_of_its_epochs(micro_batch: int, noted: Any) -> None:
     kept, notes = noted(micro_batch=micro_batch, **SWA)
     steps = len(notes.steps) // 4
     ends = [notes.steps[(epoch + 1) * steps - 1] for epoch in range(4)]
     best = json.loads(Path("data/evaluation/fit.json").read_text())["epoch"]
-    assert best == 4, "the mean of one epoch's weights would show little"
+    assert best == 4, "the mean must be over more than one epoch's weights"
     parameters = {name for name, _ in read_model()[0].named_parameters()}
     assert parameters
     for name in parameters:
@@ -95,10 +95,10 @@ def test_swa_keeps_the_mean_of_the_weights_at_the_ends_of_its_epochs(micro_batch
         assert not torch.allclose(kept[name], ends[3][name])
 
 
-def test_an_epoch_before_swa_begins_is_validated_plain_and_never_the_best(
+def test_an_epoch_before_swa_is_validated_without_averaging_and_is_never_the_best(
     noted: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Were the highest loss the best, it would be the first epoch's."""
+    """With this monitor mode the first epoch would be the best of a fit without SWA."""
     monkeypatch.setattr(FitParams, "monitor_mode", "max")
     noted(**PLAIN)
     plain = history()
@@ -112,10 +112,10 @@ def test_an_epoch_before_swa_begins_is_validated_plain_and_never_the_best(
 
 
 @pytest.mark.parametrize("system", ["classifier", "autoencoder"])
-def test_swa_s_batch_norm_statistics_are_those_of_the_training_images_under_the_averaged_weights(
+def test_swa_recomputes_batch_norm_statistics_from_the_training_images_with_averaged_weights(
     system: str, noted: Any
 ) -> None:
-    """Of every layer: an autoencoder's decoder too. By hand: what enters each norm, all training images at once."""
+    """For every norm, also in an autoencoder's decoder. Expected are the statistics of its input over all images."""
     kept, notes = noted(model__system=system, model__width=8, model__dropout=0.0, **SWA)
     model, _ = read_model()
     told = json.loads(Path("data/evaluation/fit.json").read_text())
@@ -128,7 +128,7 @@ def test_swa_s_batch_norm_statistics_are_those_of_the_training_images_under_the_
     inputs: dict[str, Tensor] = {}
     for name, layer in norms.items():
         layer.register_forward_pre_hook(lambda _, args, name=name: inputs.__setitem__(name, args[0]))
-        layer.train()  # as in the pass: the norms before it go by the batch
+        layer.train()  # as in SWA's pass, the norms before it use the statistics of the batch
     with torch.no_grad():
         embedded = model.network(images)  # type: ignore[operator]
         if system == "autoencoder":
@@ -143,8 +143,8 @@ def test_swa_s_batch_norm_statistics_are_those_of_the_training_images_under_the_
     assert torch.stack(off_of_last).mean() > 2 * torch.stack(off).mean()
 
 
-def test_swa_s_pass_over_the_images_changes_neither_the_batches_nor_what_is_drawn(noted: Any) -> None:
-    """The weights between two averages are those of a fit without."""
+def test_swa_s_batch_norm_pass_changes_neither_batches_nor_random_numbers(noted: Any) -> None:
+    """The weights between two averages are those of a fit without SWA."""
     keys = {"model__dropout": 0.3, "augment__shift": 1}
     _, plain = noted(**PLAIN, **keys)
     _, swa = noted(**SWA, **keys)
@@ -154,13 +154,13 @@ def test_swa_s_pass_over_the_images_changes_neither_the_batches_nor_what_is_draw
                for name in one)  # fmt: skip
 
 
-def test_swa_in_bfloat16_validates_what_it_keeps(noted: Any) -> None:
+def test_swa_in_bfloat16_validates_the_weights_it_saves(noted: Any) -> None:
     noted(**SWA, trainer__precision="bf16-mixed")
     told = json.loads(Path("data/evaluation/fit.json").read_text())
     assert validated(read_model()[0]) == pytest.approx(told["val_loss"], rel=0.05)
 
 
 @pytest.mark.parametrize("averaging", ["ema", "swa"])
-def test_an_average_is_the_same_bits_each_time(averaging: str, fitted: Fit) -> None:
+def test_averaged_weights_are_bitwise_reproducible(averaging: str, fitted: Fit) -> None:
     first, second = (fitted(fit__averaging=averaging) for _ in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first)

@@ -1,4 +1,4 @@
-"""How a command for people runs: its arguments, its errors and its exit code."""
+"""How a command runs: its arguments, its errors and its exit code."""
 
 import os
 import subprocess
@@ -25,14 +25,14 @@ def start(name: str) -> "subprocess.Popen[str]":
     )
 
 
-def test_a_mistake_is_a_line_and_exit_code_2() -> None:
+def test_a_user_error_is_one_line_with_exit_code_2() -> None:
     command = start("mistake")
     assert command.communicate() == ("", "error: the file is not there\n")
     assert command.returncode == 2
 
 
 @pytest.mark.parametrize("name", ["long", "short"])
-def test_a_closed_pipe_is_no_error(name: str) -> None:
+def test_a_closed_pipe_prints_no_error(name: str) -> None:
     command = start(name)
     assert command.stdout is not None
     assert command.stderr is not None
@@ -79,7 +79,7 @@ def test_an_unknown_argument_is_refused_before_any_work(module: str, tmp_path: P
         ("pipelines.tools.offline_plots", "PAGE", "Let `dvc plots show` and `dvc plots diff` draw without a network"),
     ],
 )
-def test_help_says_what_a_command_does_and_takes(module: str, usage: str, purpose: str) -> None:
+def test_help_states_a_command_s_purpose_and_arguments(module: str, usage: str, purpose: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", module, "--help"], cwd=PROJECT, capture_output=True, text=True, check=True
     )

@@ -1,4 +1,4 @@
-"""The debug section: how much is run, and that what comes out of it is never taken for a model."""
+"""The debug section: how much runs, and that the result is never taken for a real model."""
 
 import csv
 import json
@@ -29,7 +29,7 @@ STEPS_AN_EPOCH = 1169 // 64
 
 
 class Steps(Callback):
-    """What ran."""
+    """The steps and validations that ran."""
 
     def __init__(self) -> None:
         self.trained: list[int] = []
@@ -71,7 +71,7 @@ def told(name: str) -> Any:
     return json.loads(Path("data", name).read_text(encoding="utf-8"))
 
 
-def test_a_fast_dev_run_takes_so_many_batches_of_each_split_once(watched: Callable[..., Steps]) -> None:
+def test_a_fast_dev_run_takes_that_many_batches_of_each_split_once(watched: Callable[..., Steps]) -> None:
     steps = watched(debug__fast_dev_run=2)
     assert (steps.trained, steps.validated) == ([0, 0], 2)
     run_test_and_predict()
@@ -80,13 +80,13 @@ def test_a_fast_dev_run_takes_so_many_batches_of_each_split_once(watched: Callab
             assert len(list(csv.DictReader(file))) == 2 * 2 * 64, table
 
 
-def test_the_limits_are_shares_or_numbers_of_batches(watched: Callable[..., Steps]) -> None:
+def test_a_limit_is_a_fraction_or_a_number_of_batches(watched: Callable[..., Steps]) -> None:
     steps = watched(debug__limit_train_batches=0.5, debug__limit_val_batches=1)
     assert steps.trained == [0] * (STEPS_AN_EPOCH // 2) + [1] * (STEPS_AN_EPOCH // 2)
     assert steps.validated == 2
 
 
-def test_an_overfit_trains_and_validates_on_the_same_images_as_they_are(watched: Callable[..., Steps]) -> None:
+def test_overfit_batches_trains_and_validates_on_the_same_unaugmented_images(watched: Callable[..., Steps]) -> None:
     steps = watched(
         debug__overfit_batches=1, fit__max_epochs=60, augment__shift=2, augment__flip=True, model__dropout=0.0
     )
@@ -94,18 +94,18 @@ def test_an_overfit_trains_and_validates_on_the_same_images_as_they_are(watched:
     seen = [{image.numpy().tobytes() for image in images} for images in steps.shown]
     assert seen[0] == seen[-1]
     assert seen[0] <= {image.tobytes() for image in read_split("train").images}
-    assert told("evaluation/fit.json")["val_accuracy"] == 1.0  # in 60 steps: of other images it could not be
+    assert told("evaluation/fit.json")["val_accuracy"] == 1.0  # not possible in 60 steps on other validation images
 
 
-def test_validations_may_come_within_an_epoch(watched: Callable[..., Steps]) -> None:
+def test_validation_can_run_within_an_epoch(watched: Callable[..., Steps]) -> None:
     steps = watched(debug__val_check_interval=6, fit__max_epochs=1)
     assert steps.validations_after == [6, 12, 18]
     whole = told("evaluation/fit.json")
     watched(fit__max_epochs=1)
-    assert told("evaluation/fit.json") == whole  # training figures too: of the whole epoch
+    assert told("evaluation/fit.json") == whole  # training metrics are also those of the whole epoch
 
 
-def test_anomalies_are_looked_for_only_where_it_was_asked(watched: Callable[..., Steps]) -> None:
+def test_anomaly_detection_is_on_only_if_requested(watched: Callable[..., Steps]) -> None:
     assert not watched(fit__max_epochs=1).anomalies_detected
     assert watched(fit__max_epochs=1, debug__detect_anomaly=True).anomalies_detected
 
@@ -115,7 +115,7 @@ def test_anomalies_are_looked_for_only_where_it_was_asked(watched: Callable[...,
     [("simple", "run_training_batch"), ("advanced", "training_step"), ("pytorch", "aten::")],
 )
 @pytest.mark.filterwarnings("ignore:.*profiler")
-def test_a_profile_is_shown_and_kept_beside_the_run(
+def test_a_profile_is_printed_and_saved(
     profiler: str, knows: str, watched: Callable[..., Steps], capfd: pytest.CaptureFixture[str]
 ) -> None:
     watched(fit__max_epochs=1, debug__profiler=profiler)
@@ -124,11 +124,11 @@ def test_a_profile_is_shown_and_kept_beside_the_run(
     shown = capfd.readouterr().out
     assert f"profile: {report}" in shown
     assert report.read_text().splitlines()[3] in shown
-    assert "debug" not in told("evaluation/fit.json")  # it ran in full
+    assert "debug" not in told("evaluation/fit.json")  # a profiled run is a complete run
 
 
 @pytest.mark.filterwarnings("ignore:.*LeafSpec")
-@pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType")  # MLflow's, of a function of its own
+@pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType")  # from a function in MLflow
 @pytest.mark.usefixtures("fitted_in_mlflow")
 def test_a_debug_run_is_marked_everywhere_and_never_registered(watched: Callable[..., Steps]) -> None:
     watched(debug__limit_train_batches=1, tracking__loggers=["mlflow"])
@@ -160,7 +160,7 @@ def test_a_debug_run_is_marked_everywhere_and_never_registered(watched: Callable
         ),
     ],
 )
-def test_a_limit_that_leaves_nothing_is_refused_in_a_line(
+def test_an_impossible_debug_limit_fails_with_a_one_line_error(
     keys: dict[str, object], line: str, watched: Callable[..., Steps]
 ) -> None:
     with pytest.raises(UserError) as raised:
@@ -178,14 +178,14 @@ def test_a_real_run_is_not_marked_as_a_debug_run(watched: Callable[..., Steps]) 
 
 
 @pytest.mark.filterwarnings("ignore:.*LeafSpec")
-@pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType")  # MLflow's, of a function of its own
+@pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType")  # from a function in MLflow
 @pytest.mark.usefixtures("fitted_in_mlflow")
-def test_a_real_run_takes_the_place_of_a_debug_run_that_came_to_the_same_weights(watched: Callable[..., Steps]) -> None:
+def test_a_real_run_replaces_a_debug_run_with_the_same_weights(watched: Callable[..., Steps]) -> None:
     keys = {"fit__max_epochs": 1, "tracking__loggers": ["mlflow"]}
     watched(debug__limit_val_batches=1, **keys)
     trial = model_sha256(Path("data/model"))
     watched(**keys)
-    assert model_sha256(Path("data/model")) == trial, "this would show nothing"
+    assert model_sha256(Path("data/model")) == trial, "otherwise the test proves nothing"
     (run,) = MlflowClient().search_runs(["1"])
     assert "debug" not in run.data.tags
     register.main("refit")
@@ -202,7 +202,7 @@ def test_a_nan_loss_stops_the_fit_at_its_step_and_its_batch_is_recorded(
         if (self.current_epoch, batch_idx) == (epoch, bad):
             images.append(batch.images)
             return loss * math.nan
-        assert not images, "another step after the spoilt one"
+        assert not images, "a step ran after the one with the NaN loss"
         return loss
 
     monkeypatch.setattr(Classifier, "training_step", spoilt)
@@ -217,10 +217,10 @@ def test_a_nan_loss_stops_the_fit_at_its_step_and_its_batch_is_recorded(
     assert torch.equal(torch.from_numpy(read_split("train").images[kept["train_rows"]]), images[0])
 
 
-def test_a_nan_loss_that_is_read_some_steps_later_is_reported_with_its_own_batch(
+def test_a_nan_loss_that_is_read_some_steps_later_is_reported_with_its_batch(
     watched: Callable[..., Steps], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As on a CUDA device, for which no step waits."""
+    """As on a CUDA device, where no step waits for the loss."""
     step, bad, late = Classifier.training_step, 4, 3
     images: list[torch.Tensor] = []
     arrived: list[divergence.Step] = []

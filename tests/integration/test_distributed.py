@@ -1,4 +1,4 @@
-"""A fit on two devices, which are processes of this machine: really started, and really killed."""
+"""A fit on two devices, which are processes of this machine. They are really started and really killed."""
 
 import json
 import os
@@ -36,9 +36,9 @@ EFFECTIVE_BATCH = 64
 
 class Fitted(NamedTuple):
     process: "subprocess.CompletedProcess[str] | None"
-    """None: it was this one."""
+    """None if the fit ran in this process."""
     seen: list[dict[str, Any]]
-    """By each process, that came to the end."""
+    """One entry for each process that finished."""
     model: dict[str, Tensor]
     history: bytes
 
@@ -55,7 +55,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def fit(folder: Path, base_values: dict[str, Any]) -> Fit:
-    """A watched fit of two epochs, of 18 steps each; on two devices in processes of its own."""
+    """An observed fit of two epochs with 18 steps each; on two devices it runs in separate processes."""
 
     def run(devices: int, micro_batch: int, kill: str | None = None, poison: str | None = None,
             **keys: object) -> Fitted:  # fmt: skip
@@ -83,7 +83,7 @@ def fit(folder: Path, base_values: dict[str, Any]) -> Fit:
                 [sys.executable, "-m", "tests.integration.fit_on_two_devices"], cwd=folder, text=True,
                 capture_output=True, check=False,
                 env=environment | ({"KILL": kill} if kill else {}) | ({"POISON": poison} if poison else {}),
-                timeout=PATIENCE,  # the processes would wait half an hour for one that is gone
+                timeout=PATIENCE,  # the processes would wait half an hour for a dead one
             )  # fmt: skip
             if kill or poison:
                 return Fitted(process, [], {}, b"")
@@ -98,7 +98,7 @@ def fit(folder: Path, base_values: dict[str, Any]) -> Fit:
     return run
 
 
-EVEN: dict[str, object] = {  # nothing that is drawn in a process
+EVEN: dict[str, object] = {  # no random numbers are drawn in the process
     "model__dropout": 0.0, "augment__shift": 2, "tracking__loggers": [],
 }  # fmt: skip
 
@@ -110,17 +110,17 @@ def on_one_device(fit: Fit) -> Fitted:
 
 @pytest.fixture(scope="module")
 def on_two_devices(fit: Fit) -> Fitted:
-    """Each of which accumulates two batches a step."""
+    """Each device accumulates two batches per step."""
     return fit(2, EFFECTIVE_BATCH // 4, **EVEN)
 
 
-def test_two_devices_train_and_validate_as_one_does(on_one_device: Fitted, on_two_devices: Fitted) -> None:
+def test_two_devices_train_and_validate_like_one(on_one_device: Fitted, on_two_devices: Fitted) -> None:
     (alone,), together = on_one_device.seen, on_two_devices.seen
     accumulated = len(together[0]["batches"]) // len(alone["batches"])
     for step, batch in alone["batches"].items():
         numbers = range(step * accumulated, (step + 1) * accumulated)
         parts = [process["batches"][number] for number in numbers for process in together]
-        assert torch.equal(torch.cat(parts), batch), "they step on the same images"
+        assert torch.equal(torch.cat(parts), batch), "both use the same images in each step"
     for process in together:
         assert process["steps"] == alone["steps"] == 2 * STEPS_AN_EPOCH
         assert process["threads"] == alone["threads"] == 1
@@ -131,20 +131,20 @@ def test_two_devices_train_and_validate_as_one_does(on_one_device: Fitted, on_tw
 
 
 def figures(fitted: Fitted) -> Tensor:
-    """Each epoch's metrics."""
+    """The metrics of each epoch."""
     return torch.tensor([list(map(float, row.split(b","))) for row in fitted.history.splitlines()[1:]])
 
 
-def test_every_validation_image_is_seen_by_one_device_once(on_two_devices: Fitted, folder: Path) -> None:
+def test_every_validation_image_is_seen_once_by_one_device(on_two_devices: Fitted, folder: Path) -> None:
     first, second = (process["validated"] for process in on_two_devices.seen)
-    assert len(first) == len(second), "as many batches on each, which wait for one another"
+    assert len(first) == len(second), "the devices wait for each other, so each needs the same number"
     seen = [batch for pair in zip(first, second, strict=True) for batch in pair]
     assert torch.equal(torch.cat(seen), torch.from_numpy(read_split("val", folder / "data/prepared").images))
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process of its parent's death")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux signals a process when its parent dies")
 def test_whichever_process_is_killed_the_fit_ends_and_resumes_to_the_same_bits(fit: Fit, folder: Path) -> None:
-    """With dropout, batch norm and accumulation: each process has random numbers and running statistics of its own."""
+    """With dropout, batch norm and accumulation: each process has its own random numbers and running statistics."""
     keys: dict[str, Any] = {
         "model__network": "cnn", "model__width": 4, "model__dropout": 0.2, "fit__save_state_every": 1e-9,
         "augment__shift": 2,
@@ -153,7 +153,7 @@ def test_whichever_process_is_killed_the_fit_ends_and_resumes_to_the_same_bits(f
     assert whole.seen[0]["drawn"] != whole.seen[1]["drawn"]
     before = mlflow_runs(folder)
     saved = folder / "data/state"
-    for killed in ("1:13", "0:51"):  # in the first epoch and in the second, in an accumulation
+    for killed in ("1:13", "0:51"):  # in the first and in the second epoch, during an accumulation
         gone_on = any(saved.glob("*/step-*.ckpt"))
         fault = fit(2, 16, kill=killed, **keys).process
         assert fault
@@ -175,7 +175,7 @@ def test_whichever_process_is_killed_the_fit_ends_and_resumes_to_the_same_bits(f
     assert same(resumed.model, whole.model)
     assert resumed.history == whole.history
     assert not list(saved.iterdir())
-    assert mlflow_runs(folder) == before, "one run, broken off twice, which ends as the model that is there already"
+    assert mlflow_runs(folder) == before, "it gives the same model, so no run is added"
 
 
 def test_a_nan_loss_on_one_device_stops_all_devices_at_that_step_and_is_reported_once(fit: Fit, folder: Path) -> None:
@@ -186,7 +186,7 @@ def test_a_nan_loss_on_one_device_stops_all_devices_at_that_step_and_is_reported
     assert "the training loss is nan in epoch 1, batch 14" in line
     assert not processes_in(folder)
     (note,) = (folder / "data/state").glob("*/diverged.json")
-    assert len(json.loads(note.read_text())["train_rows"]) == 2 * 16, "the images of both"
+    assert len(json.loads(note.read_text())["train_rows"]) == 2 * 16, "the images of both devices"
     shutil.rmtree(note.parent)
 
 

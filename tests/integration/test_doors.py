@@ -1,4 +1,4 @@
-"""One way from pixels to answers: `test`, `predict`, `promote`, MLflow's model, `refit.predict`, README: all agree."""
+"""`test`, `predict`, `promote`, MLflow's model, `refit.predict` and the README's code give the same answers."""
 
 import csv
 import json
@@ -58,7 +58,7 @@ def readme_snippet(photo: Path) -> None:
     ],
     ids=["classifier with flips", "autoencoder"],
 )
-def test_every_door_gives_the_same_answers(
+def test_every_way_to_predict_gives_the_same_answers(
     keys: dict[str, Any], fitted_in_mlflow: Fit, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fitted_in_mlflow(fit__max_epochs=2, predict__top_k=10, **keys)
@@ -93,7 +93,7 @@ def test_every_door_gives_the_same_answers(
     assert classes == model.classes
     assert [row["predicted"] for row in outcomes] == [row["label"] for row in predictions] == of_promote
     assert of_promote[:20] == predicted
-    for told in (outcomes, predictions):  # tables have six decimals, and other batches other last bits
+    for told in (outcomes, predictions):  # tables have six decimals, and other batch sizes change the last bits
         np.testing.assert_allclose([float(row["probability"]) for row in told[:20]], probability, atol=1.5e-6)
     for name in ours.keys() - {"probabilities", "embedding"}:
         np.testing.assert_allclose([float(row[name]) for row in predictions[:20]], ours[name], rtol=1e-4)

@@ -1,4 +1,4 @@
-"""A file whose writer is killed."""
+"""A reader of a file whose writer is killed."""
 
 import subprocess
 import sys
@@ -18,7 +18,7 @@ for letter in cycle(b"ab"):
 """
 
 
-def test_a_reader_never_sees_half_a_file_not_even_one_whose_writer_was_killed(tmp_path: Path) -> None:
+def test_a_reader_never_sees_half_a_file_even_if_its_writer_is_killed(tmp_path: Path) -> None:
     path = tmp_path / "file"
     with subprocess.Popen([sys.executable, "-c", _REWRITE_FOREVER, str(path)], cwd=ROOT) as writer:
         eventually(path.exists, "it is written", every=0.01)

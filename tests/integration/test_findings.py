@@ -1,4 +1,4 @@
-"""The advice of real runs: sets that are made to have one fault, and healthy ones."""
+"""The advice on real runs: data sets with one artificial fault, and healthy ones."""
 
 import json
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from tests.fixtures import Fit, run_test
 SPLITS = ("train", "val", "test")
 Images = np.ndarray[Any, Any]
 Change = Callable[[str, Images, Images], tuple[Images, Images]]
-"""The images and labels of a split, from its name, images and labels."""
+"""A function from a split's name, images and labels to its new images and labels."""
 
 
 def rewrite(change: Change) -> None:
@@ -77,7 +77,9 @@ def five_classes(split: str, images: Images, labels: Images) -> tuple[Images, Im
         (eight_test_images, {}, "With 8 test images"),
     ],
 )
-def test_a_set_with_a_fault_is_told_of_it(change: Change, keys: dict[str, object], said: str, fitted: Fit) -> None:
+def test_a_data_set_with_a_fault_gets_the_matching_advice(
+    change: Change, keys: dict[str, object], said: str, fitted: Fit
+) -> None:
     rewrite(change)
     assert any(said in finding for finding in found_in(fitted, **keys)), FINDINGS.read_text()
 

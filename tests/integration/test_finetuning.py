@@ -1,4 +1,4 @@
-"""Fine-tuning in real fits: what is frozen for how long, and how fast the rest learns."""
+"""Fine-tuning in real fits: which layers are frozen for how long, and how fast the others learn."""
 
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +17,7 @@ STEPS = 18  # an epoch
 
 
 class Notes(Callback):
-    """The state before each step and after the last, each group's learning rate, and the modes of the norms."""
+    """The state before each step and after the last, each group's learning rate, and whether each norm trains."""
 
     def __init__(self) -> None:
         self.states: list[dict[str, Tensor]] = []
@@ -56,8 +56,8 @@ def changed_in(notes: Notes, first: int, last: int) -> set[str]:
 
 
 @pytest.mark.parametrize("name", ["adamw", "sgd"])
-def test_while_frozen_only_the_head_changes_and_then_all_does(name: str, noted: Any) -> None:
-    """Not even by weight decay, nor batch norm's statistics, though there are saved states and validations between."""
+def test_only_the_head_changes_while_frozen_and_everything_afterwards(name: str, noted: Any) -> None:
+    """Frozen layers keep their weights and batch norm statistics, in spite of weight decay, states and validations."""
     notes = noted(
         fit__freeze_epochs=2, optimizer__name=name, optimizer__weight_decay=0.5, optimizer__schedule="constant"
     )
@@ -79,9 +79,7 @@ def test_an_autoencoder_s_decoder_is_not_frozen(noted: Any) -> None:
 
 
 @pytest.mark.parametrize("schedule", ["one_cycle", "triangular", "cosine", "constant"])
-def test_the_backbone_s_rate_is_its_share_of_the_head_s_at_each_step_of_every_schedule(
-    schedule: str, noted: Any
-) -> None:
+def test_the_backbone_s_rate_is_a_fixed_fraction_of_the_head_s_in_every_schedule(schedule: str, noted: Any) -> None:
     notes = noted(optimizer__backbone_learning_rate=0.1, optimizer__schedule=schedule)
     assert len(notes.rates[0]) == 4
     for head_weights, head_others, weights, others in notes.rates:
@@ -100,7 +98,9 @@ def test_a_backbone_with_a_tiny_rate_hardly_learns_and_the_head_does(noted: Any)
     assert max(moved.values()) < 1e-5
 
 
-def test_weights_of_either_part_decay_and_norms_and_biases_do_not(noted: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weight_decay_applies_to_weights_of_both_parts_but_not_to_norms_and_biases(
+    noted: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     groups: list[dict[str, Any]] = []
 
     class Groups(Notes):

@@ -1,4 +1,4 @@
-"""What `fit` keeps of a training: the best epoch, averaged or compiled where it was asked to."""
+"""Whole fits: the best epoch, a compiled network, other arithmetic, logged measurements and early stopping."""
 
 import csv
 import json
@@ -20,7 +20,7 @@ from tests.fixtures import Fit, run_test, watched_by
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
-def test_a_compiled_network_is_compiled_and_learns_what_the_plain_one_does(fitted: Fit) -> None:
+def test_a_compiled_network_is_compiled_and_trains_like_the_uncompiled_one(fitted: Fit) -> None:
     keys = {"model__network": "mlp", "model__dropout": 0.0, "fit__max_epochs": 1}
     plain = fitted(**keys)
     torch._dynamo.utils.counters.clear()
@@ -31,8 +31,8 @@ def test_a_compiled_network_is_compiled_and_learns_what_the_plain_one_does(fitte
         torch.testing.assert_close(compiled[name], plain[name], rtol=0.02, atol=0.02)
 
 
-def test_other_arithmetic_comes_to_an_accuracy_within_the_interval(fitted: Fit) -> None:
-    """bfloat16 and another number of threads stand in for other hardware."""
+def test_other_arithmetic_gives_an_accuracy_within_the_confidence_interval(fitted: Fit) -> None:
+    """bfloat16 and another number of threads simulate other hardware."""
 
     def tested(**keys: object) -> tuple[dict[str, Tensor], dict[str, float]]:
         weights = fitted(fit__max_epochs=8, model__width=8, **keys)
@@ -47,8 +47,8 @@ def test_other_arithmetic_comes_to_an_accuracy_within_the_interval(fitted: Fit) 
     assert one["accuracy"] > 0.9
 
 
-def test_the_loggers_get_each_epoch_s_time_memory_and_gradient(fitted: Fit) -> None:
-    """The norm is that of the last step's gradients, by hand, before they are clipped."""
+def test_the_loggers_get_each_epoch_s_time_memory_and_gradient_norm(fitted: Fit) -> None:
+    """The expected norm is that of the last step's gradients before clipping, computed here again."""
     norms: list[float] = []
 
     class Notes(Callback):
@@ -69,7 +69,7 @@ def test_the_loggers_get_each_epoch_s_time_memory_and_gradient(fitted: Fit) -> N
     assert all(0.1 < float(row["memory_gib"]) < 24 for row in facts)
 
 
-def test_the_columns_of_dvc_exp_show_are_few_and_tell_what_was_changed(fitted: Fit) -> None:
+def test_dvc_exp_show_has_few_columns_and_one_of_them_lists_the_changed_params(fitted: Fit) -> None:
     fitted(fit__max_epochs=1, fit__monitor="val_accuracy")
     best = json.loads(Path("data/evaluation/fit.json").read_text())
     shown = json.loads(Path("data/metrics/fit.json").read_text())
@@ -81,7 +81,7 @@ def test_the_columns_of_dvc_exp_show_are_few_and_tell_what_was_changed(fitted: F
 
 
 @pytest.mark.parametrize("patience", [1, 3])
-def test_a_fit_ends_after_its_patience_without_a_better_epoch(patience: int, fitted: Fit) -> None:
+def test_a_fit_stops_after_patience_epochs_without_improvement(patience: int, fitted: Fit) -> None:
     fitted(learning_rate=0.5, optimizer__schedule="constant", fit__max_epochs=30, fit__patience=patience)
     told = json.loads(Path("data/evaluation/fit.json").read_text())
     assert told["epochs"] == told["epoch"] + patience < 30

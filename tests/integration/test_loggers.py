@@ -1,4 +1,4 @@
-"""Loggers: what a fit and a test tell them, read back by each one's own reader."""
+"""Loggers: the content that a fit and a test log, read back with each logger's own reader."""
 
 import csv
 import io
@@ -35,8 +35,8 @@ from tests.processes import eventually
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*LeafSpec"),
-    pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType"),  # MLflow's, of a function of its own
-    pytest.mark.filterwarnings("ignore:.*unclosed:ResourceWarning"),  # W&B's, of its socket
+    pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType"),  # from a function in MLflow
+    pytest.mark.filterwarnings("ignore:.*unclosed:ResourceWarning"),  # from W&B's socket
 ]
 OF_LIGHTNING = ["tensorboard", "csv", "wandb"]
 ALL = ["mlflow", *OF_LIGHTNING]
@@ -48,11 +48,11 @@ def _wandb_offline(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
     yield
-    wandb.teardown()  # it reads its environment once a process
+    wandb.teardown()  # it reads its environment only once per process
 
 
 def logs() -> Path:
-    """Of the model that is in data/model."""
+    """The logs of the model in data/model."""
     return Path("data/logs") / str(json.loads(Path("data/model/model.json").read_text())["sha256"])[:16]
 
 
@@ -67,7 +67,7 @@ def tensorboard(folder: Path) -> EventAccumulator:
 
 
 def wandb_records(kind: str) -> list[Any]:
-    """Of all parts of the model's W&B run."""
+    """From all files of the model's W&B run."""
     records = [
         Record.FromString(content)
         for file in sorted((logs() / "wandb").glob("offline-run-*/*.wandb"))
@@ -77,23 +77,23 @@ def wandb_records(kind: str) -> list[Any]:
 
 
 def leveldb_log(content: bytes) -> Iterator[bytes]:
-    """The records of a file in the format of LevelDB's log, which W&B's is, behind a header of its own."""
+    """The records of a file in LevelDB's log format. W&B uses it, with its own file header."""
     place, record = 7, b""
     while place < len(content):
         left = 2**15 - place % 2**15
-        if left < 7:  # no header fits the rest of a block
+        if left < 7:  # too little space for a header: the rest of the block is padding
             place += left
             continue
         _, length, kind = struct.unpack_from("<IHB", content, place)
         record += content[place + 7 : place + 7 + length]
         place += 7 + length
-        if kind in (1, 4):  # the whole of a record, or its last part
+        if kind in (1, 4):  # a complete record, or the last part of one
             yield record
             record = b""
 
 
 def wandb_told() -> dict[str, Any]:
-    """The last value of each key of the history and the summary."""
+    """The last value of each key in the history and the summary."""
     return {
         item.key or ".".join(item.nested_key): json.loads(item.value_json)
         for kind, of in (("history", "item"), ("summary", "update"))
@@ -118,7 +118,7 @@ def test_the_choice_of_loggers_changes_no_output(fitted_in_mlflow: Fit) -> None:
     assert run.info.status == "FINISHED"
 
 
-def test_each_logger_holds_the_curves_the_parameters_and_the_best_epoch(fitted: Fit) -> None:
+def test_each_logger_gets_the_curves_the_parameters_and_the_best_epoch(fitted: Fit) -> None:
     fitted(tracking__loggers=OF_LIGHTNING, fit__max_epochs=3)
     rows, best = history(), json.loads(Path("data/evaluation/fit.json").read_text())
     curves = {name: [float(row[name]) for row in rows] for name in (*SUMS, "learning_rate")}
@@ -173,7 +173,7 @@ def pixels(png: bytes) -> NDArray[np.uint8]:
     return np.asarray(Image.open(io.BytesIO(png)).convert("L"))
 
 
-def test_each_logger_that_holds_pictures_shows_the_first_batch_as_the_network_sees_it(fitted_in_mlflow: Fit) -> None:
+def test_each_logger_with_pictures_shows_the_first_batch_as_the_network_sees_it(fitted_in_mlflow: Fit) -> None:
     seen: list[NDArray[np.uint8]] = []
 
     class Notes(Callback):
@@ -199,7 +199,7 @@ def test_each_logger_that_holds_pictures_shows_the_first_batch_as_the_network_se
     assert sum(image.tobytes() in raw for image in seen[0]) < len(seen[0]) / 2
 
 
-def test_histograms_are_those_of_the_epoch_s_weights_and_last_gradients(fitted: Fit) -> None:
+def test_histograms_show_the_weights_and_last_gradients_of_each_epoch(fitted: Fit) -> None:
     at_end: dict[str, torch.Tensor] = {}
 
     class Notes(Callback):
@@ -227,8 +227,8 @@ def test_histograms_are_those_of_the_epoch_s_weights_and_last_gradients(fitted: 
         assert sum(told[f"{name}.values"]) == values.numel()
 
 
-def test_a_killed_and_resumed_fit_has_each_epoch_once_in_its_logs(fitted: Fit) -> None:
-    """A real process, really killed: nothing is flushed at its end."""
+def test_a_killed_and_resumed_fit_logs_each_epoch_once(fitted: Fit) -> None:
+    """A real process is killed, so nothing is flushed at its end."""
     fitted(tracking__loggers=["csv", "tensorboard"], fit__max_epochs=1)
     shutil.rmtree("data/logs")
     params = load_params().model_dump()
@@ -260,7 +260,7 @@ def test_a_killed_and_resumed_fit_has_each_epoch_once_in_its_logs(fitted: Fit) -
     assert len(events.Scalars("epoch_seconds")) == 5
 
 
-def test_a_test_adds_its_figures_and_pictures_to_each_logger_and_a_repeat_replaces_them(fitted: Fit) -> None:
+def test_a_test_adds_its_metrics_and_pictures_to_each_logger_and_a_repeat_replaces_them(fitted: Fit) -> None:
     fitted(tracking__loggers=OF_LIGHTNING)
     run_test()
     run_test()
@@ -286,9 +286,7 @@ def test_a_test_adds_its_figures_and_pictures_to_each_logger_and_a_repeat_replac
     assert {record.run_id for record in wandb_records("run")} == {(logs() / "wandb/run_id").read_text()}
 
 
-def test_a_test_tells_only_the_loggers_that_are_chosen(
-    fitted_in_mlflow: Fit, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_test_logs_only_to_the_chosen_loggers(fitted_in_mlflow: Fit, capsys: pytest.CaptureFixture[str]) -> None:
     fitted_in_mlflow(tracking__loggers=["csv"])
     run_test()
     assert "warning" not in capsys.readouterr().err
@@ -306,7 +304,7 @@ def test_the_same_model_trained_again_keeps_its_logs_and_its_test(fitted: Fit) -
     assert [path.name for path in Path("data/logs").iterdir()] == [logs().name]
 
 
-def test_wandb_that_cannot_be_reached_is_one_warning_and_changes_nothing(
+def test_unreachable_wandb_gives_one_warning_and_changes_no_weight(
     fitted: Fit, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     alone = fitted()

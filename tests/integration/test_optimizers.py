@@ -22,7 +22,7 @@ STEPS_AN_EPOCH = 18
 
 @pytest.fixture
 def seen(fitted: Fit) -> Callable[..., "Seen"]:
-    """A fit with these keys changed, as seen at each optimizer step."""
+    """A fit with these keys changed, observed at each optimizer step."""
 
     def run(learning_rate: float = 0.01, **keys: object) -> Seen:
         witness = Seen()
@@ -37,7 +37,7 @@ class Seen(Callback):
     def __init__(self) -> None:
         self.rates: list[float] = []
         self.gradients: list[Tensor] = []
-        """Of all weights, as the optimizer finds them."""
+        """The gradients of all weights at each optimizer step."""
 
     def on_train_batch_start(self, trainer: pl.Trainer, *_: object) -> None:
         (optimizer,) = trainer.optimizers
@@ -47,12 +47,12 @@ class Seen(Callback):
 
     def _look(self, optimizer: torch.optim.Optimizer) -> None:
         weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-        # The closure, which computes the gradients and clips them, has yet to run: these are the last step's.
+        # The closure, which computes and clips the gradients, runs later: these are the gradients of the previous step.
         if weights[0].grad is not None:
             self.gradients.append(torch.cat([weight.grad.flatten() for weight in weights]).clone())
 
 
-def test_cosine_warm_up_climbs_in_a_straight_line_and_falls_along_a_cosine(seen: Any) -> None:
+def test_cosine_warm_up_rises_linearly_and_falls_along_a_cosine(seen: Any) -> None:
     rates = seen(optimizer__schedule="cosine_warm_up", optimizer__warm_up=0.25, fit__max_epochs=4).rates
     steps, climb = 4 * STEPS_AN_EPOCH, STEPS_AN_EPOCH
     assert len(rates) == steps
@@ -67,8 +67,8 @@ def test_plain_cosine_has_no_warm_up(seen: Any) -> None:
     assert rates == sorted(rates, reverse=True)
 
 
-def test_plateau_lowers_the_rate_after_its_patience_without_a_lower_val_loss(seen: Any) -> None:
-    """At a rate at which val_loss goes up and down: each epoch's rate by hand, from the losses that were written."""
+def test_plateau_lowers_the_rate_after_patience_epochs_without_a_lower_val_loss(seen: Any) -> None:
+    """At this rate val_loss goes up and down. The expected rates are computed from the recorded losses."""
     keys = {"optimizer__schedule": "plateau", "optimizer__plateau_factor": 0.5, "optimizer__plateau_patience": 1}
     rates = seen(learning_rate=1.0, fit__max_epochs=8, **keys).rates
     lines = [line.split(",") for line in Path("data/evaluation/history.csv").read_text().splitlines()]
@@ -80,12 +80,12 @@ def test_plateau_lowers_the_rate_after_its_patience_without_a_lower_val_loss(see
         if bad > 1:
             rate, bad = rate * 0.5, 0
     assert rates == pytest.approx(expected)
-    assert len(set(rates)) > 1, "it was never lowered: this would show nothing"
+    assert len(set(rates)) > 1, "the rate was never lowered, so the test proves nothing"
     assert [float(line[lines[0].index("learning_rate")]) for line in lines[1:]] == rates[::STEPS_AN_EPOCH]
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-def test_clipping_by_value_bounds_each_gradient_and_by_norm_their_whole(precision: str, seen: Any) -> None:
+def test_clipping_by_value_bounds_each_gradient_and_by_norm_the_total_norm(precision: str, seen: Any) -> None:
     by = {
         algorithm: seen(
             fit__gradient_clip_val=0.01, fit__gradient_clip_algorithm=algorithm, fit__max_epochs=1,
@@ -110,7 +110,7 @@ def test_muon_learns_the_digits_as_well_as_adamw(fitted: Fit) -> None:
     assert accuracy["muon"] > accuracy["adamw"] - 0.02
 
 
-def test_muon_is_tuned_as_the_others_are(changed: Changed, build: Build, digits: Path) -> None:
+def test_muon_is_tuned_like_the_other_optimizers(changed: Changed, build: Build, digits: Path) -> None:
     keys = {"model.network": "cnn", "model.width": 8, "optimizer.name": "muon", "optimizer.schedule": "constant"}
     params = changed(keys)
     data = PreparedData(params.augment, 64, 64, 0, digits)
@@ -119,7 +119,7 @@ def test_muon_is_tuned_as_the_others_are(changed: Changed, build: Build, digits:
     batch, seconds_an_image = scale_batch(system, data, params.batch, params.trainer)
     assert seconds_an_image > 0
     assert batch.micro_batch == 64
-    kept = sum(weight.nbytes for weight in system.parameters()) * 4  # what the budget counts of the weights
+    kept = sum(weight.nbytes for weight in system.parameters()) * 4  # the memory budget's estimate for the weights
     optimizer: Any = _stepped(system)
     state = sum(value.nbytes for of in optimizer.state.values() for value in of.values() if isinstance(value, Tensor))
     assert state + 2 * kept / 4 <= kept
@@ -139,8 +139,10 @@ def _stepped(system: Any) -> torch.optim.Optimizer:
 
 
 @pytest.mark.parametrize("schedule", ["one_cycle", "triangular"])
-def test_a_climb_of_one_step_begins_low_and_is_at_its_peak_next(schedule: str, seen: Callable[..., Seen]) -> None:
-    rates = seen(optimizer__schedule=schedule, optimizer__warm_up=1 / 36).rates  # of two epochs
+def test_a_warm_up_of_one_step_starts_low_and_reaches_the_peak_at_the_next_step(
+    schedule: str, seen: Callable[..., Seen]
+) -> None:
+    rates = seen(optimizer__schedule=schedule, optimizer__warm_up=1 / 36).rates  # one step of two epochs
     assert len(rates) == 36
     assert rates[0] == pytest.approx(0.01 / 25)
     assert rates[1:] == sorted(rates[1:], reverse=True)

@@ -1,4 +1,4 @@
-"""The prepared data set is the same bytes, whichever process packs it."""
+"""Each process packs the prepared data set to identical bytes."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from tests.unit.data.test_pack import contents, photos
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_two_processes_pack_the_same_images_to_the_same_bytes_wherever_they_lie(values: Values, tmp_path: Path) -> None:
+def test_two_processes_pack_the_same_images_to_identical_bytes_from_any_folder(values: Values, tmp_path: Path) -> None:
     running = []
     for number, root in enumerate(("here/photos", "another/place/photos")):
         workspace = tmp_path / str(number)

@@ -1,4 +1,4 @@
-"""What Refit needs of its libraries beyond their documented interfaces, one entry per need.
+"""The undocumented features of libraries that Refit needs, one entry per feature.
 
 After `make lock`, this file lists the features that the new versions break. Each check uses the real library.
 """
@@ -22,7 +22,7 @@ from pytorch_lightning.demos.boring_classes import BoringModel, RandomDataset
 from pytorch_lightning.loops.fit_loop import _FitLoop
 from torch.utils.data import DataLoader
 
-pytestmark = pytest.mark.filterwarnings("ignore:_NoneStep.value:DeprecationWarning")  # DVC's
+pytestmark = pytest.mark.filterwarnings("ignore:_NoneStep.value:DeprecationWarning")  # from DVC
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -32,7 +32,7 @@ class Need(NamedTuple):
     what: str
     """The name, behaviour or message."""
     feature: str
-    """What of Refit breaks without it."""
+    """The part of Refit that breaks without it."""
     check: Callable[[], None]
     """Raises an exception if the library no longer has it."""
 
@@ -373,15 +373,15 @@ def _() -> None:
 
 
 @pytest.mark.parametrize("one", NEEDS, ids=lambda one: f"{one.library}: {one.what}: {one.feature}")
-def test_the_library_still_has_what_refit_needs(one: Need) -> None:
+def test_each_undocumented_feature_that_refit_needs_still_exists(one: Need) -> None:
     one.check()
 
 
 def test_every_private_name_in_use_is_listed_here() -> None:
-    """But for a method that overrides a private one."""
+    """Except methods that override a private method."""
     files = [path for room in ("refit", "stages", "pipelines") for path in (ROOT / room).rglob("*.py")]
     nodes = [node for path in files for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))]
-    ours, used = {"_exit", "_asdict", "_replace", "_make", "_fields"}, set()  # the first are Python's
+    ours, used = {"_exit", "_asdict", "_replace", "_make", "_fields"}, set()  # the first five belong to Python
     for node in nodes:
         match node:
             case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():

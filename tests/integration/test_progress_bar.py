@@ -1,4 +1,4 @@
-"""What a person at a terminal sees of a fit, and what a log holds of it."""
+"""The output of a fit in a terminal and in a log."""
 
 import fcntl
 import os
@@ -27,7 +27,7 @@ def environment() -> dict[str, str]:
 
 
 def in_terminal(command: list[str], columns: int = 160) -> str:
-    """What the command shows in a terminal of 40 lines, without colours and movements."""
+    """The command's output in a terminal of 40 lines, without the escape sequences for colours and the cursor."""
     ours, its = pty.openpty()
     fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
     process = subprocess.Popen(command, env=environment(), stdin=its, stdout=its, stderr=its)
@@ -36,15 +36,15 @@ def in_terminal(command: list[str], columns: int = 160) -> str:
     try:
         while part := os.read(ours, 65536):
             shown += part
-    except OSError:  # the other side is closed
+    except OSError:  # the command has closed the terminal
         pass
     assert process.wait() == 0, shown.decode()
     os.close(ours)
     return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
 
 
-def test_a_terminal_shows_the_epoch_the_metrics_and_the_time_left_and_no_version(fitted: Fit) -> None:
-    fitted(tracking__loggers=["csv", "tensorboard"], fit__max_epochs=3)  # which writes params.yaml too
+def test_a_terminal_shows_the_epoch_the_metrics_and_the_time_left_but_no_version(fitted: Fit) -> None:
+    fitted(tracking__loggers=["csv", "tensorboard"], fit__max_epochs=3)  # also writes params.yaml
     shown = in_terminal(FIT)
     lines = [line for line in re.split(r"[\r\n]+", shown) if line.startswith("Epoch ")]
     assert {line.split()[1] for line in lines} == {"1/3", "2/3", "3/3"}
@@ -61,7 +61,7 @@ def test_a_terminal_shows_the_epoch_the_metrics_and_the_time_left_and_no_version
     ("columns", "metrics"),
     [(100, "train_loss val_loss val_accuracy"), (50, "")],
 )
-def test_a_narrow_terminal_shows_a_line_an_epoch_too(columns: int, metrics: str, fitted: Fit) -> None:
+def test_a_narrow_terminal_also_shows_one_line_per_epoch(columns: int, metrics: str, fitted: Fit) -> None:
     fitted(tracking__loggers=[], fit__max_epochs=3)
     shown = re.split(r"[\r\n]+", in_terminal(FIT, columns))
     last = [line for line in shown if line.startswith("Epoch 3/3")][-1]
@@ -69,7 +69,7 @@ def test_a_narrow_terminal_shows_a_line_an_epoch_too(columns: int, metrics: str,
     assert not [line for line in shown if line.startswith(" ") and line.strip()]
 
 
-def test_a_log_gets_a_line_an_epoch_and_no_bar(fitted: Fit) -> None:
+def test_a_log_gets_one_line_per_epoch_and_no_progress_bar(fitted: Fit) -> None:
     fitted(tracking__loggers=[], fit__max_epochs=3)
     done = subprocess.run(FIT, env=environment(), capture_output=True, text=True, check=True)
     epochs = [line for line in done.stdout.splitlines() if line.startswith("epoch ")]
@@ -81,7 +81,7 @@ def test_a_log_gets_a_line_an_epoch_and_no_bar(fitted: Fit) -> None:
 
 
 def test_the_time_left_is_that_of_the_whole_fit(fitted: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By a clock on which each step takes two seconds."""
+    """The clock is patched so that each step takes two seconds."""
     now, left = [0.0], []
 
     class Clock(Callback):

@@ -31,7 +31,7 @@ from tests.fixtures import Changed, Fit, run_test
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*LeafSpec"),
-    pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType"),  # MLflow's, of a function of its own
+    pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType"),  # from a function in MLflow
 ]
 OLD = Path(__file__).resolve().parents[1] / "fixtures/models"
 RIVAL = Version("refit", "7", "c" * 64, "run", was_champion=True)
@@ -46,7 +46,7 @@ def verdict() -> Any:
 
 @pytest.fixture
 def trained(fitted_in_mlflow: Fit) -> Any:
-    """Fit and test a model with these keys changed; its accuracy."""
+    """Fit and test a model with these keys changed; returns its accuracy."""
 
     def run(**keys: object) -> float:
         fitted_in_mlflow(**{"fit__max_epochs": 3} | keys)
@@ -56,7 +56,7 @@ def trained(fitted_in_mlflow: Fit) -> Any:
     return run
 
 
-def test_the_first_is_promoted_and_a_better_one_and_a_worse_one_is_not(
+def test_the_first_and_a_better_model_are_promoted_and_a_worse_one_is_not(
     trained: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bad = trained(learning_rate=1e-4, fit__max_epochs=1)
@@ -66,7 +66,7 @@ def test_the_first_is_promoted_and_a_better_one_and_a_worse_one_is_not(
     assert (verdict()["outcome"], verdict()["why"]) == ("unchanged", "models:/refit/1 is already this model")
 
     good = trained()
-    assert good > bad + 0.1, "this would show nothing"
+    assert good > bad + 0.1, "otherwise the test proves nothing"
     better = register(MODEL, "refit")[0].sha256
     promote.main()
     found = verdict()
@@ -101,7 +101,7 @@ def test_the_first_is_promoted_and_a_better_one_and_a_worse_one_is_not(
 
 
 @pytest.mark.parametrize("name", ["format_1_classifier", "format_2_classifier", "format_2_autoencoder"])
-def test_a_champion_of_an_earlier_format_is_compared_with(name: str, trained: Any) -> None:
+def test_a_champion_of_an_earlier_format_can_be_compared(name: str, trained: Any) -> None:
     trained(fit__max_epochs=8)
     folder = OLD / name
     TrackedRun({}, {}).finish(folder, torch.from_numpy(read_split("test").images[:2]))
@@ -123,7 +123,7 @@ def test_a_champion_of_an_earlier_format_is_compared_with(name: str, trained: An
     assert found["outcome"] == "promoted"
 
 
-def test_images_that_the_champion_was_trained_on_do_not_count(
+def test_images_that_the_champion_was_trained_on_are_left_out(
     trained: Any, prepared_workspace: Path, changed: Changed
 ) -> None:
     trained(fit__max_epochs=1)
@@ -189,15 +189,15 @@ def test_the_next_promotion_completes_an_interrupted_one(
 
 
 def write_record(folder: Path, record: dict[str, Any], **changes: Any) -> None:
-    """Write a changed record with the sha256 of its content."""
+    """Write a changed record with a matching sha256."""
     values = {**record, **changes}
     blueprint = {name: values[name] for name in Blueprint.model_fields}
     values["sha256"] = identity(blueprint, values["weights_sha256"])
     (folder / "model.json").write_text(json.dumps(values))
 
 
-def test_a_champion_is_judged_by_the_names_of_its_classes(trained: Any) -> None:
-    """A class that came later stands between the others and moves their numbers."""
+def test_a_champion_s_predictions_are_compared_by_class_name(trained: Any) -> None:
+    """A class that is added later changes the numbers of the others."""
     trained(fit__max_epochs=1)
     _, before, _ = predictions_of(MODEL, RIVAL, load_params())
     description = json.loads((MODEL / "model.json").read_text())
@@ -205,10 +205,10 @@ def test_a_champion_is_judged_by_the_names_of_its_classes(trained: Any) -> None:
     assert predictions_of(MODEL, RIVAL, load_params())[1] == [f"class {name}" for name in before]
 
 
-def test_a_champion_of_larger_images_gets_images_of_its_own_size(
+def test_a_champion_with_another_image_size_gets_images_of_that_size(
     trained: Any, prepared_workspace: Path, changed: Changed
 ) -> None:
-    """And what it was trained on is known by its own pixels."""
+    """The champion's training images are found by the hash of their pixels at its own size."""
 
     def prepare(**keys: object) -> None:
         data = changed({"data.root": str(prepared_workspace), **keys})
@@ -237,7 +237,7 @@ def test_a_champion_of_larger_images_gets_images_of_its_own_size(
     assert hits.mean() > 0.5 * own
 
 
-def test_a_champion_that_was_withdrawn_does_not_come_back_by_itself(trained: Any) -> None:
+def test_a_withdrawn_champion_is_not_promoted_again_automatically(trained: Any) -> None:
     trained(learning_rate=1e-4, fit__max_epochs=1)
     promote.main()
     trained()
@@ -248,13 +248,13 @@ def test_a_champion_that_was_withdrawn_does_not_come_back_by_itself(trained: Any
     assert verdict()["outcome"] == "kept"
     assert str(client.get_model_version_by_alias("refit", "champion").version) == "1"
     assert "this model, models:/refit/2, was champion before and was withdrawn" in verdict()["why"]
-    # So too if an earlier version of Refit registered it, and named it by its weights.
+    # The same holds if an earlier version of Refit registered it with the sha256 of its weights.
     client.set_model_version_tag("refit", "2", "model_sha256", read_record().weights_sha256)
     promote.main()
     assert verdict()["outcome"] == "kept"
 
 
-def test_a_champion_to_which_today_s_code_gives_other_answers_is_not_judged(
+def test_a_champion_whose_predictions_changed_with_the_code_is_not_compared(
     trained: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trained()
@@ -266,10 +266,10 @@ def test_a_champion_to_which_today_s_code_gives_other_answers_is_not_judged(
     with pytest.raises(UserError, match=r"models:/refit/1 now predicts a different class for \d+ of 359 images"):
         promote.main()
     assert find_champion("refit") is not None
-    assert verdict()["outcome"] == "promoted", "the last one's"
+    assert verdict()["outcome"] == "promoted", "the verdict of the last promotion"
 
 
-def test_a_champion_of_another_task_is_refused_and_images_of_classes_that_it_lacks_are_counted(trained: Any) -> None:
+def test_a_champion_of_another_task_is_refused_and_images_of_unknown_classes_are_counted(trained: Any) -> None:
     trained(fit__max_epochs=1)
     promote.main()
     (run,) = MlflowClient().search_runs(["1"])
@@ -287,7 +287,7 @@ def test_a_champion_of_another_task_is_refused_and_images_of_classes_that_it_lac
     assert verdict()["unknown"] == nines
 
 
-def test_a_champion_of_another_task_is_replaced_without_a_comparison_by_the_command_in_the_error(trained: Any) -> None:
+def test_the_command_in_the_error_replaces_a_champion_of_another_task_without_comparison(trained: Any) -> None:
     trained(fit__max_epochs=1)
     promote.main()
     (run,) = MlflowClient().search_runs(["1"])
@@ -308,7 +308,7 @@ def test_a_champion_of_another_task_is_replaced_without_a_comparison_by_the_comm
     assert verdict()["outcome"] == "promoted"
 
 
-def test_a_test_of_other_images_than_those_prepared_is_refused_in_one_line(
+def test_results_of_other_images_than_the_prepared_ones_are_refused(
     trained: Any, prepared_workspace: Path, changed: Changed
 ) -> None:
     trained(fit__max_epochs=1)
@@ -332,7 +332,9 @@ def test_a_model_registered_without_its_images_is_completed_later(trained: Any, 
     assert fetch(version, tmp_path).seen is not None
 
 
-def test_a_champion_that_cannot_be_compared_fails_with_one_line(trained: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_champion_that_cannot_be_compared_fails_with_a_one_line_error(
+    trained: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     trained(fit__max_epochs=1)
     description = json.loads((MODEL / "model.json").read_text())
     write_record(MODEL, description, shape=[1, 16, 16])
@@ -344,7 +346,7 @@ def test_a_champion_that_cannot_be_compared_fails_with_one_line(trained: Any, mo
         predictions_of(MODEL, RIVAL, load_params())
 
 
-def test_an_untested_model_and_a_debug_run_are_refused_in_one_line(trained: Any, fitted_in_mlflow: Fit) -> None:
+def test_an_untested_model_and_a_debug_run_are_refused(trained: Any, fitted_in_mlflow: Fit) -> None:
     trained(fit__max_epochs=1, debug__limit_test_batches=1)
     with pytest.raises(UserError, match="is a debug run; undo the changes to the debug section"):
         promote.main()
@@ -354,7 +356,7 @@ def test_an_untested_model_and_a_debug_run_are_refused_in_one_line(trained: Any,
     assert not PROMOTION.exists()
 
 
-def test_no_mlflow_and_a_foreign_alias_fail_with_one_line(
+def test_unreachable_mlflow_and_a_foreign_alias_fail_with_a_one_line_error(
     trained: Any, monkeypatch: pytest.MonkeyPatch, prepared_workspace: Path
 ) -> None:
     trained(fit__max_epochs=1)
@@ -369,7 +371,7 @@ def test_no_mlflow_and_a_foreign_alias_fail_with_one_line(
         promote.main()
 
 
-def test_a_model_registered_when_the_images_had_changed_is_compared_on_all_and_says_so(
+def test_a_model_whose_training_images_are_unknown_is_compared_on_all_with_a_warning(
     trained: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     trained(fit__max_epochs=1)

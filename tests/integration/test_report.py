@@ -1,4 +1,4 @@
-"""The report is the same bytes, whichever process writes it."""
+"""Each process writes an identical report."""
 
 import os
 import subprocess
@@ -8,7 +8,7 @@ from pathlib import Path
 from tests.unit.reports.test_page import write_page
 
 
-def test_pictures_and_page_are_the_same_bytes_in_any_process_and_with_any_matplotlib_settings(tmp_path: Path) -> None:
+def test_the_report_is_identical_in_any_process_and_with_any_matplotlib_settings(tmp_path: Path) -> None:
     settings = tmp_path / "matplotlibrc"
     settings.write_text("font.size: 30\nsavefig.dpi: 50\naxes.facecolor: red\n")
     pages = []

@@ -1,4 +1,4 @@
-"""A fit that was cut off goes on where it was, to the same bits."""
+"""An interrupted fit resumes, with bitwise identical results."""
 
 import csv
 import hashlib
@@ -37,8 +37,8 @@ class PowerCutError(Exception):
 
 
 class Witness(Callback):
-    """Draws from every generator at each step, as a layer of the user's own might; sees what the fit ends with; and
-    may cut it off."""
+    """Uses every random generator at each step, as a user's layer might; records the end of the fit; can interrupt
+    the fit."""
 
     def __init__(self, cut_off_in: int | None) -> None:
         self.cut_off_in = cut_off_in
@@ -52,7 +52,7 @@ class Witness(Callback):
         if number == self.cut_off_in:
             raise PowerCutError(self)
         if batch_idx + 1 == trainer.num_training_batches:
-            time.sleep(0.1)  # the last state is written, so that this step's would be too
+            time.sleep(0.1)  # the previous state is written by now, so this step's state would be too
         self.drawn[number] = (torch.rand(()).item(), np.random.rand(), random.random(), batch.labels.sum().item())
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -66,7 +66,7 @@ class Witness(Callback):
 
 @pytest.fixture
 def witnessed(fitted: Fit) -> Callable[..., tuple[Witness, dict[str, Tensor]]]:
-    """A fit that saves its state at each step, unless told otherwise; cut off in a batch, or to its end."""
+    """A fit that saves its state at each step by default; it runs to its end, or is interrupted in a batch."""
 
     def run(cut_off_in: int | None = None, **keys: object) -> tuple[Witness, dict[str, Tensor]]:
         witness = Witness(cut_off_in)
@@ -101,7 +101,7 @@ KINDS: dict[str, dict[str, object]] = {
     "swa without batch norm": {"fit.averaging": "swa", "fit.swa_start": 0.0, "model.network": "mlp"},
     "frozen at first": {"fit.freeze_epochs": 1, "optimizer.backbone_learning_rate": 0.1},
     "frozen at first, sgd": {"fit.freeze_epochs": 1, "optimizer.name": "sgd"},
-    "augmented on a thread": {"augment.shift": 2, "augment.cutout": 2},
+    "augmented in a thread": {"augment.shift": 2, "augment.cutout": 2},
     "early stopping": {"fit.patience": 1, "fit.max_epochs": 4},
     "sgd": {"optimizer.name": "sgd", "optimizer.schedule": "cosine"},
     "constant": {"optimizer.schedule": "constant"},
@@ -109,20 +109,20 @@ KINDS: dict[str, dict[str, object]] = {
     "bfloat16": {"trainer.precision": "bf16-mixed"},
     "muon": {"optimizer.name": "muon", "optimizer.schedule": "cosine_warm_up"},
     "plateau": {"optimizer.schedule": "plateau", "optimizer.plateau_patience": 0, "fit.max_epochs": 4},
-    "mixed": {"augment.mixup": 0.4, "augment.cutmix": 1.0, "loss.class_weights": "balanced"},
-    "by policy": {"augment.policy": "trivialaugment", "augment.color_jitter": 0.4},
+    "mixed images": {"augment.mixup": 0.4, "augment.cutmix": 1.0, "loss.class_weights": "balanced"},
+    "augment policy": {"augment.policy": "trivialaugment", "augment.color_jitter": 0.4},
 }
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_interrupted_fit_ends_with_the_same_bits(kind: str, witnessed: Any) -> None:
+def test_an_interrupted_fit_resumes_to_bitwise_identical_weights(kind: str, witnessed: Any) -> None:
     keys = {key.replace(".", "__"): value for key, value in ({"model.dropout": 0.2} | KINDS[kind]).items()}
     whole, weights = witnessed(**keys)
     outputs = [Path("data/evaluation", name).read_bytes() for name in ("history.csv", "fit.json")]
     for cut in (5, STEPS_AN_EPOCH, STEPS_AN_EPOCH + 1, 30):
         with pytest.raises(PowerCutError) as cut_off:
             witnessed(cut_off_in=cut, **keys)
-        assert state_files(), "the cut came before the first state"
+        assert state_files(), "no state was saved before the interruption"
         assert whole.drawn.items() >= cut_off.value.args[0].drawn.items()
     resumed, resumed_weights = witnessed(**keys)
     first = min(resumed.drawn)
@@ -137,7 +137,7 @@ def test_an_interrupted_fit_ends_with_the_same_bits(kind: str, witnessed: Any) -
 @pytest.mark.parametrize(
     "keys", [{"debug__limit_train_batches": 1}, {"micro_batch": 16, "debug__limit_train_batches": 4}], ids=str
 )
-def test_a_signal_ends_a_fit_of_one_step_an_epoch_though_its_state_cannot_be_saved(
+def test_a_signal_ends_a_fit_of_one_step_per_epoch_although_no_state_can_be_saved(
     keys: dict[str, Any], fitted: Fit, capsys: pytest.CaptureFixture[str]
 ) -> None:
     begun: list[int] = []
@@ -155,11 +155,11 @@ def test_a_signal_ends_a_fit_of_one_step_an_epoch_though_its_state_cannot_be_sav
     assert not Path("data/model").exists()
 
 
-def test_a_best_epoch_before_the_cut_is_kept(witnessed: Any) -> None:
+def test_a_best_epoch_before_the_interruption_is_kept(witnessed: Any) -> None:
     keys = {"learning_rate": 0.5, "optimizer__schedule": "constant", "fit__max_epochs": 3}
     _, weights = witnessed(**keys)
     told = json.loads(Path("data/evaluation/fit.json").read_text())
-    assert told["epoch"] < 3, "the best is the last: this would show nothing"
+    assert told["epoch"] < 3, "the best epoch is the last, so the test proves nothing"
     with pytest.raises(PowerCutError):
         witnessed(cut_off_in=3 * STEPS_AN_EPOCH - 2, **keys)
     resumed, resumed_weights = witnessed(**keys)
@@ -169,9 +169,9 @@ def test_a_best_epoch_before_the_cut_is_kept(witnessed: Any) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*LeafSpec")
-@pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType")  # MLflow's, of a function of its own
+@pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType")  # from a function in MLflow
 @pytest.mark.usefixtures("fitted_in_mlflow")
-def test_the_mlflow_run_of_an_interrupted_fit_continues_without_a_gap_or_a_repeat(witnessed: Any) -> None:
+def test_the_mlflow_run_of_an_interrupted_fit_has_no_gap_and_no_duplicate(witnessed: Any) -> None:
     keys = {"fit__max_epochs": 4, "tracking__loggers": ["mlflow"]}
     for cut in (STEPS_AN_EPOCH + 3, 3 * STEPS_AN_EPOCH + 1):
         with pytest.raises(PowerCutError):
@@ -190,11 +190,11 @@ def test_the_mlflow_run_of_an_interrupted_fit_continues_without_a_gap_or_a_repea
 
 
 @pytest.mark.parametrize("cuts", [[5], [STEPS_AN_EPOCH + 3, 3 * STEPS_AN_EPOCH + 1]], ids=str)
-def test_the_logs_of_an_interrupted_fit_continue_without_a_gap_or_a_repeat(
+def test_the_logs_of_an_interrupted_fit_have_no_gap_and_no_duplicate(
     cuts: list[int], witnessed: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The last cut comes after an epoch that is in the logs, and not in the last state."""
-    monkeypatch.setattr(resume, "FIRST_GUESS", 0.0)  # a state at the first epoch's end
+    """At the last interruption, the logs contain an epoch that the last state does not."""
+    monkeypatch.setattr(resume, "FIRST_GUESS", 0.0)  # saves a state at the end of the first epoch
     keys = {"fit__max_epochs": 4, "fit__save_state_every": 1000.0, "tracking__loggers": ["csv", "tensorboard"]}
     for cut in cuts:
         with pytest.raises(PowerCutError):
@@ -219,7 +219,7 @@ def test_the_logs_of_an_interrupted_fit_continue_without_a_gap_or_a_repeat(
     assert len(events.Images("first_batch")) == 1
 
 
-def test_a_fit_resumes_whatever_loggers_are_chosen_meanwhile(witnessed: Any) -> None:
+def test_a_fit_resumes_with_other_loggers(witnessed: Any) -> None:
     whole, weights = witnessed()
     with pytest.raises(PowerCutError):
         witnessed(cut_off_in=12, tracking__loggers=["csv"])
@@ -228,7 +228,7 @@ def test_a_fit_resumes_whatever_loggers_are_chosen_meanwhile(witnessed: Any) -> 
     assert same((resumed.end, resumed_weights), (whole.end, weights))
 
 
-def test_a_fit_interrupted_in_an_accumulation_resumes_from_the_last_step(witnessed: Any) -> None:
+def test_a_fit_interrupted_during_accumulation_resumes_from_the_last_step(witnessed: Any) -> None:
     whole, weights = witnessed(micro_batch=16)
     with pytest.raises(PowerCutError):
         witnessed(micro_batch=16, cut_off_in=4 * 3 + 2)
@@ -246,10 +246,10 @@ print(json.dumps([state, json.load(open(sys.argv[2]))]))
 """
 
 
-def test_a_state_and_the_model_tell_their_resolved_parameters_to_a_process_without_the_project(
+def test_resolved_parameters_of_a_state_and_a_model_can_be_read_without_the_project(
     witnessed: Any, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """With weights_only, so that nothing but plain values is among them."""
+    """The state is loaded with weights_only, so it may contain only plain values."""
     with pytest.raises(PowerCutError):
         witnessed(cut_off_in=12, micro_batch=16, learning_rate=0.02)
     state = state_files()[-1].rename("state.ckpt").resolve()
@@ -269,7 +269,7 @@ def test_a_state_and_the_model_tell_their_resolved_parameters_to_a_process_witho
 
 @pytest.fixture
 def two_states(witnessed: Any) -> Any:
-    """A fit of which the two newest states are left; to be run on to its end."""
+    """A fit whose two newest states are saved; a call resumes it."""
     with pytest.raises(PowerCutError):
         witnessed(cut_off_in=12)
     assert len(state_files()) == 2
@@ -283,7 +283,7 @@ def spoil(path: Path) -> None:
 
 
 def swap_for_a_pickle(path: Path) -> None:
-    """As an attacker would: with the sha256 that belongs to it."""
+    """Like an attacker: also replace the sha256 file."""
     torch.save({"state_dict": Bomb()}, path)
     path.with_name(f"{path.name}.sha256").write_text(hashlib.sha256(path.read_bytes()).hexdigest())
 
@@ -301,9 +301,9 @@ class Bomb:
         (lambda path: path.with_name(f"{path.name}.sha256").unlink(), "its .sha256 file is missing"),
         (swap_for_a_pickle, "it is not a state: "),
     ],
-    ids=["a bit flipped", "cut short", "no sha256", "a pickle"],
+    ids=["flipped bit", "truncated", "no sha256", "pickle"],
 )
-def test_a_damaged_state_is_skipped_for_the_one_before(
+def test_a_damaged_state_is_skipped_and_the_previous_one_is_used(
     harm: Callable[[Path], None], fault: str, two_states: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     older, newest = state_files()
@@ -317,7 +317,7 @@ def test_a_damaged_state_is_skipped_for_the_one_before(
     assert same((resumed.end, weights), (whole.end, whole_weights))
 
 
-def test_the_state_of_another_fit_is_left_and_the_difference_is_reported(
+def test_the_state_of_another_fit_is_not_used_and_the_difference_is_reported(
     two_states: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     left = state_files()
@@ -327,14 +327,14 @@ def test_the_state_of_another_fit_is_left_and_the_difference_is_reported(
         capsys.readouterr().out
     )
     assert state_files() == left
-    resumed, _ = two_states(fit__save_state_every=5.0)  # which changes no result
+    resumed, _ = two_states(fit__save_state_every=5.0)  # changes no result
     assert min(resumed.drawn) > 0
 
 
-def test_the_state_of_a_fit_with_other_initial_weights_is_left(
+def test_the_state_of_a_fit_with_other_initial_weights_is_not_used(
     two_states: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Though they are in a file of the same name."""
+    """Although the weights file has the same name."""
     weights = Path("data/weights/model.safetensors")
     weights.parent.mkdir()
     keys = {"model__weights": str(weights), "fit__max_epochs": 1}
@@ -348,7 +348,7 @@ def test_the_state_of_a_fit_with_other_initial_weights_is_left(
     assert min(resumed.drawn) > 0
 
 
-def test_an_unreadable_state_of_another_fit_stops_no_fit(two_states: Any) -> None:
+def test_an_unreadable_state_of_another_fit_does_not_stop_a_fit(two_states: Any) -> None:
     other = state_files()[0].parent.with_name("0" * 16)
     shutil.copytree(state_files()[0].parent, other)
     (other / "inputs.json").write_bytes(b"")
@@ -375,10 +375,10 @@ class Mine(torch.nn.Module):
 """
 
 
-def test_a_fit_goes_on_with_a_network_of_the_users_if_only_a_comment_was_edited_meanwhile(
+def test_a_fit_with_a_user_s_network_resumes_if_only_a_comment_was_edited(
     prepared_workspace: Path, values: Any, fitted: Fit
 ) -> None:
-    fitted(fit__max_epochs=1)  # for the choices of the stages before
+    fitted(fit__max_epochs=1)  # creates the outputs of the earlier stages
     code = prepared_workspace / "code"
     for package in ("refit", "stages"):
         shutil.copytree(PROJECT / package, code / package, ignore=shutil.ignore_patterns("__pycache__"))
@@ -402,7 +402,7 @@ def test_a_fit_goes_on_with_a_network_of_the_users_if_only_a_comment_was_edited_
     assert "resuming from step" in mended.stdout
 
 
-def test_a_signal_in_the_last_validation_says_that_no_state_of_it_is_kept(
+def test_a_signal_in_the_last_validation_warns_that_no_state_is_saved(
     fitted: Fit, capsys: pytest.CaptureFixture[str]
 ) -> None:
     class Interrupts(Callback):
@@ -416,8 +416,8 @@ def test_a_signal_in_the_last_validation_says_that_no_state_of_it_is_kept(
     assert not Path("data/model").exists()
 
 
-def test_a_full_disk_fails_the_fit_in_a_line_and_leaves_the_state_before(witnessed: Any) -> None:
-    """Each state after those that are there meets a device without space."""
+def test_a_full_disk_fails_the_fit_with_a_one_line_error_and_keeps_the_previous_state(witnessed: Any) -> None:
+    """Each later state is written to a device without free space."""
     with pytest.raises(PowerCutError):
         witnessed(cut_off_in=4)
     before = {path: path.read_bytes() for path in state_files()}

@@ -1,4 +1,4 @@
-"""`make sanity` tells systems that can learn from broken ones, and says what may be wrong with those."""
+"""`make sanity` distinguishes working systems from broken ones, and names a likely cause."""
 
 import time
 from collections.abc import Callable
@@ -35,7 +35,7 @@ def _on_a_busy_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def broken(prepared_workspace: Path, monkeypatch: pytest.MonkeyPatch) -> Broken:
-    """Have the system broken before it is trained, and the training be short."""
+    """Break the system before training, and shorten the training."""
 
     def use(break_it: Callable[[pl.LightningModule], None]) -> None:
         def build(*args: Any) -> pl.LightningModule:
@@ -51,19 +51,19 @@ def broken(prepared_workspace: Path, monkeypatch: pytest.MonkeyPatch) -> Broken:
 
 @pytest.mark.parametrize("system", ["classifier", "autoencoder"])
 @pytest.mark.usefixtures("prepared_workspace")
-def test_a_sound_system_learns_a_few_images_by_heart(
+def test_a_sound_system_memorises_a_few_images(
     system: str, changed: Changed, capsys: pytest.CaptureFixture[str]
 ) -> None:
     keys = {"model.system": system, "model.embedding": 64, "model.network": "cnn"}
     sanity.main(changed(QUICK | keys))
     *curve, verdict = capsys.readouterr().out.splitlines()
     assert verdict.startswith("memorised 32 images in ")
-    assert 10 <= int(verdict.split()[-2]) < sanity.STEPS, "it stops when they are memorised"
+    assert 10 <= int(verdict.split()[-2]) < sanity.STEPS, "it stops once the images are memorised"
     assert len(curve) >= 2
     assert all(line.startswith("step ") for line in curve)
 
 
-def test_a_frozen_system_is_caught(broken: Broken, params: Params) -> None:
+def test_a_frozen_system_is_detected(broken: Broken, params: Params) -> None:
     def freeze(system: pl.LightningModule) -> None:
         system.requires_grad_(False)
 
@@ -72,9 +72,7 @@ def test_a_frozen_system_is_caught(broken: Broken, params: Params) -> None:
         sanity.main(params)
 
 
-def test_a_network_that_the_loss_does_not_reach_is_caught_and_its_weights_are_named(
-    broken: Broken, params: Params
-) -> None:
+def test_a_network_without_gradients_is_detected_and_its_weights_are_named(broken: Broken, params: Params) -> None:
     def detach(system: pl.LightningModule) -> None:
         assert isinstance(system, Classifier)
         system.bias = torch.nn.Parameter(torch.zeros(10))
@@ -85,7 +83,7 @@ def test_a_network_that_the_loss_does_not_reach_is_caught_and_its_weights_are_na
         sanity.main(params)
 
 
-def test_labels_shuffled_at_each_step_are_caught(
+def test_labels_shuffled_at_each_step_are_detected(
     broken: Broken, params: Params, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def shuffle(system: pl.LightningModule) -> None:
@@ -106,7 +104,7 @@ def test_labels_shuffled_at_each_step_are_caught(
 
 
 @pytest.mark.usefixtures("prepared_workspace")
-def test_a_learning_rate_that_is_too_high_is_named(changed: Changed) -> None:
+def test_a_too_high_learning_rate_is_named_as_the_cause(changed: Changed) -> None:
     with pytest.raises(UserError, match="learning rate of 1e\\+12"):
         sanity.main(changed({"optimizer.name": "sgd", "optimizer.learning_rate": 1e12, "fit.gradient_clip_val": None}))
 

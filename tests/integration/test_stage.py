@@ -1,4 +1,4 @@
-"""A stage's process: what it says when it fails, and with which exit code it ends. Each test runs a real one."""
+"""A stage's process: its messages when it fails, and its exit code. Each test runs a real process."""
 
 import os
 import shutil
@@ -23,7 +23,7 @@ import time
 from pathlib import Path
 
 CASE = os.environ["CASE"]
-if CASE == "slow imports":  # as Lightning's are
+if CASE == "slow imports":  # like those of Lightning
     Path("importing").touch()
     time.sleep(2)
 
@@ -36,7 +36,7 @@ def main(params):
     CASES[CASE](params)
 
 
-def users_mistake(params):
+def user_error(params):
     raise UserError("the first line\\nthe second line")
 
 
@@ -105,7 +105,7 @@ def system_and_batches():
 
 CASES = {
     "done": lambda params: print("done"),
-    "users mistake": users_mistake,
+    "user error": user_error,
     "library fault": library_fault,
     "builtin fault": builtin_fault,
     "no deterministic way": no_deterministic_way,
@@ -126,7 +126,7 @@ if __name__ == "__main__":
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """This project with a toy for its only stage."""
+    """This project with a toy as its only stage."""
     project = tmp_path_factory.mktemp("project")
     shutil.copytree(ROOT / "refit", project / "refit", ignore=shutil.ignore_patterns("__pycache__"))
     (project / "stages").mkdir()
@@ -158,7 +158,7 @@ def environment(project: Path, case: str) -> dict[str, str]:
 
 
 def ignore_ctrl_c() -> None:
-    """As a shell has its background processes begin."""
+    """As a shell does for its background processes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
@@ -171,22 +171,22 @@ def ended(process: "subprocess.Popen[str]") -> tuple[int, str, str]:
     return process.returncode, out, err
 
 
-def test_a_stage_that_is_done_exits_0(start: Start) -> None:
+def test_a_finished_stage_exits_0(start: Start) -> None:
     assert ended(start("done")) == (0, "done\n", "")
 
 
-def test_a_user_s_mistake_is_told_line_by_line_without_a_traceback_and_exits_2(start: Start) -> None:
-    assert ended(start("users mistake")) == (2, "", "error: the first line\nerror: the second line\n")
+def test_a_user_error_is_printed_without_a_traceback_and_exits_2(start: Start) -> None:
+    assert ended(start("user error")) == (2, "", "error: the first line\nerror: the second line\n")
 
 
-def test_an_operation_that_cannot_be_deterministic_is_the_user_s_to_choose_in_a_line(start: Start) -> None:
+def test_a_nondeterministic_operation_fails_with_a_one_line_user_error(start: Start) -> None:
     code, _, err = ended(start("no deterministic way"))
     assert err.startswith("error: trainer.deterministic = true, and the network's max_unpool")
     assert err.count("\n") == 1
     assert code == 2
 
 
-def test_a_full_disk_is_told_in_a_line(start: Start) -> None:
+def test_a_full_disk_gives_a_one_line_error(start: Start) -> None:
     line = "error: No space left on device; fix that and run it again\n"
     assert ended(start("full disk")) == (2, "", line)
 
@@ -200,22 +200,20 @@ def test_a_full_disk_is_told_in_a_line(start: Start) -> None:
         ("another section", "AttributeError: "),
     ],
 )
-def test_a_fault_of_ours_or_of_a_library_keeps_its_traceback_and_exits_1(case: str, error: str, start: Start) -> None:
+def test_an_error_of_refit_or_a_library_keeps_its_traceback_and_exits_1(case: str, error: str, start: Start) -> None:
     code, _, err = ended(start(case))
     assert "Traceback (most recent call last)" in err
     assert error in err.splitlines()[-1] + err.splitlines()[-2]
     assert code == 1
 
 
-def test_an_exit_code_of_a_stage_s_own_is_kept(start: Start) -> None:
+def test_a_stage_s_own_exit_code_is_kept(start: Start) -> None:
     assert ended(start("own code"))[0] == 7
 
 
 @pytest.mark.parametrize("case", ["train", "predict"])
-def test_sigterm_in_the_middle_of_lightning_exits_143_and_nothing_more_is_done(
-    case: str, start: Start, workspace: Path
-) -> None:
-    """Lightning itself would exit with 0, and DVC take what is there for a whole."""
+def test_sigterm_in_the_middle_of_lightning_exits_143_at_once(case: str, start: Start, workspace: Path) -> None:
+    """Without our handler Lightning would exit with 0, and DVC would accept incomplete outputs."""
     process = start(case)
     eventually((workspace / "began").exists, "the stage began", every=0.02)
     process.terminate()
@@ -225,7 +223,7 @@ def test_sigterm_in_the_middle_of_lightning_exits_143_and_nothing_more_is_done(
 
 
 @pytest.mark.parametrize("case", ["sleep", "train", "predict"])
-def test_ctrl_c_exits_130_and_says_so(case: str, start: Start, workspace: Path) -> None:
+def test_ctrl_c_exits_130_with_a_message(case: str, start: Start, workspace: Path) -> None:
     process = start(case)
     eventually((workspace / "began").exists, "the stage began", every=0.02)
     process.send_signal(signal.SIGINT)
@@ -243,9 +241,9 @@ child.wait()
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process of its parent's death")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux signals a process when its parent dies")
 @pytest.mark.parametrize(("case", "moment"), [("sleep", "began"), ("slow imports", "importing")])
-def test_a_stage_does_not_outlive_its_killed_parent(
+def test_a_stage_ends_if_its_parent_is_killed(
     case: str, moment: str, start: Start, project: Path, workspace: Path
 ) -> None:
     parent = subprocess.Popen(
@@ -273,10 +271,8 @@ echo $?
 """
 
 
-def test_a_stage_whose_dvc_was_killed_before_it_began_does_not_begin(
-    start: Start, project: Path, workspace: Path
-) -> None:
-    """It then is a child of the first process, here a shell."""
+def test_a_stage_does_not_start_if_its_dvc_was_killed_before(start: Start, project: Path, workspace: Path) -> None:
+    """Its parent is then the first process, here a shell."""
     done = in_container(["sh", "-c", _INIT, sys.executable], project, workspace)
     assert (done.stdout, done.stderr) == ("1\n", "error: the dvc that started this stage was killed\n")
 
@@ -288,8 +284,8 @@ sys.exit(subprocess.run(sys.argv[1:], process_group=0).returncode)  # as a shell
 """
 
 
-def test_a_stage_can_be_started_by_a_container_s_first_process(start: Start, project: Path, workspace: Path) -> None:
-    """Such as the shell of `docker run -it IMAGE bash`."""
+def test_a_container_s_first_process_can_start_a_stage(start: Start, project: Path, workspace: Path) -> None:
+    """For example the shell of `docker run -it IMAGE bash`."""
     command = [sys.executable, "-c", _PROCESS_1, sys.executable, "-m", "stages.toy"]
     done = in_container(command, project, workspace)
     assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")

@@ -1,4 +1,4 @@
-"""MLflow goes away in the middle of a fit, and what it missed reaches it when it is back."""
+"""MLflow becomes unreachable during a fit, and receives the missing data when it is back."""
 
 import json
 import os
@@ -28,7 +28,7 @@ from tests.processes import eventually
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*LeafSpec"),
-    pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType"),  # MLflow's, of a function of its own
+    pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType"),  # from a function in MLflow
 ]
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -36,7 +36,7 @@ MEASURED = {"system/epoch_seconds", "system/images_per_second", "system/memory_g
 
 
 class Server:
-    """A real one, on a store of its own; started again on the same port."""
+    """A real MLflow server with its own store; it can be restarted on the same port."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -74,7 +74,7 @@ def server(
     fitted_in_mlflow: Fit,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Server]:
-    """MLflow of the fits, not started yet."""
+    """The MLflow server of the fits, not yet started."""
     folder = tmp_path_factory.mktemp("server")
     shutil.copy(empty_store, folder / "mlflow.db")
     server = Server(folder)
@@ -87,7 +87,7 @@ def server(
 
 
 class KillsIn(Callback):
-    """Kills the server at the start of an epoch, once it has the metrics of the one before."""
+    """Kills the server at the start of an epoch, once the server has the previous epoch's metrics."""
 
     def __init__(self, server: Server, epoch: int) -> None:
         self.server, self.epoch = server, epoch
@@ -124,7 +124,7 @@ def sync_command() -> "subprocess.CompletedProcess[str]":
 
 
 def only_run(uri: str) -> dict[str, Any]:
-    """All that MLflow holds of its only run, but for what is measured and for ids and times."""
+    """The content of the only run in MLflow, without measurements, ids and times."""
     client = MlflowClient(uri)
     (run,) = client.search_runs(["1"])
     histories = {}
@@ -155,7 +155,7 @@ KEYS = {"fit__max_epochs": 4}
 
 
 def undisturbed(server: Server, fitted_in_mlflow: Fit) -> dict[str, Any]:
-    """What a server holds of the same fit and its test, that lived through them."""
+    """The content of a server that was up during the same fit and test."""
     whole = Server(server.folder.parent / "whole")
     whole.folder.mkdir()
     with pytest.MonkeyPatch.context() as patch:
@@ -189,7 +189,7 @@ def test_a_run_whose_end_mlflow_missed_is_completed_as_if_never_interrupted(
     (half,) = client.search_runs(["1"])
     assert half.info.status == "RUNNING"
     sent = [point.step for point in client.get_metric_history(half.info.run_id, "val_loss")]
-    assert sent in ([17], [17, 35]), "the second epoch's may have been on its way"
+    assert sent in ([17], [17, 35]), "the second epoch's metrics may not have arrived"
     done = sync_command()
     assert (done.returncode, done.stdout, done.stderr) == (0, f"sent the run of model {model[:12]} to MLflow\n", "")
     synced = only_run(server.url)
@@ -211,7 +211,7 @@ def away_and_back(
     fitted_in_mlflow: Fit,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Callable[[bool], str]:
-    """Whether MLflow can be reached: not at first."""
+    """A function that makes MLflow reachable or unreachable; at first it is unreachable."""
     store = tmp_path_factory.mktemp("store") / "mlflow.db"
     shutil.copy(empty_store, store)
 
@@ -224,10 +224,10 @@ def away_and_back(
     return reachable
 
 
-def test_runs_that_mlflow_never_received_are_created_from_what_was_kept(
+def test_runs_that_mlflow_never_received_are_created_from_the_outbox(
     away_and_back: Callable[[bool], str], fitted_in_mlflow: Fit, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The first model is no longer in data/ by then; the second was cut off and went on without MLflow too."""
+    """The first model is no longer in data/ by then. The second fit is interrupted, and resumes without MLflow."""
     fitted_in_mlflow(**KEYS)
     run_test()
     second: dict[str, Any] = {**KEYS, "optimizer__weight_decay": 0.1, "fit__save_state_every": 0.01}
@@ -254,7 +254,7 @@ def test_runs_that_mlflow_never_received_are_created_from_what_was_kept(
     assert [fact.name for fact in mlflow_facts(runs["0.1"].data.tags["model_sha256"])] == ["MLflow run"]
 
     away_and_back(False)
-    run_test()  # of the second model, whose run is there
+    run_test()  # tests the second model, whose run is in MLflow
     assert len(models_in_outbox()) == 1
     away_and_back(True)
     sync.main()
@@ -283,7 +283,7 @@ def test_an_interrupted_sync_is_repeated_without_a_second_run(
     assert models_in_outbox() == []
 
 
-def test_a_kept_model_that_cannot_be_read_lets_the_others_be_sent(
+def test_an_unreadable_model_in_the_outbox_does_not_block_the_others(
     away_and_back: Callable[[bool], str], fitted_in_mlflow: Fit, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for decay in (0.05, 0.1):
@@ -300,7 +300,7 @@ def test_a_kept_model_that_cannot_be_read_lets_the_others_be_sent(
     assert run.data.tags["model_sha256"] == second
 
 
-def test_a_second_sync_beside_the_first_is_refused(away_and_back: object, fitted_in_mlflow: Fit) -> None:
+def test_a_second_concurrent_sync_is_refused(away_and_back: object, fitted_in_mlflow: Fit) -> None:
     fitted_in_mlflow(**KEYS)
     with only_process(sync.LOCK, "runs"), pytest.raises(UserError, match=f"process {os.getpid()} sends the outbox"):
         sync.main()

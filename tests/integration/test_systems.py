@@ -35,7 +35,7 @@ class Plain(pl.LightningModule):
 
 
 @pytest.mark.parametrize("precision", ["64-true", "bf16-mixed"])
-def test_an_autoencoder_of_another_precision_is_tested_and_predicted_with(precision: str, fitted: Fit) -> None:
+def test_an_autoencoder_of_another_precision_can_be_tested_and_predict(precision: str, fitted: Fit) -> None:
     fitted(model__system="autoencoder", fit__max_epochs=2, trainer__precision=precision)
     run_test()
     predict.main(stage_params("predict"))
@@ -44,7 +44,7 @@ def test_an_autoencoder_of_another_precision_is_tested_and_predicted_with(precis
         assert len(list(csv.DictReader(file))) == 359
 
 
-def test_a_system_that_takes_no_learning_rate_is_said_to_train_with_its_own(
+def test_a_system_that_takes_no_learning_rate_gets_a_warning(
     fitted: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "mine_plain.py").write_text(PLAIN)

@@ -54,7 +54,7 @@ LABELS = torch.arange(32) % 10
 
 
 class System(pl.LightningModule):
-    """uint8 images to logits, with what behaves differently in training."""
+    """uint8 images to logits, with layers that behave differently in training."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -103,7 +103,7 @@ def write_model(folder: Path, seed: int = 0) -> Path:
 
 
 def tracked(model: Path) -> str:
-    """A finished run of this model; its sha256."""
+    """Finish a run of this model; returns the model's sha256."""
     TrackedRun(PARAMS, {}).finish(model, IMAGES)
     return model_sha256(model)
 
@@ -116,17 +116,17 @@ def runs(uri: str | None = None) -> list[Run]:
 
 @pytest.fixture(autouse=True)
 def repository(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty repository with a local store, in which the test runs."""
+    """An empty repository with a local store; the test runs in it."""
     root = tmp_path / "repository"
     root.mkdir()
     shutil.copy(empty_store, root / "mlflow.db")
     monkeypatch.chdir(root)
     for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "DVC_ROOT", "DVC_EXP_NAME", "PREFECT__FLOW_RUN_ID"):
-        monkeypatch.setenv(name, "")  # so that what a test sets, or MLflow itself, is undone
+        monkeypatch.setenv(name, "")  # so that values set by a test or by MLflow are undone
     return root
 
 
-def test_a_run_holds_the_params_the_curves_the_origin_the_files_and_the_model(
+def test_a_run_has_the_params_the_curves_the_commit_the_files_and_the_model(
     repository: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DVC_EXP_NAME", "calm-fern")
@@ -224,7 +224,7 @@ def test_the_same_model_trained_again_adds_no_run_and_another_model_does(
     assert len(runs()) == 2
 
 
-def test_test_results_land_in_the_models_own_run_and_a_repeat_replaces_them(repository: Path) -> None:
+def test_test_results_go_to_the_model_s_own_run_and_a_repeat_replaces_them(repository: Path) -> None:
     tracked(write_model(repository / "other", seed=1))
     sha256 = tracked(write_model(repository / "data/model"))
     plot = repository / "data/evaluation/confusion.png"
@@ -245,7 +245,7 @@ def test_test_results_land_in_the_models_own_run_and_a_repeat_replaces_them(repo
 
 
 @pytest.mark.parametrize("uri", ["", "http://127.0.0.1:1"])
-def test_test_results_without_a_run_or_a_store_are_one_warning(
+def test_test_results_without_a_run_or_a_store_give_one_warning(
     uri: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
@@ -273,16 +273,16 @@ def test_in_a_temporary_dvc_workspace_the_main_repositorys_store_is_used(
 
 
 @pytest.mark.parametrize("chosen", [None, "genai_development"])
-def test_a_store_of_an_earlier_version_keeps_its_run_and_champion_and_opens_for_training(
+def test_a_store_of_an_earlier_version_keeps_its_run_and_champion_and_accepts_new_runs(
     chosen: str | None, repository: Path
 ) -> None:
-    """It had one experiment without tags, whose runs had other names and no data set."""
+    """That store had one experiment without tags, whose runs had other names and no data set."""
     sha256 = tracked(write_model(repository / "data/model"))
     client = MlflowClient(tracking_uri())
     experiment = client.get_experiment("1")
     for tag in experiment.tags:
         client.delete_experiment_tag(experiment.experiment_id, tag)
-    if chosen:  # by a person, in MLflow's UI
+    if chosen:  # by a person in MLflow's UI
         client.set_experiment_tag(experiment.experiment_id, "mlflow.experimentKind", chosen)
     (earlier,) = runs()
     client.update_run(earlier.info.run_id, name=f"digits cnn {sha256[:12]}")
@@ -316,7 +316,7 @@ def test_a_run_is_named_after_its_data_and_experiment(data: dict[str, str], tags
     assert runs()[0].info.run_name == name
 
 
-def test_looking_for_a_run_makes_no_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_looking_up_a_run_creates_no_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     before = sorted(tmp_path.iterdir())
     assert find_run("0" * 64) is None
@@ -331,7 +331,7 @@ def start_run(folder: Path) -> subprocess.Popen[str]:
     return subprocess.Popen([sys.executable, "-c", RUN], cwd=folder, env=environment, stderr=subprocess.PIPE, text=True)
 
 
-def test_two_first_runs_at_the_same_time_both_land(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_concurrent_first_runs_are_both_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fresh = tmp_path / "fresh"
     fresh.mkdir()
     both = [start_run(fresh) for _ in range(2)]
@@ -340,7 +340,7 @@ def test_two_first_runs_at_the_same_time_both_land(tmp_path: Path, monkeypatch: 
     assert [run.data.metrics for run in runs()] == [{"a": 1}, {"a": 1}]
 
 
-def test_a_first_run_killed_while_the_store_is_made_leaves_none_that_is_broken(
+def test_a_first_run_killed_while_it_creates_the_store_leaves_no_broken_store(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fresh = tmp_path / "fresh"
@@ -359,7 +359,7 @@ def test_a_first_run_killed_while_the_store_is_made_leaves_none_that_is_broken(
 
 @contextmanager
 def silent_server() -> Iterator[str]:
-    """Takes connections and never answers."""
+    """Accepts connections and never answers."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
@@ -373,25 +373,33 @@ def unreachable(kind: str, folder: Path) -> Iterator[str]:
             yield uri
         return
     (folder / "folder.db").mkdir()
-    (folder / "text.db").write_text("no database" * 100)
+    (folder / "text.db").write_text("not a database" * 100)
     yield {
-        "nobody there": "http://127.0.0.1:1",
+        "connection refused": "http://127.0.0.1:1",
         "no such host": "http://no-such-host.invalid",
-        "no URI": "http://[::1",
+        "invalid URI": "http://[::1",
         "no such database driver": "postgresql+psycopg2://someone:secret@localhost/mlflow",
         "cannot be opened": f"sqlite:///{folder}/folder.db",
-        "no database": f"sqlite:///{folder}/text.db",
+        "not a database": f"sqlite:///{folder}/text.db",
     }[kind]
 
 
 @pytest.mark.parametrize(
     "kind",
-    ["nobody there", "no such host", "silent", "no URI", "no such database driver", "cannot be opened", "no database"],
+    [
+        "connection refused",
+        "no such host",
+        "silent",
+        "invalid URI",
+        "no such database driver",
+        "cannot be opened",
+        "not a database",
+    ],
 )
-def test_an_unreachable_store_costs_seconds_once_and_one_line(
+def test_an_unreachable_store_costs_a_few_seconds_and_one_warning(
     kind: str, repository: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")  # seconds, and each request is tried twice
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")  # seconds; each request is tried twice
     with unreachable(kind, repository) as uri:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
         started = time.monotonic()
@@ -399,7 +407,7 @@ def test_an_unreachable_store_costs_seconds_once_and_one_line(
         fit(logger)
         logger.log_files(repository / "mlflow.db")
         logger.finish(write_model(repository / "data/model"), IMAGES)
-        assert time.monotonic() - started < 90, "MLflow's own patience is minutes"
+        assert time.monotonic() - started < 90, "MLflow's own timeouts are minutes"
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "MLflow" in line]
     assert line.startswith("warning: MLflow at ")
     assert "training goes on" in line
@@ -407,10 +415,10 @@ def test_an_unreachable_store_costs_seconds_once_and_one_line(
     assert logger.run_id is None
 
 
-def test_a_store_whose_files_cannot_be_written_costs_one_line_whatever_its_client_raises(
+def test_a_store_whose_files_cannot_be_written_gives_one_warning_for_any_client_error(
     repository: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """S3's client is not installed here, and its errors are of no common kind."""
+    """S3's client is not installed here, and its errors share no base class."""
     uri = f"sqlite:///{repository}/other.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     MlflowClient(uri).create_experiment(EXPERIMENT, artifact_location="s3://nobody/here")
@@ -439,7 +447,7 @@ def start_server(folder: Path) -> tuple[subprocess.Popen[bytes], str]:
 
 
 class Kill(pl.Callback):
-    """Kills the server after its second epoch, once the run's metrics have arrived there."""
+    """Kills the server after the second epoch, once it has the run's metrics."""
 
     def __init__(self, server: subprocess.Popen[bytes], url: str) -> None:
         self.server, self.url = server, url
@@ -452,7 +460,7 @@ class Kill(pl.Callback):
         self.server.wait()
 
 
-def test_a_server_holds_the_run_and_its_death_mid_fit_changes_no_weight(
+def test_a_server_stores_the_run_and_killing_it_during_a_fit_changes_no_weight(
     repository: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     server, url = start_server(repository)
@@ -496,7 +504,7 @@ def test_a_server_holds_the_run_and_its_death_mid_fit_changes_no_weight(
     assert finished.data.metrics == {"test/accuracy": 0.9}
 
 
-def test_a_locked_store_makes_no_step_wait_and_loses_no_metric(
+def test_a_locked_store_delays_no_step_and_loses_no_metric(
     repository: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     logger = TrackedRun(PARAMS, {})
@@ -505,7 +513,7 @@ def test_a_locked_store_makes_no_step_wait_and_loses_no_metric(
     with sqlite3.connect(repository / "mlflow.db", isolation_level=None) as other:
         other.execute("BEGIN EXCLUSIVE")
         for step in range(1, 50):
-            logger.log_metrics({"loss": 1.0}, step)  # one that waited would fail: the lock is held here
+            logger.log_metrics({"loss": 1.0}, step)  # would fail if it waited, because the store is locked
         other.rollback()
     other.close()
     logger.fail()
@@ -517,16 +525,16 @@ def test_a_locked_store_makes_no_step_wait_and_loses_no_metric(
 @pytest.mark.parametrize(
     ("error", "status"), [(ValueError("bad"), "FAILED"), (SystemExit(), "KILLED"), (KeyboardInterrupt(), "KILLED")]
 )
-def test_an_interrupted_run_says_whether_it_failed_or_was_killed(error: BaseException, status: str) -> None:
+def test_the_status_of_an_interrupted_run_is_failed_or_killed(error: BaseException, status: str) -> None:
     run = TrackedRun(PARAMS, {})
     try:
         raise error
-    except BaseException:  # noqa: BLE001  # as a stage does, which then raises it again
+    except BaseException:  # noqa: BLE001  # as in a stage, which then re-raises it
         run.fail()
     assert runs()[0].info.status == status
 
 
-def test_tracking_leaves_every_random_state_as_it_was(repository: Path) -> None:
+def test_tracking_changes_no_random_state(repository: Path) -> None:
     def states() -> list[Any]:
         return [random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()]  # type: ignore[index]
 
@@ -562,7 +570,9 @@ def test_a_model_is_registered_once_and_loads_by_its_name(repository: Path, caps
     assert mlflow.pytorch.load_model("models:/refit/1")(IMAGES[:3]).shape == (3, 10)
 
 
-def test_what_cannot_be_registered_fails_with_one_line(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_impossible_registration_fails_with_a_one_line_error(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(UserError, match=r"data/model/model.json does not exist; run: dvc repro fit"):
         register_command.main("refit")
     write_model(repository / "data/model")
@@ -577,7 +587,7 @@ def test_what_cannot_be_registered_fails_with_one_line(repository: Path, monkeyp
 
 
 class Undecided(nn.Module):
-    """Its path depends on the pixels, which no exported graph can hold."""
+    """Its branch depends on the pixels, which cannot be exported as one graph."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -588,7 +598,7 @@ class Undecided(nn.Module):
         return pixels[:, :10] if pixels.sum() > 0 else pixels[:, 10:20]
 
 
-def test_a_network_that_cannot_be_exported_finishes_its_run_with_a_warning(
+def test_a_run_whose_network_cannot_be_exported_finishes_with_a_warning(
     repository: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(networks._OURS, "mlp", lambda pixels, outputs, width=4, dropout=0.0: Undecided())

@@ -1,4 +1,4 @@
-"""A fit that begins with weights that Refit trained."""
+"""A fit that starts from weights trained by Refit."""
 
 import json
 import shutil
@@ -17,10 +17,10 @@ from tests.fixtures import Fit, Values
 FOLDER = Path("data/weights")
 
 
-def test_a_fit_starts_from_a_model_of_refit_and_its_result_needs_no_other_file(
+def test_a_fit_can_start_from_a_refit_model_and_its_result_does_not_need_that_file(
     prepared_workspace: Path, fitted: Fit, values: Values
 ) -> None:
-    """Trained as an autoencoder, then as a classifier that begins with its encoder, in which the head alone learns."""
+    """First an autoencoder is trained, then a classifier that starts from its encoder and trains only the head."""
     FOLDER.mkdir()
     before = fitted(model__system="autoencoder", fit__max_epochs=1)
     shutil.copy(MODEL / "model.safetensors", FOLDER / "encoder.safetensors")
