@@ -1,6 +1,6 @@
-"""dvc.yaml has each stage depend on its code and its params, and the imports go one way.
+"""In dvc.yaml, each stage depends on its code and its params; the imports go in one direction.
 
-That a stage's code is all that its process imports is in tests/stages/test_pipeline.py, its data likewise.
+tests/stages/test_pipeline.py checks that a stage's code is all that its process imports, and likewise its data.
 """
 
 import ast
@@ -23,7 +23,7 @@ WORK = [name for name in STAGES if name != "check"]
 
 @cache
 def imports_of(file: Path) -> frozenset[Path]:
-    """Project files that a module imports, in functions too, not counting packages' `__init__.py`."""
+    """The project files that a module imports, also in functions, without the `__init__.py` of packages."""
     found = set()
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
@@ -56,7 +56,7 @@ def code_deps(stage: str) -> list[str]:
 
 
 @pytest.mark.parametrize("stage", WORK)
-def test_a_stage_depends_on_what_check_found_of_its_code_and_on_no_source_file(stage: str) -> None:
+def test_a_stage_depends_on_its_checked_fingerprints_and_on_no_source_file(stage: str) -> None:
     assert code_deps(stage) == [f"data/checked/{stage}.json"]
     assert (ROOT / f"stages/{stage}.py").is_file()
 
@@ -67,7 +67,7 @@ def test_check_depends_on_the_whole_of_params_yaml_and_of_the_code() -> None:
 
 
 @pytest.mark.parametrize("stage", WORK)
-def test_the_parameters_of_a_stage_are_recorded_by_check_and_named_in_one_place(stage: str) -> None:
+def test_the_parameters_of_a_stage_are_recorded_by_check_and_listed_only_in_reads(stage: str) -> None:
     assert "params" not in STAGES[stage]
     known = flatten(Params().model_dump())
     for key in READS[stage]:
@@ -75,10 +75,10 @@ def test_the_parameters_of_a_stage_are_recorded_by_check_and_named_in_one_place(
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_stage_is_run_as_its_own_module_with_no_shell_between_dvc_and_it(stage: str) -> None:
+def test_a_stage_runs_as_its_own_module_without_a_shell_in_between(stage: str) -> None:
     assert STAGES[stage]["cmd"] == f"exec python -m stages.{stage}"
 
 
-def test_the_package_of_the_stages_only_chooses_the_process_of_a_stage() -> None:
-    """So that its code, which is not among that of a stage, changes no result."""
+def test_the_stages_package_itself_only_chooses_the_process_of_a_stage() -> None:
+    """Its code is not part of a stage's fingerprint, so it must not change any result."""
     assert imports_of(ROOT / "stages/__init__.py") == {ROOT / "refit/runtime/parent.py", ROOT / "refit/runtime/warm.py"}

@@ -1,4 +1,4 @@
-"""The plan of the house: which room may import which, how long a file may be, and where a path is spelled."""
+"""The structure of the code: which folder may import which, how long a file may be, and where paths are written."""
 
 import ast
 import re
@@ -10,16 +10,16 @@ from typing import NamedTuple
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-ROOMS = (
+FOLDERS = (
     "runtime", "params", "artifacts", "data", "batches", "tasks", "systems", "evaluation", "inference", "training",
     "tracking", "reports", "commands",
 )  # fmt: skip
-"""Of refit/, from the ground up: each imports only from itself and from those before it."""
-DOORS = ("stages", "pipelines")
-PACKAGES = ("refit", *DOORS)
+"""The folders of refit/, from the bottom up: each imports only from itself and from those before it."""
+ENTRY_POINTS = ("stages", "pipelines")
+PACKAGES = ("refit", *ENTRY_POINTS)
 COMMAND = "predict.py"
-"""In refit/ itself, for a short name: it belongs to the commands."""
-LONGEST = 400  # lines of a file
+"""The command in refit/ itself, where it has a short name. It counts as one of the commands."""
+LONGEST = 400  # lines per file
 
 
 PATHS_MODULE = "refit/artifacts/"
@@ -30,7 +30,7 @@ SPELL_PATHS_TOO = {
 
 
 class Arrow(NamedTuple):
-    """One file imports another, or another package, at its import or later."""
+    """One file imports another file or another package, when it is imported or later."""
 
     source: str
     target: str
@@ -47,7 +47,7 @@ def named(file: Path) -> str:
 
 @cache
 def arrows_of(file: Path) -> tuple[Arrow, ...]:
-    """What a file imports, in functions and under TYPE_CHECKING too: a project file, or a third party's package."""
+    """The imports of a file, also in functions and under TYPE_CHECKING: project files and other packages."""
     tree = ast.parse(file.read_text(encoding="utf-8"))
     at_import = {id(node) for node in run_at_import(tree.body)}
     return tuple(
@@ -59,7 +59,7 @@ def arrows_of(file: Path) -> tuple[Arrow, ...]:
 
 
 def run_at_import(body: list[ast.stmt]) -> Iterator[ast.stmt]:
-    """The statements that run when the module is imported: not those in functions or under TYPE_CHECKING."""
+    """The statements that run when the module is imported, without those in functions or under TYPE_CHECKING."""
     for node in body:
         yield node
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
@@ -76,7 +76,7 @@ def targets(node: ast.Import | ast.ImportFrom, file: Path) -> set[str]:
         return {target_of(alias.name) for alias in node.names}
     assert node.level == 0, f"{named(file)}: imports are absolute here"
     assert node.module
-    # `from refit.reports import plots` imports a module, `from refit.reports.plots import DPI` a name of one.
+    # `from refit.reports import plots` imports a module, `from refit.reports.plots import DPI` a name in a module.
     modules = {f"{node.module}.{alias.name}" for alias in node.names}
     return {target_of(module) if module_file(module) else target_of(node.module) for module in modules}
 
@@ -91,34 +91,34 @@ def module_file(module: str) -> Path | None:
     return next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()), None)
 
 
-def room_of(file: str) -> str:
-    """The room of a file in refit/, or its package."""
-    package, room, *_ = Path(file).parts
+def folder_of(file: str) -> str:
+    """The folder in refit/ that a file belongs to, or its top-level package."""
+    package, folder, *_ = Path(file).parts
     if package != "refit":
         return package
-    return "commands" if room == COMMAND else room
+    return "commands" if folder == COMMAND else folder
 
 
 def fault_of(arrow: Arrow) -> str | None:
-    """What is wrong with an import; None if nothing is."""
+    """The fault of an import; None if there is none."""
     source, target = arrow.source, arrow.target
-    here = room_of(source)
+    here = folder_of(source)
     if not target.endswith(".py"):
         if target in ("prefect", "dvc") and here != "pipelines":
             return f"only pipelines may import {target}"
         return None
-    there = room_of(target)
+    there = folder_of(target)
     if here == there and here != "commands":
         return None
-    if there in ("commands", *DOORS):
+    if there in ("commands", *ENTRY_POINTS):
         return f"nothing imports {there}"
-    if here in DOORS or ROOMS.index(here) > ROOMS.index(there):
+    if here in ENTRY_POINTS or FOLDERS.index(here) > FOLDERS.index(there):
         return None
-    return f"{here} stands below {there}"
+    return f"{here} is below {there}"
 
 
 @pytest.mark.parametrize("package", PACKAGES)
-def test_each_room_imports_only_from_the_rooms_below_it(package: str) -> None:
+def test_each_folder_imports_only_from_the_folders_below_it(package: str) -> None:
     arrows = [arrow for file in files(package) if file != ROOT / "refit/__init__.py" for arrow in arrows_of(file)]
     assert arrows
     faults = [f"{arrow.source} imports {arrow.target}: {fault}" for arrow in arrows
@@ -126,17 +126,17 @@ def test_each_room_imports_only_from_the_rooms_below_it(package: str) -> None:
     assert not faults, "\n".join(faults)
 
 
-def test_the_rooms_are_the_folders_of_refit() -> None:
+def test_the_listed_folders_are_those_of_refit() -> None:
     folders = {path.name for path in (ROOT / "refit").iterdir() if path.is_dir() and any(path.glob("*.py"))}
-    assert folders == set(ROOMS)
+    assert folders == set(FOLDERS)
     assert {path.name for path in (ROOT / "refit").glob("*.py")} == {"__init__.py", COMMAND}
 
 
-def test_a_wrong_import_is_named_with_both_of_its_ends() -> None:
+def test_a_wrong_import_is_reported_with_both_folders() -> None:
     def fault(source: str, target: str) -> str | None:
         return fault_of(Arrow(source, target, True))
 
-    assert fault("refit/training/x.py", "refit/tracking/y.py") == "training stands below tracking"
+    assert fault("refit/training/x.py", "refit/tracking/y.py") == "training is below tracking"
     assert fault("refit/tracking/y.py", "refit/training/x.py") is None
     assert fault("refit/commands/x.py", "refit/commands/y.py") == "nothing imports commands"
     assert fault("pipelines/x.py", "refit/commands/y.py") == "nothing imports commands"
@@ -146,7 +146,7 @@ def test_a_wrong_import_is_named_with_both_of_its_ends() -> None:
     assert fault("pipelines/tools/x.py", "pipelines/y.py") is None
 
 
-def test_pipelines_import_no_torch_and_nothing_that_does() -> None:
+def test_pipelines_do_not_import_torch_directly_or_indirectly() -> None:
     heavy = {"torch", "torchvision", "torchmetrics", "pytorch_lightning"}
     for file in files("pipelines"):
         todo, reached = [file], {file}
@@ -167,17 +167,17 @@ def test_pipelines_import_no_torch_and_nothing_that_does() -> None:
         (
             "argparse",
             {"refit/runtime/command.py", "refit/tracking/fit_logger.py"},
-        ),  # the latter for a type of Lightning
+        ),  # the second for one of Lightning's types
         ("fcntl", set()),
     ],
 )
-def test_a_library_is_known_to_one_place(module: str, files_that_may: set[str]) -> None:
+def test_a_library_is_imported_only_in_its_listed_files(module: str, files_that_may: set[str]) -> None:
     arrows = [arrow for package in PACKAGES for file in files(package) for arrow in arrows_of(file)]
     assert {arrow.source for arrow in arrows if arrow.target == module} == files_that_may
 
 
-def test_one_place_knows_the_names_of_the_loggers() -> None:
-    """Besides refit/params, which says what may be chosen, and the environment that keeps them quiet."""
+def test_the_names_of_the_loggers_occur_only_in_loggers_and_environment() -> None:
+    """Except refit/params, which defines the choices, and the environment, which silences them."""
     knowing = {
         named(file)
         for package in PACKAGES
@@ -189,15 +189,15 @@ def test_one_place_knows_the_names_of_the_loggers() -> None:
 
 
 @pytest.mark.parametrize("package", PACKAGES)
-def test_no_file_is_too_long_to_be_read_in_one_sitting(package: str) -> None:
+def test_no_file_is_longer_than_the_limit(package: str) -> None:
     lengths = {named(file): len(file.read_text(encoding="utf-8").splitlines()) for file in files(package)}
     assert {file: lines for file, lines in lengths.items() if lines > LONGEST} == {}
 
 
 @pytest.mark.parametrize("package", PACKAGES)
-def test_a_path_below_data_is_spelled_in_artifacts_alone(package: str) -> None:
+def test_paths_below_data_are_written_only_in_artifacts(package: str) -> None:
     spelled = [
-        f"{named(file)}:{node.lineno}: {node.value!r} belongs into refit/artifacts/paths.py"
+        f"{named(file)}:{node.lineno}: {node.value!r} belongs in refit/artifacts/paths.py"
         for file in files(package)
         if not named(file).startswith((PATHS_MODULE, *SPELL_PATHS_TOO))
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))

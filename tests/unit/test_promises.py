@@ -13,7 +13,7 @@ NAMED = re.compile(r"`([^`\s]*/test_[^`\s]*)`")
 
 
 def names_in(file: Path) -> set[str]:
-    """The names of a file's tests as pytest has them, such as TestScaler::test_x; none where there is no such file."""
+    """The names of a file's tests as in pytest, such as TestScaler::test_x; empty if the file does not exist."""
     body = ast.parse(file.read_text(encoding="utf-8")).body if file.is_file() else []
     names = {node.name for node in body if isinstance(node, ast.FunctionDef)}
     for one in body:
@@ -23,9 +23,9 @@ def names_in(file: Path) -> set[str]:
 
 
 @pytest.mark.parametrize(("page", "at_least"), [(PROMISES, 80), (LIGHTNING, 50)])
-def test_every_test_that_a_page_names_exists(page: Path, at_least: int) -> None:
+def test_every_test_named_on_a_page_exists(page: Path, at_least: int) -> None:
     named = NAMED.findall(page.read_text(encoding="utf-8"))
-    assert len(named) > at_least, "the page is read wrongly"
+    assert len(named) > at_least, "too few names were found on the page"
     missing = []
     for reference in named:
         path, _, name = reference.partition("::")
@@ -35,6 +35,6 @@ def test_every_test_that_a_page_names_exists(page: Path, at_least: int) -> None:
     assert not missing
 
 
-def test_every_row_of_a_promise_names_a_test() -> None:
+def test_every_promise_names_a_test() -> None:
     rows = [line for line in PROMISES.read_text(encoding="utf-8").splitlines() if line.startswith("| ")]
     assert not [row for row in rows if not NAMED.search(row) and "| Promise |" not in row]

@@ -1,4 +1,4 @@
-"""What `check` writes of each stage's code, and what it says of a change."""
+"""The fingerprints that `check` writes for each stage, and the changes that it reports."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ from refit.runtime.errors import UserError
 
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A project of two stages beside `check`, in the current folder."""
+    """A project with `check` and two other stages, in the current folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("refit.runtime.fingerprint._version", lambda package: "1.0")
     (tmp_path / "stages").mkdir()
@@ -26,7 +26,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_each_stage_but_check_has_a_file_and_the_first_run_says_nothing(root: Path) -> None:
+def test_each_stage_except_check_has_a_file_and_the_first_run_reports_no_change(root: Path) -> None:
     assert write_checked(Params(), root) == []
     assert sorted(path.name for path in CHECKED.iterdir()) == ["fit.json", "test.json"]
     checked = json.loads((CHECKED / "fit.json").read_text())
@@ -35,7 +35,7 @@ def test_each_stage_but_check_has_a_file_and_the_first_run_says_nothing(root: Pa
     assert code["torch"] == "1.0"
 
 
-def test_the_same_code_says_nothing_and_writes_the_same_bytes(root: Path) -> None:
+def test_the_same_code_reports_no_change_and_writes_the_same_bytes(root: Path) -> None:
     write_checked(Params(), root)
     before = [path.read_bytes() for path in sorted(CHECKED.iterdir())]
     (root / "refit/b.py").write_text("x = 1  # a comment")
@@ -43,20 +43,20 @@ def test_the_same_code_says_nothing_and_writes_the_same_bytes(root: Path) -> Non
     assert [path.read_bytes() for path in sorted(CHECKED.iterdir())] == before
 
 
-def test_a_changed_file_is_named_with_each_stage_that_uses_it(root: Path) -> None:
+def test_a_changed_file_is_reported_for_each_stage_that_uses_it(root: Path) -> None:
     write_checked(Params(), root)
     (root / "refit/b.py").write_text("x = 2")
     assert write_checked(Params(), root) == ["fit: refit/b.py changed"]
     assert write_checked(Params(), root) == []
 
 
-def test_another_version_of_a_package_is_named(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_new_package_version_is_reported(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_checked(Params(), root)
     monkeypatch.setattr("refit.runtime.fingerprint._version", lambda package: "1.1")
     assert write_checked(Params(), root) == ["fit: torch 1.0 -> 1.1", "test: torch 1.0 -> 1.1"]
 
 
-def test_a_file_or_package_that_comes_or_goes_is_named(root: Path) -> None:
+def test_a_new_or_no_longer_used_file_or_package_is_reported(root: Path) -> None:
     write_checked(Params(), root)
     (root / "refit/a.py").write_text("import refit.c, numpy")
     (root / "refit/c.py").touch()
@@ -65,21 +65,21 @@ def test_a_file_or_package_that_comes_or_goes_is_named(root: Path) -> None:
     assert write_checked(Params(), root) == [fit, "test: stages/test.py changed, torch is no longer used"]
 
 
-def test_nothing_is_said_where_there_is_nothing_sound_to_compare_with(root: Path) -> None:
+def test_no_change_is_reported_if_the_previous_file_is_broken(root: Path) -> None:
     write_checked(Params(), root)
     (CHECKED / "fit.json").write_text("{")
     (root / "refit/b.py").write_text("x = 2")
     assert write_checked(Params(), root) == []
 
 
-def test_a_stage_that_is_no_more_leaves_no_file(root: Path) -> None:
+def test_the_file_of_a_removed_stage_is_deleted(root: Path) -> None:
     write_checked(Params(), root)
     (root / "stages/test.py").unlink()
     write_checked(Params(), root)
     assert [path.name for path in CHECKED.iterdir()] == ["fit.json"]
 
 
-def test_a_changed_value_is_named_with_each_stage_that_reads_it(root: Path) -> None:
+def test_a_changed_value_is_reported_for_each_stage_that_reads_it(root: Path) -> None:
     write_checked(Params(), root)
     now = check_params(
         {"optimizer": {"weight_decay": 0.1}, "test": {"confidence": 0.9}, "fit": {"save_state_every": 5}}
@@ -89,23 +89,23 @@ def test_a_changed_value_is_named_with_each_stage_that_reads_it(root: Path) -> N
     ]  # fmt: skip
 
 
-def test_a_missing_key_and_one_at_its_default_are_the_same(root: Path) -> None:
+def test_a_missing_key_and_its_default_value_are_the_same(root: Path) -> None:
     write_checked(Params(), root)
     before = [path.read_bytes() for path in sorted(CHECKED.iterdir())]
     assert write_checked(check_params({"optimizer": {"weight_decay": 0.05}, "loss": {}}), root) == []
     assert [path.read_bytes() for path in sorted(CHECKED.iterdir())] == before
 
 
-def test_what_an_earlier_version_wrote_is_replaced_without_a_word(root: Path) -> None:
+def test_a_file_of_an_earlier_version_is_replaced_without_a_message(root: Path) -> None:
     CHECKED.mkdir(parents=True)
     (CHECKED / "fit.json").write_text('{"stages/fit.py": "0"}')
     assert write_checked(Params(), root) == []
 
 
-def test_a_stage_does_not_run_with_values_that_were_not_checked(root: Path) -> None:
-    """DVC would record its outputs, and reuse them, as those of the earlier values."""
+def test_a_stage_refuses_values_that_were_not_checked(root: Path) -> None:
+    """Otherwise DVC would record and reuse its outputs as those of the earlier values."""
     Path("params.yaml").write_text("optimizer: {weight_decay: 0.1}")
-    assert stage_params("fit").optimizer.weight_decay == 0.1, "check has never run: the stage was started by hand"
+    assert stage_params("fit").optimizer.weight_decay == 0.1, "check has not run, so there are no checked values"
     write_checked(Params(), root)
     assert stage_params("test").test == Params().test
     with pytest.raises(UserError, match=r"^params\.yaml has changed .* \(optimizer\.weight_decay 0\.05 -> 0\.1\); run"):

@@ -1,4 +1,4 @@
-"""Files and folders that are there whole or not at all."""
+"""Files and folders are written completely or not at all."""
 
 import csv
 import errno
@@ -21,9 +21,9 @@ from refit.runtime.errors import UserError
         (b"[" * 99_999, "is not JSON: "),
         (b"[]", "does not contain a JSON object"),
     ],
-    ids=["absent", "cut short", "no text", "nested deep", "a list"],
+    ids=["missing", "truncated", "not UTF-8", "deeply nested", "a list"],
 )
-def test_a_broken_json_file_is_named_in_one_line_with_the_stage_that_makes_it(
+def test_a_broken_json_file_gives_a_one_line_error_that_names_it_and_its_stage(
     content: bytes | None, fault: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "fit.json"
@@ -34,7 +34,7 @@ def test_a_broken_json_file_is_named_in_one_line_with_the_stage_that_makes_it(
     assert len(str(raised.value).splitlines()) == 1
 
 
-def test_a_full_disk_leaves_the_old_file_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_the_old_file_unchanged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "file"
     write_bytes(path, b"old")
 
@@ -47,20 +47,20 @@ def test_a_full_disk_leaves_the_old_file_as_it_was(tmp_path: Path, monkeypatch: 
     assert path.read_bytes() == b"old"
 
 
-def test_folders_on_the_way_to_a_file_are_made(tmp_path: Path) -> None:
+def test_missing_parent_folders_are_created(tmp_path: Path) -> None:
     write_bytes(tmp_path / "a/b/file", b"new")
     assert (tmp_path / "a/b/file").read_bytes() == b"new"
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_json_holds_no_number_that_json_does_not_have(value: float, tmp_path: Path) -> None:
+def test_json_with_nan_or_infinity_is_not_written(value: float, tmp_path: Path) -> None:
     write_json(tmp_path / "file.json", {"loss": 1.5, "class": "Größe"})
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_json(tmp_path / "file.json", {"loss": value})
     assert json.loads((tmp_path / "file.json").read_text(encoding="utf-8")) == {"loss": 1.5, "class": "Größe"}
 
 
-def test_a_csv_gives_back_what_was_written(tmp_path: Path) -> None:
+def test_a_written_csv_reads_back_unchanged(tmp_path: Path) -> None:
     rows = [{"file": 'a, "b"\nc.png', "label": "ü"}, {"file": "d.png", "label": ""}]
     write_csv(tmp_path / "file.csv", rows)
     assert b"\r" not in (tmp_path / "file.csv").read_bytes()
@@ -68,12 +68,12 @@ def test_a_csv_gives_back_what_was_written(tmp_path: Path) -> None:
         assert list(csv.DictReader(file)) == rows
 
 
-def test_a_csv_of_no_rows_is_an_empty_file(tmp_path: Path) -> None:
+def test_a_csv_without_rows_is_an_empty_file(tmp_path: Path) -> None:
     write_csv(tmp_path / "file.csv", [])
     assert (tmp_path / "file.csv").read_bytes() == b""
 
 
-def test_a_folder_is_replaced_whole(tmp_path: Path) -> None:
+def test_a_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out/old").touch()
     with whole_folder(tmp_path / "out") as new:
@@ -83,7 +83,7 @@ def test_a_folder_is_replaced_whole(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["deep", "file", "out"]
 
 
-def test_a_folder_whose_making_failed_is_as_it_was_before(tmp_path: Path) -> None:
+def test_a_failed_write_leaves_the_folder_unchanged(tmp_path: Path) -> None:
     def fail() -> None:
         with whole_folder(tmp_path / "out") as new:
             (new / "half").touch()
@@ -99,7 +99,7 @@ def test_a_folder_whose_making_failed_is_as_it_was_before(tmp_path: Path) -> Non
         assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_what_a_killed_process_left_behind_does_not_get_into_a_folder(tmp_path: Path) -> None:
+def test_leftovers_of_a_killed_process_do_not_get_into_a_folder(tmp_path: Path) -> None:
     with whole_folder(tmp_path / "out") as new:
         leftover = new
     leftover.mkdir()

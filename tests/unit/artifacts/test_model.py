@@ -68,7 +68,7 @@ def store(system: pl.LightningModule, params: ModelParams, folder: Path) -> Mode
 
 
 def change_json(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    """With a sha256 that fits the change, as anyone can compute it."""
+    """Also update the sha256, as anyone could."""
     values = json.loads((folder / "model.json").read_text(encoding="utf-8"))
     change(values)
     with contextlib.suppress(KeyError):
@@ -78,18 +78,18 @@ def change_json(folder: Path, change: Callable[[dict[str, Any]], object]) -> Non
 
 
 @pytest.mark.parametrize("network", ["mlp", "cnn", "resnet9", "airbench", "torchvision:resnet18"])
-def test_a_model_read_back_gives_the_same_logits_to_the_bit(network: str, write: Write, folder: Path) -> None:
+def test_a_model_read_back_gives_bitwise_identical_logits(network: str, write: Write, folder: Path) -> None:
     system = write(network)
     again = read_model(folder)[0].eval()
     with torch.inference_mode():
         assert torch.equal(again(IMAGES), system(IMAGES))
 
 
-def test_a_model_of_double_precision_is_read_back_to_the_bit(write: Write, folder: Path) -> None:
-    """trainer.precision = 64-true trains one."""
+def test_a_double_precision_model_read_back_gives_bitwise_identical_logits(write: Write, folder: Path) -> None:
+    """trainer.precision = 64-true trains such a model."""
     system = write().double()
     for weight in system.network.parameters():
-        weight.data += 1e-12  # what single precision cannot hold
+        weight.data += 1e-12  # single precision cannot represent this difference
     store(system, model_params(network="mlp", width=8, dropout=0.5, test_time_flip=False), folder)
     again = read_model(folder)[0].eval()
     with torch.inference_mode():
@@ -103,7 +103,7 @@ class Tied(pl.LightningModule):
         self.other.weight = self.one.weight
 
 
-def test_layers_that_share_a_weight_are_written_each(folder: Path) -> None:
+def test_a_weight_that_two_layers_share_is_written_for_both(folder: Path) -> None:
     system = Tied()
     store(system, model_params(), folder)
     weights = load_file(folder / "model.safetensors")
@@ -111,7 +111,7 @@ def test_layers_that_share_a_weight_are_written_each(folder: Path) -> None:
     assert torch.equal(weights["one.weight"], weights["other.weight"])
 
 
-def test_the_record_holds_all_that_is_needed_to_use_the_model(write: Write, folder: Path) -> None:
+def test_the_record_contains_everything_needed_to_use_the_model(write: Write, folder: Path) -> None:
     write()
     record = read_record(folder)
     assert (record.format, record.task) == (3, "classification")
@@ -124,13 +124,13 @@ def test_the_record_holds_all_that_is_needed_to_use_the_model(write: Write, fold
     assert read_fit_params(folder) == {"seed": 7}
 
 
-def test_the_defaults_of_a_network_are_written_down(folder: Path) -> None:
+def test_the_record_contains_the_default_arguments_of_the_network(folder: Path) -> None:
     params = model_params(network="cnn", width=None, dropout=None)
     store(build_system(params, INFO), params, folder)
     assert read_record(folder).network_arguments == {"width": 32, "dropout": 0.1}
 
 
-def test_what_decides_the_answers_names_the_model(folder: Path) -> None:
+def test_the_sha256_changes_with_everything_that_affects_the_answers(folder: Path) -> None:
     params = model_params(network="mlp", width=8)
     system = build_system(params, INFO)
     names = {store(system, params, folder).sha256, store(system, params, folder).sha256}
@@ -142,7 +142,7 @@ def test_what_decides_the_answers_names_the_model(folder: Path) -> None:
     assert len(names) == 3
 
 
-def test_a_record_that_was_edited_is_refused(write: Write, folder: Path) -> None:
+def test_an_edited_record_is_refused(write: Write, folder: Path) -> None:
     write()
     text = (folder / "model.json").read_text(encoding="utf-8")
     (folder / "model.json").write_text(text.replace('"test_time_flip": false', '"test_time_flip": true'))
@@ -154,24 +154,24 @@ OLD = Path(__file__).resolve().parents[2] / "fixtures/models"
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in OLD.iterdir()))
-def test_a_model_of_an_earlier_format_loads_and_answers_as_it_did(name: str) -> None:
+def test_a_model_of_an_earlier_format_loads_and_gives_the_same_answers(name: str) -> None:
     system, record = read_model(OLD / name)
     recorded = dict(np.load(OLD / name / "answers.npz"))
     with torch.inference_mode():
         answers = system(torch.from_numpy(recorded.pop("images")))
     answers = {"probabilities": answers} if isinstance(answers, torch.Tensor) else answers
     assert answers.keys() == recorded.keys()
-    for key, value in recorded.items():  # another processor has other last bits
+    for key, value in recorded.items():  # the last bits differ between processors
         np.testing.assert_allclose(answers[key].numpy(), value, rtol=1e-4, atol=1e-5)
     weights = (OLD / name / "model.safetensors").read_bytes()
     names = {
         3: "0f1008c10791fe698eb75a37533554f924feea2d9a2f70628d588945eaae36e3"
-    }  # of format 1 and 2 the weights' sha256, by which MLflow knows them
+    }  # in formats 1 and 2 it is the weights' sha256, which MLflow has stored
     assert record.sha256 == names.get(record.written_as, hashlib.sha256(weights).hexdigest())
     assert record.classes == list("0123456789")
 
 
-def test_a_record_of_format_2_from_before_some_keys_existed_is_read(tmp_path: Path) -> None:
+def test_a_format_2_record_without_later_keys_can_be_read(tmp_path: Path) -> None:
     values = json.loads((OLD / "format_2_classifier/model.json").read_text())
     for key in ("weights", "system_arguments", "network_arguments", "embedding"):
         del values["model"][key]
@@ -180,8 +180,8 @@ def test_a_record_of_format_2_from_before_some_keys_existed_is_read(tmp_path: Pa
     assert read_record(tmp_path) == read_record(OLD / "format_2_classifier")
 
 
-def test_a_record_without_a_newer_key_keeps_its_name(write: Write, folder: Path) -> None:
-    """A key with a default may come later: `code` here."""
+def test_a_record_without_a_newer_key_keeps_its_sha256(write: Write, folder: Path) -> None:
+    """A key with a default, such as `code` here, may be added later."""
     write()
     values = json.loads((folder / "model.json").read_text(encoding="utf-8"))
     del values["code"]
@@ -191,7 +191,7 @@ def test_a_record_without_a_newer_key_keeps_its_name(write: Write, folder: Path)
     assert read_record(folder).sha256 == values["sha256"]
 
 
-def test_an_edit_of_the_user_s_own_system_is_another_model(tmp_path: Path) -> None:
+def test_editing_the_user_s_own_system_makes_another_model(tmp_path: Path) -> None:
     for number, file in enumerate(("first", "second")):
         (tmp_path / file).mkdir()
         (tmp_path / file / "mine.py").write_text(f"class Mine:\n    answer = {number}\n")
@@ -202,13 +202,13 @@ def test_an_edit_of_the_user_s_own_system_is_another_model(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("values", [{"format": 2, "model": "x", "sha256": ""}, {"format": 1, "network": []}])
-def test_a_damaged_record_of_an_earlier_format_is_refused_in_a_line(values: dict[str, Any], tmp_path: Path) -> None:
+def test_a_damaged_record_of_an_earlier_format_gives_a_one_line_error(values: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "model.json").write_text(json.dumps(values))
     with pytest.raises(UserError, match=r"model\.json(:| is damaged)"):
         read_record(tmp_path)
 
 
-def test_a_record_of_a_later_format_says_so(write: Write, folder: Path) -> None:
+def test_a_record_of_a_later_format_gives_an_error_that_says_so(write: Write, folder: Path) -> None:
     write()
     change_json(folder, lambda values: values.update(format=4))
     with pytest.raises(UserError, match=r"model\.json: format = 4 is unknown; .* reads formats 1 to 3: update Refit"):
@@ -224,7 +224,7 @@ def test_the_same_model_is_written_to_the_same_bytes(write: Write, folder: Path)
     assert written[0] == written[1]
 
 
-def test_a_model_is_three_files(write: Write, folder: Path) -> None:
+def test_a_model_consists_of_three_files(write: Write, folder: Path) -> None:
     write()
     write()
     names = sorted(path.name for path in folder.parent.rglob("*"))
@@ -232,7 +232,7 @@ def test_a_model_is_three_files(write: Write, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["model.json", "model.safetensors"])
-def test_a_missing_file_is_named(name: str, write: Write, folder: Path) -> None:
+def test_a_missing_file_is_named_in_the_error(name: str, write: Write, folder: Path) -> None:
     write()
     (folder / name).unlink()
     with pytest.raises(UserError, match=rf"{name} does not exist; run: dvc repro fit"):
@@ -250,7 +250,7 @@ def test_one_changed_byte_of_the_weights_is_refused(write: Write, folder: Path) 
 
 
 class Malice:
-    """Unpickled, it makes a folder."""
+    """Creates a folder when it is unpickled."""
 
     def __init__(self, made: Path) -> None:
         self.made = made
@@ -272,30 +272,30 @@ def test_a_pickle_in_place_of_the_weights_is_refused_and_never_run(
     with pytest.raises(UserError, match=r"model\.safetensors"):
         read_model(folder)
     assert not (tmp_path / "made").exists()
-    pickle.loads(pickled)  # noqa: S301, it would have been
+    pickle.loads(pickled)  # noqa: S301, unpickling would have run it
     assert (tmp_path / "made").exists()
 
 
 def tensors(header: object, data: bytes = b"", length: int | None = None) -> bytes:
-    """A safetensors file; one that lies of the `length` of its header, where that is given."""
+    """A safetensors file. `length` replaces the true length of its header."""
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     return struct.pack("<Q", len(text) if length is None else length) + text + data
 
 
 HEADERS = {
-    "of no file": b"",
-    "of no tensor": tensors({}),
-    "larger than any memory": tensors({}, length=2**60),
-    "of an array larger than the file": tensors({"a": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}}),
-    "of two arrays in one place": tensors(
+    "empty file": b"",
+    "no tensor": tensors({}),
+    "header larger than any memory": tensors({}, length=2**60),
+    "array larger than the file": tensors({"a": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}}),
+    "overlapping arrays": tensors(
         {name: {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]} for name in "ab"}, bytes(4)
     ),
-    "nested deep": tensors(b'{"a": ' + b"[" * 99_999 + b"]" * 99_999 + b"}"),
+    "deeply nested": tensors(b'{"a": ' + b"[" * 99_999 + b"]" * 99_999 + b"}"),
 }
 
 
 @pytest.mark.parametrize("header", HEADERS)
-def test_weights_with_a_malicious_header_are_refused_in_a_line(header: str, write: Write, folder: Path) -> None:
+def test_weights_with_a_malicious_header_give_a_one_line_error(header: str, write: Write, folder: Path) -> None:
     write()
     (folder / "model.safetensors").write_bytes(HEADERS[header])
     sha256 = hashlib.sha256(HEADERS[header]).hexdigest()
@@ -307,7 +307,7 @@ def test_weights_with_a_malicious_header_are_refused_in_a_line(header: str, writ
     assert len(str(raised.value).splitlines()) == 1
 
 
-def test_a_description_nested_deep_is_refused_in_a_line(write: Write, folder: Path) -> None:
+def test_a_deeply_nested_record_gives_a_one_line_error(write: Write, folder: Path) -> None:
     write()
     (folder / "model.json").write_bytes(b'{"format": ' + b"[" * 99_999 + b"]" * 99_999 + b"}")
     with pytest.raises(UserError, match=r"model\.json is not JSON: .*run: dvc repro fit") as raised:
@@ -326,7 +326,7 @@ FAULTS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_description_with_a_fault_is_refused_in_a_line(fault: str, write: Write, folder: Path) -> None:
+def test_an_invalid_record_gives_a_one_line_error(fault: str, write: Write, folder: Path) -> None:
     write()
     change, line = FAULTS[fault]
     change_json(folder, change)
@@ -335,7 +335,7 @@ def test_a_description_with_a_fault_is_refused_in_a_line(fault: str, write: Writ
     assert len(str(raised.value).splitlines()) == 1
 
 
-def test_half_a_description_is_refused_in_a_line(write: Write, folder: Path) -> None:
+def test_a_truncated_record_gives_a_one_line_error(write: Write, folder: Path) -> None:
     write()
     content = (folder / "model.json").read_bytes()
     (folder / "model.json").write_bytes(content[: len(content) // 2])
@@ -345,10 +345,8 @@ def test_half_a_description_is_refused_in_a_line(write: Write, folder: Path) -> 
 
 
 @pytest.mark.parametrize("key", ["system", "network"])
-def test_a_description_makes_nothing_but_systems_and_networks(
-    key: str, write: Write, folder: Path, tmp_path: Path
-) -> None:
-    """A model may come from anyone; `subprocess.Popen` would run what its arguments say."""
+def test_a_record_can_construct_only_systems_and_networks(key: str, write: Write, folder: Path, tmp_path: Path) -> None:
+    """A model may come from anyone; `subprocess.Popen` would run the command in its arguments."""
     write()
     made = {key: "subprocess.Popen", f"{key}_arguments": {"args": ["touch", str(tmp_path / "made")]}}
     change_json(folder, lambda values: values.update(made))

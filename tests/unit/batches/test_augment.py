@@ -1,4 +1,4 @@
-"""Augmentation: each image has random choices of its own, and each choice does exactly what it says."""
+"""Augmentation: each image has its own random draws, and each augmentation does exactly what its name says."""
 
 from typing import Any
 
@@ -38,7 +38,7 @@ EVERYTHING = AugmentParams(**{key: value for choices, _ in KINDS for key, value 
 
 
 def shifted(image: Tensor, down: int, right: int) -> Tensor:
-    """One image moved over a black ground, pixel by pixel."""
+    """One image shifted over a black background, pixel by pixel."""
     result = torch.zeros_like(image)
     _, height, width = image.shape
     for row in range(height):
@@ -48,12 +48,12 @@ def shifted(image: Tensor, down: int, right: int) -> Tensor:
     return result
 
 
-def test_nothing_changes_where_all_is_off() -> None:
+def test_without_augmentation_nothing_is_drawn() -> None:
     assert draw(AugmentParams(), len(IMAGES), (8, 8), np.random.default_rng(0)) is None
 
 
 @pytest.mark.parametrize("shift", [1, 3, 20])
-def test_a_shift_moves_each_image_down_and_right_by_its_own_draw_over_black(shift: int) -> None:
+def test_a_shift_moves_each_image_by_its_own_draw_and_fills_with_black(shift: int) -> None:
     params = AugmentParams(shift=shift)
     draws = draws_for(params)
     expected = [
@@ -63,7 +63,7 @@ def test_a_shift_moves_each_image_down_and_right_by_its_own_draw_over_black(shif
 
 
 @pytest.mark.parametrize("key", ["shift", "cutout"])
-def test_what_could_leave_nothing_of_an_image_is_refused(key: str) -> None:
+def test_an_augmentation_that_could_remove_a_whole_image_is_refused(key: str) -> None:
     fits: Any = {key: 7}
     too_large: Any = {key: 8}
     check_size(AugmentParams(**fits), 8, 28)
@@ -71,11 +71,11 @@ def test_what_could_leave_nothing_of_an_image_is_refused(key: str) -> None:
         check_size(AugmentParams(**too_large), 8, 28)
 
 
-def test_shifts_reach_as_far_as_they_may_and_no_farther() -> None:
+def test_shifts_cover_their_whole_range_and_no_more() -> None:
     assert set(drawn(draws_for(AugmentParams(shift=2)).shift).flatten().tolist()) == {-2, -1, 0, 1, 2}
 
 
-def test_a_flip_mirrors_the_drawn_images_and_no_other() -> None:
+def test_a_flip_mirrors_only_the_drawn_images() -> None:
     params = AugmentParams(flip=True)
     draws = draws_for(params)
     flip = drawn(draws.flip)
@@ -86,7 +86,7 @@ def test_a_flip_mirrors_the_drawn_images_and_no_other() -> None:
 
 
 @pytest.mark.parametrize("side", [1, 2, 3, 4, 5])
-def test_cutout_blackens_a_square_of_its_side_around_the_drawn_place(side: int) -> None:
+def test_cutout_blackens_a_square_of_the_given_side_at_the_drawn_position(side: int) -> None:
     params = AugmentParams(cutout=side)
     draws = draws_for(params)
     cut = (augment(IMAGES, draws, params) == 0).all(1)
@@ -100,19 +100,19 @@ def test_cutout_blackens_a_square_of_its_side_around_the_drawn_place(side: int) 
     assert inside or side == 5
 
 
-def test_cutout_leaves_the_other_pixels_as_they_are() -> None:
+def test_cutout_does_not_change_the_other_pixels() -> None:
     params = AugmentParams(cutout=4)
     result = augment(IMAGES, draws_for(params), params)
     assert torch.equal(result[result > 0], IMAGES[result > 0])
 
 
-def test_cutout_falls_on_every_place_of_the_image() -> None:
+def test_cutout_can_be_at_every_position_of_the_image() -> None:
     centres = drawn(draws_for(AugmentParams(cutout=2), 4096).cutout)
     assert (centres.amin(0).tolist(), centres.amax(0).tolist()) == ([0, 0], [9, 11])
 
 
 @pytest.mark.parametrize("area", [0.08, 0.5, 0.9])
-def test_crops_have_the_area_and_shape_they_may_and_lie_inside_the_image(area: float) -> None:
+def test_crops_keep_to_their_area_and_aspect_ratio_and_stay_inside_the_image(area: float) -> None:
     crop = drawn(draws_for(AugmentParams(crop_area=area), 4096).crop).double()
     centre, side = crop[:, :2], crop[:, 2:]
     areas, ratios = side.prod(1), side[:, 1] / side[:, 0]
@@ -123,8 +123,8 @@ def test_crops_have_the_area_and_shape_they_may_and_lie_inside_the_image(area: f
 
 
 @pytest.mark.parametrize("axis", [0, 1])
-def test_a_crop_is_stretched_over_the_whole_image(axis: int) -> None:
-    """Bilinear interpolation leaves a ramp a ramp, from the crop's first border to its last."""
+def test_a_crop_is_resized_to_the_whole_image(axis: int) -> None:
+    """Bilinear interpolation maps a ramp to a ramp, from the first border of the crop to its last."""
     size = (40, 60)[axis]
     ramp = torch.arange(size) * 4
     image = (ramp[:, None].expand(-1, 60) if axis == 0 else ramp.expand(40, -1)).to(torch.uint8)
@@ -133,22 +133,22 @@ def test_a_crop_is_stretched_over_the_whole_image(axis: int) -> None:
     result = augment(image.expand(64, 1, -1, -1), draws, params)
     crop = drawn(draws.crop)
     centre, side = crop[:, axis, None], crop[:, 2 + axis, None]
-    place = (centre - side / 2 + side * (torch.arange(size) + 0.5) / size) * size - 0.5  # in pixels, counted from 0
+    place = (centre - side / 2 + side * (torch.arange(size) + 0.5) / size) * size - 0.5  # in pixels, starting at 0
     expected = 4 * place.clamp(0, size - 1)
     seen = result[:, 0, :, 7] if axis == 0 else result[:, 0, 7]
     assert (seen - expected).abs().max() <= 0.51
 
 
 @pytest.mark.parametrize("choice", [{"shift": 3}, {"flip": True}, {"cutout": 4}, {"crop_area": 0.3}])
-def test_images_of_one_batch_differ_in_what_happens_to_them(choice: dict[str, Any]) -> None:
-    """torchvision's transforms, given a batch, treat all its images alike."""
+def test_images_of_one_batch_are_augmented_differently(choice: dict[str, Any]) -> None:
+    """torchvision's transforms apply the same draws to all images of a batch."""
     params = AugmentParams(**choice)
     same = IMAGES[:1].expand(64, -1, -1, -1)
     results = augment(same, draws_for(params), params)
     assert len({image.numpy().tobytes() for image in results}) > (1 if "flip" in choice else 20)
 
 
-def test_a_batch_in_two_halves_gives_the_images_of_the_whole() -> None:
+def test_two_parts_of_a_batch_give_the_same_images_as_the_whole() -> None:
     params = EVERYTHING
     draws = draws_for(params)
     whole = augment(IMAGES, draws, params)
@@ -156,7 +156,7 @@ def test_a_batch_in_two_halves_gives_the_images_of_the_whole() -> None:
         assert torch.equal(augment(IMAGES[part], draws.take(part), params), whole[part])
 
 
-def test_an_image_is_cropped_then_shifted_then_mirrored_then_recoloured_then_by_policy_and_then_cut() -> None:
+def test_the_order_is_crop_shift_flip_color_jitter_policy_cutout() -> None:
     order = ("crop_area", "shift", "flip", "color_jitter", "policy", "cutout")
     steps = sorted(
         (kind for kind in KINDS if "mixup" not in kind[0]), key=lambda kind: order.index(next(iter(kind[0])))
@@ -169,7 +169,7 @@ def test_an_image_is_cropped_then_shifted_then_mirrored_then_recoloured_then_by_
     assert torch.equal(augment(IMAGES, draws, params), expected)
 
 
-def test_the_same_seed_draws_the_same() -> None:
+def test_the_same_seed_draws_the_same_values_and_another_seed_others() -> None:
     params = EVERYTHING
     drawn = [[choice for choice in draws_for(params, seed=seed) if choice is not None] for seed in (1, 1, 2)]
     first, same, other = drawn
@@ -179,7 +179,7 @@ def test_the_same_seed_draws_the_same() -> None:
 
 
 @pytest.mark.parametrize(("choices", "fields"), KINDS)
-def test_what_is_drawn_of_one_kind_depends_on_no_other_and_what_is_off_costs_nothing(
+def test_draws_of_one_augmentation_do_not_depend_on_others_and_disabled_ones_draw_nothing(
     choices: dict[str, Any], fields: set[str]
 ) -> None:
     alone, beside = draws_for(AugmentParams(**choices)), draws_for(EVERYTHING)
@@ -187,7 +187,7 @@ def test_what_is_drawn_of_one_kind_depends_on_no_other_and_what_is_off_costs_not
     assert all(torch.equal(getattr(alone, name), getattr(beside, name)) for name in fields)
 
 
-def test_the_images_that_go_in_are_left_as_they_are() -> None:
+def test_the_input_images_are_not_changed() -> None:
     before = IMAGES.clone()
     params = EVERYTHING
     augment(IMAGES, draws_for(params), params)

@@ -1,4 +1,4 @@
-"""The loaders: what a batch holds depends on the seed and the epoch, and on nothing else."""
+"""The loaders: the content of a batch depends only on the seed and the epoch."""
 
 import threading
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ COUNT = 103
 
 @pytest.fixture
 def split() -> Split:
-    """Each image is its number, eight times eight; so is its label."""
+    """All 8 x 8 pixels of an image have its number, which is also its label."""
     numbers = np.arange(1, COUNT + 1, dtype=np.uint8)
     return Split(np.broadcast_to(numbers[:, None, None, None], (COUNT, 1, 8, 8)).copy(), numbers.astype(np.int64))
 
@@ -51,7 +51,7 @@ def same(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> bool:
     return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
-def test_an_epoch_depends_on_the_seed_and_its_number_alone(split: Split) -> None:
+def test_an_epoch_depends_only_on_the_seed_and_its_number(split: Split) -> None:
     first = joined(list(loader(split, seed=3, epoch=5)))
     walked_before = loader(split, seed=3, epoch=5)
     next(iter(walked_before))
@@ -67,18 +67,18 @@ def test_images_too_small_for_their_augmentation_are_refused(digits: Path) -> No
         PreparedData(ALL.model_copy(update={"shift": 8}), 64, 128, seed=7, folder=digits)
 
 
-def test_another_epoch_has_another_order(split: Split) -> None:
+def test_each_epoch_has_a_different_order(split: Split) -> None:
     orders = [joined(list(loader(split, epoch=epoch)))[1] for epoch in range(3)]
     assert not any(torch.equal(orders[a], orders[b]) for a, b in ((0, 1), (0, 2), (1, 2)))
 
 
-def test_another_epoch_augments_an_image_in_another_way(split: Split) -> None:
+def test_each_epoch_augments_an_image_differently(split: Split) -> None:
     first, second = (dict(zip(*reversed(joined(list(loader(split, epoch=epoch)))), strict=True)) for epoch in (0, 1))
     first, second = ({int(label): image for label, image in epoch.items()} for epoch in (first, second))
     assert sum(not torch.equal(first[label], second[label]) for label in first.keys() & second.keys()) > COUNT / 2
 
 
-def test_batches_come_augmented_by_draws_of_each_image_s_own(split: Split) -> None:
+def test_each_image_of_a_batch_is_augmented_by_its_own_draws(split: Split) -> None:
     images, labels = joined(list(loader(split, seed=3, epoch=5)))
     random = np.random.default_rng([3, 5])
     order = torch.from_numpy(random.permutation(COUNT)[: len(labels)])
@@ -87,14 +87,14 @@ def test_batches_come_augmented_by_draws_of_each_image_s_own(split: Split) -> No
     assert torch.equal(images, augment(torch.from_numpy(split.images)[order], draws.take(order), ALL))
 
 
-def test_each_image_comes_at_most_once_an_epoch_with_its_own_label(split: Split) -> None:
+def test_each_image_occurs_at_most_once_per_epoch_with_its_own_label(split: Split) -> None:
     batches = list(loader(split, augmentation=NOTHING))
     labels = torch.cat([batch.labels for batch in batches]).tolist()
     assert len(set(labels)) == len(labels)
     assert all(torch.equal(batch.images[:, 0, 0, 0].long(), batch.labels) for batch in batches)
 
 
-def test_a_loader_that_is_left_in_mid_epoch_leaves_no_thread(split: Split) -> None:
+def test_a_loader_abandoned_in_mid_epoch_leaves_no_thread(split: Split) -> None:
     before = threading.active_count()
     batches = iter(loader(split))
     next(batches)
@@ -103,7 +103,7 @@ def test_a_loader_that_is_left_in_mid_epoch_leaves_no_thread(split: Split) -> No
     assert threading.active_count() == before
 
 
-def test_a_mapped_split_is_read_by_a_thread_ahead_of_its_use(split: Split, tmp_path: Path) -> None:
+def test_a_memory_mapped_split_is_read_ahead_by_a_thread(split: Split, tmp_path: Path) -> None:
     np.save(tmp_path / "images.npy", split.images)
     mapped = Split(np.load(tmp_path / "images.npy", mmap_mode="c"), split.labels)
     plain, ahead = (iter(loader(of, augmentation=NOTHING)) for of in (split, mapped))
@@ -131,13 +131,13 @@ def test_less_than_one_effective_batch_is_left_out(batch_size: int, effective: i
     assert 0 <= COUNT - sum(sizes) < effective
 
 
-def test_the_left_out_remainder_is_another_each_epoch(split: Split) -> None:
+def test_the_left_out_remainder_differs_in_each_epoch(split: Split) -> None:
     remainders = [set(split.labels) - set(joined(list(loader(split, epoch=epoch)))[1].tolist()) for epoch in range(2)]
     assert remainders[0] != remainders[1]
 
 
-def test_micro_batches_make_up_the_effective_batch_they_stand_for(split: Split) -> None:
-    """The same experiment on a small machine and on a large one."""
+def test_micro_batches_add_up_to_the_same_effective_batch(split: Split) -> None:
+    """The same experiment can run on a small and on a large machine."""
     whole = list(loader(split, batch_size=32, effective=32))
     micro = list(loader(split, batch_size=8, effective=32))
     assert len(whole) == 3
@@ -147,7 +147,9 @@ def test_micro_batches_make_up_the_effective_batch_they_stand_for(split: Split) 
 
 @pytest.mark.parametrize("world_size", [2, 4])
 @pytest.mark.parametrize("skipped", [0, 3])
-def test_processes_take_turns_at_the_batches_of_one_from_any_step(skipped: int, world_size: int, split: Split) -> None:
+def test_processes_take_turns_at_the_batches_of_a_single_process_from_any_step(
+    skipped: int, world_size: int, split: Split
+) -> None:
     alone = list(loader(split, batch_size=4, effective=16, epoch=2))
     shares = []
     for rank in range(world_size):
@@ -162,7 +164,7 @@ def test_processes_take_turns_at_the_batches_of_one_from_any_step(skipped: int, 
 
 @pytest.mark.parametrize("world_size", [2, 3, 8])
 @pytest.mark.parametrize("batch_size", [2, 7, 32, 200])
-def test_processes_share_evaluation_in_as_many_batches_each(batch_size: int, world_size: int, split: Split) -> None:
+def test_each_process_evaluates_the_same_number_of_batches(batch_size: int, world_size: int, split: Split) -> None:
     shares = [EvaluationLoader(split, batch_size, rank=rank, world_size=world_size) for rank in range(world_size)]
     assert len({len(lam) for lam in shares}) == 1
     sizes = [len(batch.labels) for lam in shares for batch in lam]
@@ -172,12 +174,12 @@ def test_processes_share_evaluation_in_as_many_batches_each(batch_size: int, wor
     assert torch.equal(joined(together)[0], torch.from_numpy(split.images))
 
 
-def test_fewer_images_than_processes_are_refused_in_a_line(split: Split) -> None:
+def test_fewer_images_than_processes_give_a_one_line_error(split: Split) -> None:
     with pytest.raises(UserError, match=r"103 images are too few for 104 devices; lower trainer\.devices"):
         EvaluationLoader(split, 8, rank=0, world_size=104)
 
 
-def test_evaluation_shows_every_image_once_in_order(split: Split) -> None:
+def test_evaluation_uses_every_image_once_in_order(split: Split) -> None:
     batches = list(EvaluationLoader(split, 32))
     assert [len(batch.labels) for batch in batches] == [32, 32, 32, 7]
     assert len(EvaluationLoader(split, 32)) == 4
@@ -187,10 +189,10 @@ def test_evaluation_shows_every_image_once_in_order(split: Split) -> None:
     assert (len(images), len(labels)) == (7, 7)
 
 
-def test_a_split_too_large_for_a_cuda_device_is_pinned_ahead_and_augmented_there(
+def test_a_split_too_large_for_a_cuda_device_is_pinned_and_augmented_on_the_device(
     split: Split, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without such a device: the test only observes the calls."""
+    """No such device is needed: the test only observes the calls."""
     pinned: list[Tensor] = []
 
     def pin(tensor: Tensor) -> Tensor:
@@ -220,7 +222,7 @@ def test_lightning_moves_every_tensor_of_a_batch_to_the_device(digits: Path) -> 
 
 
 class Seen(pl.LightningModule):
-    """Keeps what Lightning hands to a step."""
+    """Stores the batches that Lightning passes to each step."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -239,7 +241,7 @@ class Seen(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-def test_lightning_trains_on_the_loader_s_augmented_batches_epoch_by_epoch(digits: Path, params: Params) -> None:
+def test_lightning_trains_on_the_loader_s_augmented_batches_of_each_epoch(digits: Path, params: Params) -> None:
     system, data = Seen(), PreparedData(ALL, 64, 128, seed=7, folder=digits)
     make_trainer(params.trainer, max_epochs=2).fit(system, datamodule=data)
     train = read_split("train", digits)
@@ -250,7 +252,7 @@ def test_lightning_trains_on_the_loader_s_augmented_batches_epoch_by_epoch(digit
     assert torch.equal(labels, torch.cat([epoch[1] for epoch in expected]))
 
 
-def test_lightning_validates_on_the_images_as_they_are(digits: Path, params: Params) -> None:
+def test_lightning_validates_on_unaugmented_images(digits: Path, params: Params) -> None:
     system, data = Seen(), PreparedData(ALL, 64, 128, seed=7, folder=digits)
     make_trainer(params.trainer, max_epochs=1).fit(system, datamodule=data)
     val = read_split("val", digits)

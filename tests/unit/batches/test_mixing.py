@@ -1,4 +1,4 @@
-"""Mixup and cutmix: which image goes into which, how much of it, and what the loss makes of their labels."""
+"""Mixup and cutmix: which images are mixed, by how much, and how the loss uses both labels."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +24,7 @@ MIXES: list[dict[str, object]] = [{"mixup": 0.4}, {"cutmix": 1.0}, {"mixup": 0.4
 
 @pytest.fixture
 def split() -> Split:
-    """Each image has one level of grey, twice its label."""
+    """Each image has a single grey level, twice its label."""
     numbers = np.arange(COUNT, dtype=np.uint8)
     return Split(np.broadcast_to(2 * numbers[:, None, None, None], (COUNT, 1, *SIZE)).copy(), numbers.astype(np.int64))
 
@@ -46,14 +46,14 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 
 
 @pytest.mark.parametrize("mixes", MIXES, ids=str)
-def test_the_share_of_a_label_is_that_of_its_image_s_light(mixes: dict[str, Any], split: Split) -> None:
-    """Of images of one level each, the mean level tells how much of either is there."""
+def test_a_label_s_lam_is_its_image_s_fraction_of_the_mix(mixes: dict[str, Any], split: Split) -> None:
+    """All pixels of an unmixed image are equal, so the mean shows how much of each image is in the mix."""
     params = AugmentParams(**mixes)
     whole = joined([batch for epoch in range(20) for batch in batches(split, params, epoch=epoch)])
     assert whole["images"].dtype == torch.uint8
     expected = 2 * (whole["lam"] * whole["labels"] + (1 - whole["lam"]) * whole["other_labels"])
     error = (whole["images"].double().mean(dim=(1, 2, 3)) - expected).abs()
-    assert error.max() < 0.51, "more than rounding"
+    assert error.max() < 0.51, "a difference above the rounding error"
     assert (whole["lam"] < 0.9).float().mean() > 0.2
     assert ((whole["lam"] >= 0) & (whole["lam"] <= 1)).all()
 
@@ -74,7 +74,7 @@ def test_mixup_blends_each_pixel_and_cutmix_covers_a_rectangle(split: Split) -> 
     assert rectangles > 50
 
 
-def test_with_both_each_image_draws_which_of_the_two(split: Split) -> None:
+def test_with_mixup_and_cutmix_each_image_draws_one_of_them(split: Split) -> None:
     params = AugmentParams(mixup=8.0, cutmix=1.0)
     images = joined([batch for epoch in range(5) for batch in batches(split, params, epoch=epoch)])
     cut = torch.tensor([image.unique().numel() > 1 for image in images["images"]])
@@ -84,8 +84,8 @@ def test_with_both_each_image_draws_which_of_the_two(split: Split) -> None:
 
 
 @pytest.mark.parametrize("alpha", [0.2, 1.0, 4.0])
-def test_shares_are_of_the_beta_distribution(alpha: float) -> None:
-    """Its mean is a half, and its variance 1 / (4 (2 alpha + 1)); a rectangle's, before it is cut at the border."""
+def test_lam_follows_the_beta_distribution(alpha: float) -> None:
+    """The mean is 1/2 and the variance 1 / (4 (2 alpha + 1)). Only unclipped cutmix rectangles count."""
     drawn = draw(AugmentParams(mixup=alpha), 20_000, (32, 32), np.random.default_rng(0))
     assert drawn is not None
     assert drawn.lam is not None
@@ -94,16 +94,14 @@ def test_shares_are_of_the_beta_distribution(alpha: float) -> None:
     cut = draw(AugmentParams(cutmix=alpha), 20_000, (256, 256), np.random.default_rng(0))
     assert cut is not None
     assert cut.box is not None
-    box = cut.box[((cut.box > 0) & (cut.box < 256)).all(1)].double()  # clear of the border
+    box = cut.box[((cut.box > 0) & (cut.box < 256)).all(1)].double()  # not clipped by the border
     assert len(box) > 1000
     sides = box[:, 2:] - box[:, :2]
-    assert (sides[:, 0] - sides[:, 1]).abs().max() == 0, "of the image's own shape"
+    assert (sides[:, 0] - sides[:, 1]).abs().max() == 0, "the rectangle must have the image's aspect ratio"
 
 
 @pytest.mark.parametrize("mixes", MIXES, ids=str)
-def test_micro_batches_and_a_start_in_mid_epoch_give_the_mixes_of_the_whole(
-    mixes: dict[str, Any], split: Split
-) -> None:
+def test_micro_batches_and_a_start_in_mid_epoch_give_the_same_mixes(mixes: dict[str, Any], split: Split) -> None:
     params = AugmentParams(shift=2, flip=True, **mixes)
     whole = joined(batches(split, params, batch_size=32, effective=32))
     for size in (1, 8, 16):
@@ -114,7 +112,7 @@ def test_micro_batches_and_a_start_in_mid_epoch_give_the_mixes_of_the_whole(
 
 
 @pytest.mark.parametrize("batch_size", [8, 103])
-def test_an_image_s_partner_is_the_next_of_the_order_and_the_last_one_s_the_first_left_out_or_the_first(
+def test_an_image_is_mixed_with_the_next_one_in_the_epoch_s_order_which_wraps_around(
     batch_size: int, split: Split
 ) -> None:
     labels = joined(batches(split, AugmentParams(mixup=0.4), batch_size, batch_size))
@@ -140,7 +138,7 @@ def test_both_images_are_augmented_before_they_are_mixed(split: Split) -> None:
     assert torch.equal(seen["images"], expected[: len(seen["images"])])
 
 
-def test_the_other_choices_stay_as_they_are_when_images_are_mixed() -> None:
+def test_mixing_does_not_change_the_other_draws() -> None:
     def drawn(params: AugmentParams) -> Draws:
         draws = draw(params, COUNT, SIZE, np.random.default_rng([3, 5]))
         assert draws is not None
@@ -152,15 +150,13 @@ def test_the_other_choices_stay_as_they_are_when_images_are_mixed() -> None:
     assert torch.equal(alone.shift, mixed.shift)
 
 
-def test_what_is_not_mixed_unpacks_as_images_and_labels(split: Split) -> None:
+def test_an_unmixed_batch_unpacks_as_images_and_labels(split: Split) -> None:
     for params in (AugmentParams(), AugmentParams(shift=2)):
         assert [len(batch) for batch in batches(split, params)] == [2] * (COUNT // 16 * 2)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
-def test_the_training_loss_weighs_both_labels_by_their_shares_and_so_counts_its_hits(
-    smoothing: float, changed: Changed, digits: Path
-) -> None:
+def test_training_loss_and_accuracy_weight_both_labels_by_lam(smoothing: float, changed: Changed, digits: Path) -> None:
     params = changed({"augment.mixup": 0.4, "loss.label_smoothing": smoothing, "model.dropout": 0.0})
     torch.manual_seed(0)
     system: Any = build_system(params.model, read_info(digits), params.optimizer, params.loss, 0.01)
@@ -177,7 +173,7 @@ def test_the_training_loss_weighs_both_labels_by_their_shares_and_so_counts_its_
     torch.testing.assert_close(system.train_sums, torch.stack((expected.detach() * 32, hits)))
 
 
-def test_a_fit_on_mixed_images_sees_the_loader_s_and_learns_the_digits(changed: Changed, digits: Path) -> None:
+def test_a_fit_on_mixed_images_uses_the_loader_s_batches_and_learns_the_digits(changed: Changed, digits: Path) -> None:
     params = changed({"augment.mixup": 0.2, "augment.cutmix": 1.0, "model.network": "cnn", "model.width": 8})
     torch.manual_seed(0)
     system: Any = build_system(params.model, read_info(digits), params.optimizer, params.loss, 0.01)
@@ -196,11 +192,11 @@ def test_a_fit_on_mixed_images_sees_the_loader_s_and_learns_the_digits(changed: 
     first = batches(data.train, params.augment, 32, 64)
     assert same(joined(seen[: len(first)]), joined(first))
     assert trainer.callback_metrics["val_accuracy"] > 0.9
-    assert trainer.callback_metrics["train_accuracy"] < 0.9, "half of most labels is another's"
+    assert trainer.callback_metrics["train_accuracy"] < 0.9, "the training accuracy counts only a part of most labels"
 
 
-def test_what_was_pinned_is_mixed_on_the_device_as_on_the_cpu(split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
-    """There is no such device here: only what would be done there is."""
+def test_pinned_batches_are_mixed_on_the_device_as_on_the_cpu(split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No such device is needed: the test runs the device's code on the CPU."""
     monkeypatch.setattr(Tensor, "pin_memory", lambda tensor: tensor)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (0, 0))
     params = AugmentParams(shift=2, mixup=0.4, cutmix=1.0)

@@ -1,4 +1,4 @@
-"""Colour jitter, RandAugment and TrivialAugment: each operation is torchvision's, with choices of each image's own."""
+"""Colour jitter, RandAugment and TrivialAugment: each operation matches torchvision's, with draws for each image."""
 
 from typing import Any
 
@@ -27,7 +27,7 @@ GREY = IMAGES[:, :1]
 
 
 def smooth(images: Tensor) -> Tensor:
-    """Images as photos are: neighbours alike, not all values there, channels of their own."""
+    """Images like photos: similar neighbouring pixels, a limited range of values, and different channels."""
     wide = torch.nn.functional.interpolate(images[:, :, :4, :5].float(), (24, 20), mode="bicubic")
     return (wide * torch.rand(len(images), 1, 1, 1, generator=torch.Generator().manual_seed(1))).clamp(0, 255).byte()
 
@@ -38,8 +38,8 @@ KINDS_OF_IMAGES = {"rgb": IMAGES, "grey": GREY, "photos": smooth(IMAGES), "grey 
 @pytest.mark.parametrize("kind", KINDS_OF_IMAGES)
 @pytest.mark.parametrize("policy", SPACES)
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_each_operation_at_each_strength_is_torchvision_s_of_one_image(name: str, policy: str, kind: str) -> None:
-    """But for the last bit of a float, where it decides which pixel is the nearest, or which whole number is below."""
+def test_each_operation_at_each_strength_matches_torchvision(name: str, policy: str, kind: str) -> None:
+    """Results may differ if the last bit of a float decides which pixel is nearest, or how a value is rounded."""
     levels = [(level, sign) for level in range(LEVELS + 1) for sign in (1, -1)]
     images, theirs = KINDS_OF_IMAGES[kind][: len(levels)], POLICIES[policy]
     strengths = torch.tensor([sign * level / LEVELS for level, sign in levels])
@@ -48,7 +48,7 @@ def test_each_operation_at_each_strength_is_torchvision_s_of_one_image(name: str
     table = magnitudes(LEVELS + 1, *images.shape[2:])
     for image, mine, (level, sign) in zip(images, ours, levels, strict=True):
         magnitude = 0.0 if table is None else float(table[level]) * (sign if signed else 1)
-        magnitude = round(magnitude, 5)  # else theirs moves by 15 pixels where 16 are meant
+        magnitude = round(magnitude, 5)  # otherwise torchvision moves by 15 pixels in place of 16
         expected = theirs._apply_image_or_video_transform(image, THEIRS[name], magnitude, "nearest", {})
         difference = (mine.int() - expected.int()).abs()
         if name in ("shear_x", "shear_y", "solarize"):
@@ -61,7 +61,7 @@ def test_each_operation_at_each_strength_is_torchvision_s_of_one_image(name: str
         assert (ours != images).flatten(1).any(1).float().mean() > 0.1
 
 
-def test_randaugment_draws_two_operations_at_level_9_and_trivialaugment_one_at_any() -> None:
+def test_randaugment_draws_two_operations_at_level_9_and_trivialaugment_one_at_any_level() -> None:
     operations, strengths = draw_policy("randaugment", 20_000, np.random.default_rng(0))
     assert operations.shape == strengths.shape == (20_000, 2)
     assert set(strengths.flatten().tolist()) == {torch.tensor(0.3).item(), torch.tensor(-0.3).item()}
@@ -75,11 +75,9 @@ def test_randaugment_draws_two_operations_at_level_9_and_trivialaugment_one_at_a
 
 
 @pytest.mark.parametrize("policy", SPACES)
-@pytest.mark.parametrize("device", ["cpu", "as elsewhere"])
-def test_each_image_goes_through_its_own_operations_one_after_the_other(
-    policy: Any, device: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if device != "cpu":  # there it is done in another way, which can be tried here too
+@pytest.mark.parametrize("device", ["cpu", "other device"])
+def test_each_image_gets_its_own_operations_in_order(policy: Any, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if device != "cpu":  # the method for other devices, which also works on the CPU
         monkeypatch.setattr("refit.batches.policies.SELECTS_ON", "nowhere")
     params = AugmentParams(policy=policy)
     draws = draws_for(params)
@@ -97,7 +95,7 @@ def test_each_image_goes_through_its_own_operations_one_after_the_other(
 
 
 @pytest.mark.parametrize("images", [IMAGES, GREY], ids=["rgb", "grey"])
-def test_color_jitter_is_torchvision_s_brightness_contrast_and_saturation_by_each_image_s_own_factors(
+def test_color_jitter_matches_torchvision_with_each_image_s_own_factors(
     images: Tensor,
 ) -> None:
     params = AugmentParams(color_jitter=0.4)
@@ -112,7 +110,7 @@ def test_color_jitter_is_torchvision_s_brightness_contrast_and_saturation_by_eac
     assert len({tuple(factors) for factors in draws.jitter.tolist()}) == len(images)
 
 
-def test_color_jitter_reaches_as_far_as_it_may_and_no_farther() -> None:
+def test_color_jitter_covers_its_whole_range_and_no_more() -> None:
     factors = draws_for(AugmentParams(color_jitter=0.4), 20_000).jitter
     assert factors is not None
     for of_one_kind in factors.T:

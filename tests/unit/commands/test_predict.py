@@ -1,4 +1,4 @@
-"""`python -m refit.predict` and `Predictor`, on any files. tests/integration/test_doors.py has the answers."""
+"""`python -m refit.predict` and `Predictor` on any files. test_doors.py in tests/integration checks their answers."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from refit.systems.build import blueprint_of, build_system
 
 @pytest.fixture
 def photos(workspace: Path, digits: Path, params: Params) -> Path:
-    """A folder of images, in a folder with nothing else than a model: no params.yaml, no prepared data."""
+    """A folder of images, next to a model and nothing else: no params.yaml, no prepared data."""
     info = read_info(digits)
     weights = build_system(params.model, info).state_dict()
     write_model(weights, blueprint_of(params.model, info), data_sha256=info.sha256, batch_size=2, params={})
@@ -31,7 +31,7 @@ def photos(workspace: Path, digits: Path, params: Params) -> Path:
     return folder
 
 
-def test_each_file_is_answered_in_order_and_a_folder_stands_for_its_images(photos: Path) -> None:
+def test_each_file_gets_a_prediction_in_order_and_a_folder_means_its_images(photos: Path) -> None:
     (photos / "broken.jpg").write_bytes(b"no image")
     given = [photos / "e.png", photos, photos / "gone.png", photos / "e.png"]
     predictions = Predictor.load(MODEL).predict(given)
@@ -53,7 +53,7 @@ def test_each_file_is_answered_in_order_and_a_folder_stands_for_its_images(photo
     assert Predictor.load(MODEL).predict([]) == []
 
 
-def test_a_file_that_is_no_image_is_a_line_and_the_others_are_answered(
+def test_a_file_that_is_not_an_image_gives_one_error_line_and_the_others_are_predicted(
     photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (photos / "notes.txt").touch()
@@ -72,7 +72,7 @@ def test_a_file_that_is_no_image_is_a_line_and_the_others_are_answered(
     assert [line.split() for line in told.out.splitlines()[1:]] == [lines[0].split()]
 
 
-def test_without_an_image_or_a_model_it_says_what_is_missing(photos: Path, tmp_path: Path) -> None:
+def test_without_an_image_or_a_model_the_error_names_what_is_missing(photos: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"empty: no images; expected image files, or folders with images$"):
         main([tmp_path / "empty"], MODEL, as_csv=False)
@@ -80,7 +80,7 @@ def test_without_an_image_or_a_model_it_says_what_is_missing(photos: Path, tmp_p
         main([photos], tmp_path / "empty", as_csv=False)
 
 
-def test_it_takes_the_precision_of_the_model(photos: Path, digits: Path, params: Params) -> None:
+def test_predictions_use_the_precision_of_the_model(photos: Path, digits: Path, params: Params) -> None:
     info = read_info(digits)
     weights = {name: value.double() for name, value in build_system(params.model, info).state_dict().items()}
     write_model(weights, blueprint_of(params.model, info), data_sha256=info.sha256, batch_size=2, params={})

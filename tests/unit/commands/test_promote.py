@@ -1,4 +1,4 @@
-"""The rule by which a model becomes the champion."""
+"""The rule for promoting a model to champion."""
 
 import pytest
 
@@ -27,7 +27,7 @@ RIVAL = Version("refit", "7", "c" * 64, "run", was_champion=True)
         (0.9, 0.05, {"min_accuracy": 0.95}, "kept", "models:/refit/7 stays the champion: the new model's accuracy of"),
     ],
 )
-def test_the_rule(
+def test_a_model_is_promoted_by_its_accuracy_and_the_lower_bound_of_the_difference(
     accuracy: float, low: float | None, keys: dict[str, float], outcome: str, why: str, changed: Changed
 ) -> None:
     rules = changed({f"promote.{name}": value for name, value in keys.items()}).promote
@@ -47,7 +47,7 @@ def test_the_rule(
         (0.98, 359, 0.1, ""),
     ],
 )
-def test_a_first_champion_that_may_be_worth_nothing_is_warned_of(
+def test_a_first_champion_of_doubtful_accuracy_gets_a_warning(
     accuracy: float, images: int, majority: float, warning: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     warn_of_doubt(Challenger("a" * 64, "b" * 64, accuracy, [{}] * images, majority), confidence=0.95)
@@ -56,7 +56,7 @@ def test_a_first_champion_that_may_be_worth_nothing_is_warned_of(
     assert bool(said) == bool(warning)
 
 
-def test_without_a_comparison_only_the_least_accuracy_counts(changed: Changed) -> None:
+def test_without_a_comparison_only_min_accuracy_counts(changed: Changed) -> None:
     challenger = Challenger("a" * 64, "b" * 64, 0.5, [], 0.1)
     found = decide(challenger, None, changed({"promote.min_accuracy": 0.5}).promote, RIVAL)
     assert found == ("promoted", "it replaces models:/refit/7 without a comparison")

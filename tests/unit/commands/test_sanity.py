@@ -1,11 +1,11 @@
-"""`make sanity` tells systems that can learn from broken ones, and says what may be wrong with those."""
+"""The images that `make sanity` trains on."""
 
 import numpy as np
 
 from refit.commands import sanity
 
 
-def test_the_images_are_of_all_classes_in_turn() -> None:
+def test_the_subset_alternates_between_all_classes() -> None:
     labels = np.array([2, 0, 0, 0, 1, 1, 0, 2])
     rows = sanity.balanced_subset(labels, 5)
     assert sorted(labels[rows][:3]) == [0, 1, 2]

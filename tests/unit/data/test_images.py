@@ -1,4 +1,4 @@
-"""One decoding policy, rule by rule, on real files."""
+"""The decoding rules, each tested on real files."""
 
 import struct
 import zlib
@@ -28,7 +28,7 @@ def decoded(path: Path, color: Color = "rgb", size: tuple[int, int] | None = Non
 
 
 def header_and_pixels(path: Path, color: Color = "rgb") -> Pixels:
-    """What goes on in `prepare`: the header is read in one pass, the pixels in another."""
+    """As in `prepare`: the header is read in one pass and the pixels in another."""
     with open_image(path) as image:
         header = read_header(image)
     pixels = decoded(path, color)
@@ -40,7 +40,7 @@ def chunk(name: bytes, content: bytes) -> bytes:
     return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
 
 
-# What a camera stores so that the picture stands upright when shown by EXIF's rules: the inverse of each rotation.
+# The transform that a camera applies before it stores the image: the inverse of each EXIF rotation.
 STORED = {
     1: lambda upright: upright,
     2: lambda upright: upright[:, ::-1],
@@ -55,7 +55,7 @@ STORED = {
 
 @pytest.mark.parametrize("orientation", STORED)
 @pytest.mark.parametrize("suffix", ["png", "webp", "tif"])
-def test_a_photo_stands_upright_whatever_way_it_was_stored(suffix: str, orientation: int, tmp_path: Path) -> None:
+def test_a_photo_is_upright_for_every_exif_orientation(suffix: str, orientation: int, tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = orientation
     stored = np.ascontiguousarray(STORED[orientation](PHOTO))
@@ -64,7 +64,7 @@ def test_a_photo_stands_upright_whatever_way_it_was_stored(suffix: str, orientat
 
 
 @pytest.mark.parametrize("orientation", STORED)
-def test_a_jpeg_photo_stands_upright_within_its_compression(orientation: int, tmp_path: Path) -> None:
+def test_a_jpeg_photo_is_upright_up_to_compression_error(orientation: int, tmp_path: Path) -> None:
     upright = np.kron(PHOTO, np.ones((16, 16, 1), np.uint8))
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = orientation
@@ -88,7 +88,7 @@ def test_big_endian_16_bit_grey_keeps_its_levels(tmp_path: Path) -> None:
     assert np.array_equal(header_and_pixels(path, "grey")[0, 0], np.arange(256))
 
 
-def test_8_bit_pixels_are_left_as_they_are(tmp_path: Path) -> None:
+def test_8_bit_pixels_are_not_changed(tmp_path: Path) -> None:
     assert np.array_equal(decoded(save(tmp_path / "rgb.png", PHOTO)), PHOTO.transpose(2, 0, 1))
     assert np.array_equal(decoded(save(tmp_path / "grey.png", PHOTO[..., 0]), "grey"), PHOTO[None, ..., 0])
 
@@ -101,7 +101,7 @@ def palette_image() -> Image.Image:
 
 
 @pytest.mark.parametrize("suffix", ["png", "gif", "bmp"])
-def test_a_palette_gives_its_colours(suffix: str, tmp_path: Path) -> None:
+def test_a_palette_image_is_converted_to_its_colours(suffix: str, tmp_path: Path) -> None:
     pixels = decoded(save(tmp_path / f"palette.{suffix}", palette_image()))
     assert pixels.transpose(1, 2, 0).tolist() == [[[255, 0, 0], [0, 255, 0], [0, 0, 255]]]
 
@@ -112,13 +112,13 @@ def test_a_palette_s_transparent_colour_is_white(suffix: str, tmp_path: Path) ->
     assert pixels.transpose(1, 2, 0).tolist() == [[[255, 0, 0], [255, 255, 255], [0, 0, 255]]]
 
 
-def test_transparency_is_laid_over_white(tmp_path: Path) -> None:
+def test_transparent_pixels_are_blended_with_white(tmp_path: Path) -> None:
     image = np.array([[[255, 0, 0, 255], [255, 0, 0, 128], [255, 0, 0, 0]]], np.uint8)
     pixels = decoded(save(tmp_path / "red.png", image))
     assert pixels.transpose(1, 2, 0).tolist() == [[[255, 0, 0], [255, 127, 127], [255, 255, 255]]]
 
 
-def test_transparent_grey_is_laid_over_white_and_stays_grey(tmp_path: Path) -> None:
+def test_transparent_grey_is_blended_with_white_and_stays_grey(tmp_path: Path) -> None:
     image = Image.merge("LA", [Image.new("L", (2, 1), 40), Image.fromarray(np.array([[255, 0]], np.uint8))])
     path = save(tmp_path / "grey.png", image)
     with open_image(path) as opened:
@@ -126,13 +126,13 @@ def test_transparent_grey_is_laid_over_white_and_stays_grey(tmp_path: Path) -> N
     assert decoded(path, "grey").tolist() == [[[40, 255]]]
 
 
-def test_printing_colours_become_screen_colours(tmp_path: Path) -> None:
+def test_cmyk_is_converted_to_rgb(tmp_path: Path) -> None:
     path = save(tmp_path / "print.tif", Image.new("CMYK", (1, 1), (255, 0, 0, 0)))
     assert decoded(path).ravel().tolist() == [0, 255, 255]
 
 
 @pytest.mark.parametrize("color", ["grey", "rgb"])
-def test_lab_colours_become_the_wanted_ones(color: Color, tmp_path: Path) -> None:
+def test_lab_is_converted_to_the_requested_color(color: Color, tmp_path: Path) -> None:
     path = save(tmp_path / "lab.tif", Image.new("LAB", (2, 2), (255, 128, 128)))
     assert (decoded(path, color) >= 254).all()
 
@@ -155,7 +155,7 @@ def test_an_animation_gives_its_first_frame(suffix: str, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("mode", "color"), [("1", "grey"), ("L", "grey"), ("I;16", "grey"), ("P", "rgb"), ("RGB", "rgb"), ("RGBA", "rgb")]
 )
-def test_the_header_says_whether_an_image_is_grey(mode: str, color: Color, tmp_path: Path) -> None:
+def test_the_header_gives_the_size_and_whether_the_image_is_grey(mode: str, color: Color, tmp_path: Path) -> None:
     with open_image(save(tmp_path / "image.png", Image.new(mode, (2, 3)))) as image:
         assert read_header(image) == (2, 3, color)
 
@@ -169,9 +169,9 @@ def test_an_image_is_resized_to_cover_and_cropped_at_the_centre(tmp_path: Path) 
     assert np.array_equal(tall, pixels.transpose(0, 2, 1))
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning:PIL.TiffImagePlugin")  # Pillow says what it misses, and goes on
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL.TiffImagePlugin")  # Pillow only warns of missing data
 @pytest.mark.parametrize("suffix", ["jpg", "png", "gif", "tif", "webp", "bmp", "ppm", "pgm"])
-def test_half_a_file_is_a_bad_image(suffix: str, tmp_path: Path) -> None:
+def test_a_truncated_file_is_a_bad_image(suffix: str, tmp_path: Path) -> None:
     photo = Image.fromarray(RANDOM.integers(0, 256, (64, 64, 3), dtype=np.uint8))
     path = save(tmp_path / f"photo.{suffix}", photo.convert("L") if suffix == "pgm" else photo)
     content = path.read_bytes()
@@ -181,8 +181,8 @@ def test_half_a_file_is_a_bad_image(suffix: str, tmp_path: Path) -> None:
             decoded(path)
 
 
-def test_half_a_jpeg_is_bad_though_pillow_verifies_it(tmp_path: Path) -> None:
-    """Why images are decoded, and not just verified."""
+def test_a_truncated_jpeg_is_bad_although_pillow_verifies_it(tmp_path: Path) -> None:
+    """The reason why images are decoded and not only verified."""
     path = save(tmp_path / "photo.jpg", RANDOM.integers(0, 256, (64, 64, 3), dtype=np.uint8))
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with Image.open(path) as image:
@@ -191,8 +191,8 @@ def test_half_a_jpeg_is_bad_though_pillow_verifies_it(tmp_path: Path) -> None:
         decoded(path)
 
 
-def test_a_photo_whose_other_exif_data_cannot_be_written_anew_stands_upright(tmp_path: Path) -> None:
-    """Its description is a fraction: ImageOps.exif_transpose, which writes it, raises AttributeError."""
+def test_a_photo_with_exif_data_that_pillow_cannot_rewrite_is_upright(tmp_path: Path) -> None:
+    """Its description is a fraction, so ImageOps.exif_transpose, which rewrites it, raises AttributeError."""
     entries = struct.pack("<HHII", 0x010E, 5, 1, 38) + struct.pack("<HHIHH", 0x0112, 3, 1, 6, 0)
     content = struct.pack("<H", 2) + entries + struct.pack("<I", 0) + struct.pack("<II", 1, 1)
     exif = b"Exif\0\0II*\0" + struct.pack("<I", 8) + content
@@ -213,30 +213,30 @@ NO_IMAGES = {
 
 
 @pytest.mark.parametrize("name", NO_IMAGES)
-def test_what_is_no_image_is_a_bad_image_whatever_its_name(name: str, tmp_path: Path) -> None:
+def test_a_file_that_is_not_an_image_is_a_bad_image_whatever_its_name(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(NO_IMAGES[name])
     with pytest.raises(BadImageError) as raised:
         decoded(tmp_path / name)
-    assert str(tmp_path) not in str(raised.value)  # a report of it is the same on every machine
+    assert str(tmp_path) not in str(raised.value)  # the message is the same on every machine
 
 
-def test_postscript_is_not_even_looked_at_whatever_its_name(tmp_path: Path) -> None:
-    """Pillow would hand it to Ghostscript."""
+def test_postscript_is_never_opened_whatever_its_name(tmp_path: Path) -> None:
+    """Pillow would pass the file to Ghostscript."""
     (tmp_path / "photo.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n")
     with pytest.raises(BadImageError, match="not a recognised image format"):
         decoded(tmp_path / "photo.png")
 
 
-def test_a_file_that_is_gone_is_a_bad_image(tmp_path: Path) -> None:
+def test_a_missing_file_is_a_bad_image(tmp_path: Path) -> None:
     with pytest.raises(BadImageError) as raised:
         open_image(tmp_path / "gone.png")
     assert str(raised.value) == "No such file or directory"
 
 
-@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")  # Pillow only warns of the smaller one
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")  # for the smaller one Pillow only warns
 @pytest.mark.parametrize("side", [12_000, 20_000])
 def test_too_many_pixels_are_refused_before_they_are_decoded(side: int, tmp_path: Path) -> None:
-    """The file has no pixels at all: decoding it would find that out, and say something else."""
+    """The file contains no pixels at all: decoding it would give another error."""
     header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
     content = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
     (tmp_path / "bomb.png").write_bytes(content)

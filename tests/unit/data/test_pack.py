@@ -1,4 +1,4 @@
-"""The prepared data set: the same bytes each time, and nothing in it that is not right."""
+"""The prepared data set is reproducible, and contains only valid images with one label each."""
 
 import json
 import os
@@ -26,7 +26,7 @@ SPLITS = ("train", "val", "test")
 def photos(
     root: Path, sizes: tuple[tuple[int, int], ...] = ((12, 12),), mode: str = "RGB", count: int = 20, seed: int = 0
 ) -> Path:
-    """A folder of two classes, `count` random images each."""
+    """A folder of two classes with `count` random images each."""
     random = np.random.default_rng(seed)
     for name in ("cat", "dog"):
         (root / name).mkdir(parents=True)
@@ -67,7 +67,7 @@ def empty(path: Path) -> None:
 
 
 def half_jpeg(path: Path) -> None:
-    """Its header can be read, its pixels cannot."""
+    """A JPEG file with a readable header and truncated pixels."""
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (12, 12, 3), dtype=np.uint8)).save(path, "JPEG")
     path.write_bytes(path.read_bytes()[:-60])
 
@@ -87,7 +87,7 @@ def assert_packed_as_the_files_are(info: DatasetInfo, root: Path, folder: Path) 
             assert np.array_equal(pixels.transpose(1, 2, 0), np.asarray(Image.open(root / row["name"])))
 
 
-def test_the_packed_images_are_the_files_pixels_under_their_labels(packed: Pack, tmp_path: Path) -> None:
+def test_the_packed_images_have_the_pixels_and_labels_of_their_files(packed: Pack, tmp_path: Path) -> None:
     photos(tmp_path / "raw")
     info, _ = packed()
     assert_packed_as_the_files_are(info, tmp_path / "raw", tmp_path / "packed")
@@ -101,7 +101,7 @@ def test_mean_and_std_are_those_of_the_training_images(packed: Pack, tmp_path: P
     np.testing.assert_allclose(info.std, pixels.std(axis=(0, 2, 3)), rtol=1e-12)
 
 
-def test_a_blank_channel_can_be_divided_by_its_std(packed: Pack, tmp_path: Path) -> None:
+def test_the_std_of_a_constant_channel_is_not_zero(packed: Pack, tmp_path: Path) -> None:
     photos(tmp_path / "raw")
     for number, path in enumerate(sorted((tmp_path / "raw").rglob("*.png"))):
         pixels = np.full((8, 8, 3), number, np.uint8)
@@ -111,7 +111,7 @@ def test_a_blank_channel_can_be_divided_by_its_std(packed: Pack, tmp_path: Path)
     assert info.std[2] == pytest.approx(1 / 255)
 
 
-def test_the_manifest_has_a_row_an_image(packed: Pack, tmp_path: Path) -> None:
+def test_the_manifest_has_one_row_per_image(packed: Pack, tmp_path: Path) -> None:
     photos(tmp_path / "raw", sizes=((12, 12), (20, 15)))
     info, report = packed(image_size=16)
     rows = manifest(tmp_path / "packed")
@@ -123,7 +123,7 @@ def test_the_manifest_has_a_row_an_image(packed: Pack, tmp_path: Path) -> None:
     }  # fmt: skip
 
 
-def test_nothing_but_the_data_set_is_left_in_its_folder(packed: Pack, tmp_path: Path) -> None:
+def test_the_folder_contains_only_the_data_set(packed: Pack, tmp_path: Path) -> None:
     photos(tmp_path / "raw")
     packed()
     arrays = [f"{split}_{kind}.npy" for split in SPLITS for kind in ("images", "labels")]
@@ -131,14 +131,14 @@ def test_nothing_but_the_data_set_is_left_in_its_folder(packed: Pack, tmp_path: 
     assert all(f"{tmp_path}".encode() not in content for content in contents(tmp_path / "packed").values())
 
 
-def test_what_is_read_back_is_what_was_packed(packed: Pack, tmp_path: Path) -> None:
+def test_the_packed_info_reads_back_unchanged(packed: Pack, tmp_path: Path) -> None:
     photos(tmp_path / "raw")
     info, _ = packed()
     assert read_info(tmp_path / "packed") == info
 
 
 @pytest.mark.parametrize("change", ["pixels", "label", "nothing"])
-def test_the_data_s_hash_changes_with_its_content_and_only_with_it(change: str, packed: Pack, tmp_path: Path) -> None:
+def test_the_data_s_sha256_changes_only_with_its_content(change: str, packed: Pack, tmp_path: Path) -> None:
     for seed, split in enumerate(SPLITS):
         photos(tmp_path / "raw" / split, seed=seed)
     before, _ = packed()
@@ -147,7 +147,7 @@ def test_the_data_s_hash_changes_with_its_content_and_only_with_it(change: str, 
     if change == "pixels":
         Image.new("RGB", (12, 12)).save(last)
     elif change == "label":
-        last.rename(tmp_path / "raw/train/dog/0.png")  # it stays where it is in the order
+        last.rename(tmp_path / "raw/train/dog/0.png")  # its position in the order stays the same
     else:
         last.rename(last.with_name("20.png"))
     after, _ = packed()
@@ -155,7 +155,7 @@ def test_the_data_s_hash_changes_with_its_content_and_only_with_it(change: str, 
 
 
 @pytest.mark.parametrize("spoil", [truncate, empty, half_jpeg])
-def test_an_undecodable_image_is_an_error_that_names_it(
+def test_an_undecodable_image_fails_with_an_error_that_names_it(
     spoil: Callable[[Path], object], packed: Pack, tmp_path: Path
 ) -> None:
     spoil(photos(tmp_path / "raw") / "cat/07.png")
@@ -163,10 +163,10 @@ def test_an_undecodable_image_is_an_error_that_names_it(
         packed()
 
 
-def test_all_images_that_cannot_be_used_are_listed_at_once_with_their_reasons(packed: Pack, tmp_path: Path) -> None:
+def test_one_error_lists_all_unusable_images_with_the_reasons(packed: Pack, tmp_path: Path) -> None:
     root = photos(tmp_path / "raw")
     empty(root / "cat/02.png")  # its header cannot be read
-    truncate(root / "dog/07.png")  # its pixels cannot
+    truncate(root / "dog/07.png")  # its pixels cannot be read
     (root / "dog/03.png").write_bytes((root / "cat/03.png").read_bytes())
     with pytest.raises(UserError) as raised:
         packed()
@@ -198,7 +198,7 @@ def test_bad_images_can_be_skipped_named_and_counted(
     assert_packed_as_the_files_are(info, tmp_path / "raw", tmp_path / "packed")
 
 
-def test_a_tiff_photo_taken_on_its_side_is_packed(packed: Pack, tmp_path: Path) -> None:
+def test_a_rotated_tiff_photo_is_packed_upright(packed: Pack, tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     for path in sorted(photos(tmp_path / "raw", sizes=((12, 9),)).rglob("*.png")):
@@ -208,7 +208,7 @@ def test_a_tiff_photo_taken_on_its_side_is_packed(packed: Pack, tmp_path: Path) 
     assert info.shape == [3, 12, 9]
 
 
-def test_one_image_in_two_classes_is_an_error_that_names_both(packed: Pack, tmp_path: Path) -> None:
+def test_one_image_in_two_classes_fails_with_an_error_that_names_both(packed: Pack, tmp_path: Path) -> None:
     root = photos(tmp_path / "raw")
     (root / "dog/03.png").write_bytes((root / "cat/03.png").read_bytes())
     with pytest.raises(UserError, match=r"^cat/03\.png and dog/03\.png: identical images with different labels"):
@@ -223,7 +223,7 @@ def test_one_image_in_two_classes_can_be_skipped_in_both(packed: Pack, tmp_path:
     assert not {"cat/03.png", "dog/03.png"} & {row["name"] for row in manifest(tmp_path / "packed")}
 
 
-def test_copies_are_counted_and_stay_on_one_side(packed: Pack, tmp_path: Path) -> None:
+def test_copies_are_counted_and_stay_in_one_split(packed: Pack, tmp_path: Path) -> None:
     root = photos(tmp_path / "raw")
     for number in range(10):
         (root / f"cat/copy{number}.png").write_bytes((root / f"cat/{number:02}.png").read_bytes())
@@ -248,7 +248,7 @@ def test_auto_takes_the_images_own_size_and_colour(mode: str, channels: int, pac
     assert info.shape == [channels, 9, 12]
 
 
-def test_auto_is_rgb_where_one_image_is_and_128_pixels_where_sizes_differ(packed: Pack, tmp_path: Path) -> None:
+def test_auto_is_rgb_if_any_image_is_and_128_pixels_if_sizes_differ(packed: Pack, tmp_path: Path) -> None:
     root = photos(tmp_path / "raw", mode="L")
     Image.new("RGB", (30, 20), "red").save(root / "cat/red.png")
     info, _ = packed(image_size="auto", color="auto")
@@ -262,7 +262,7 @@ def test_size_and_colour_can_be_set(packed: Pack, tmp_path: Path) -> None:
     assert read_split("train", tmp_path / "packed").images.shape[1:] == (1, 8, 8)
 
 
-def test_a_class_that_no_held_out_image_shows_is_told(
+def test_a_class_without_a_validation_image_gets_a_warning(
     packed: Pack, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for file in sorted(photos(tmp_path / "raw").glob("dog/*"))[3:]:
@@ -274,7 +274,7 @@ def test_a_class_that_no_held_out_image_shows_is_told(
     )
 
 
-def test_a_class_with_a_single_image_is_told_with_what_helps(
+def test_a_class_with_a_single_image_gets_warnings_with_a_remedy(
     packed: Pack, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for file in sorted(photos(tmp_path / "raw").glob("dog/*"))[1:]:
@@ -289,7 +289,7 @@ def test_a_class_with_a_single_image_is_told_with_what_helps(
     ]
 
 
-def test_a_class_with_no_training_image_is_an_error_that_names_it(packed: Pack, tmp_path: Path) -> None:
+def test_a_class_without_a_training_image_fails_with_an_error_that_names_it(packed: Pack, tmp_path: Path) -> None:
     photos(tmp_path / "raw/train")
     photos(tmp_path / "raw/test", count=3, seed=1)
     (tmp_path / "raw/test/dog").rename(tmp_path / "raw/test/emu")
@@ -297,7 +297,7 @@ def test_a_class_with_no_training_image_is_an_error_that_names_it(packed: Pack, 
         packed()
 
 
-def test_a_file_name_that_is_not_text_is_written_as_text(packed: Pack, tmp_path: Path) -> None:
+def test_a_file_name_that_is_not_utf_8_is_escaped(packed: Pack, tmp_path: Path) -> None:
     root = photos(tmp_path / "raw")
     (root / "cat/00.png").rename(os.fsdecode(os.fsencode(root / "cat") + b"/gr\xf6n.png"))
     packed()
@@ -310,7 +310,7 @@ def folder_params(workspace: Path, changed: Changed) -> Params:
     return changed({"data.source": "folder", "data.root": "data/raw"})
 
 
-def test_a_failed_prepare_leaves_nothing_half_written(folder_params: Params, workspace: Path) -> None:
+def test_a_failed_prepare_leaves_no_half_written_file(folder_params: Params, workspace: Path) -> None:
     truncate(workspace / "data/raw/dog/19.png")
     before = sorted(workspace.rglob("*"))
     with pytest.raises(UserError, match=r"dog/19\.png"):
@@ -318,7 +318,7 @@ def test_a_failed_prepare_leaves_nothing_half_written(folder_params: Params, wor
     assert sorted(workspace.rglob("*")) == before
 
 
-def test_a_failed_prepare_leaves_the_last_one_as_it_was(folder_params: Params, workspace: Path) -> None:
+def test_a_failed_prepare_keeps_the_previous_data_set(folder_params: Params, workspace: Path) -> None:
     prepare.main(folder_params)
     before = contents(workspace / "data")
     before.pop("raw/dog/19.png")
@@ -328,18 +328,18 @@ def test_a_failed_prepare_leaves_the_last_one_as_it_was(folder_params: Params, w
     assert contents(workspace / "data") == {**before, "raw/dog/19.png": b""}
 
 
-def test_the_report_of_a_prepare_holds_its_counts(folder_params: Params, workspace: Path) -> None:
+def test_the_report_of_prepare_has_the_size_of_each_split(folder_params: Params, workspace: Path) -> None:
     prepare.main(folder_params)
     report = json.loads((workspace / "data/prepared_report.json").read_text())
     assert [report[split] for split in SPLITS] == [26, 6, 8]
 
 
-def test_without_a_prepared_data_set_the_error_says_how_to_get_one(workspace: Path) -> None:
+def test_without_a_prepared_data_set_the_error_names_the_command_to_run(workspace: Path) -> None:
     with pytest.raises(UserError, match=r"data/prepared/dataset\.json does not exist; run: dvc repro prepare"):
         read_info()
 
 
-def test_another_format_is_refused(folder_params: Params, workspace: Path) -> None:
+def test_a_data_set_of_another_format_is_refused(folder_params: Params, workspace: Path) -> None:
     prepare.main(folder_params)
     path = workspace / "data/prepared/dataset.json"
     path.write_text(path.read_text().replace('"format": 1', '"format": 2'))

@@ -1,4 +1,4 @@
-"""Sources of images: what each lists, and what it says when it cannot."""
+"""Sources of images: the images that each lists, and its errors."""
 
 import os
 import socket
@@ -55,13 +55,13 @@ class TestFolder:
     def _open(self, changed: Changed, root: Path) -> None:
         self.data = changed({"data.source": "folder", "data.root": str(root)}).data
 
-    def test_class_folders_at_the_top_leave_the_splits_to_us(self, root: Path) -> None:
+    def test_with_class_folders_at_the_top_refit_draws_the_splits(self, root: Path) -> None:
         fill(root, "dog/1.png", "cat/b/2.png", "cat/1.png")
         assert listed(open_source(self.data)) == [
             ("cat/1.png", "cat", None), ("cat/b/2.png", "cat", None), ("dog/1.png", "dog", None)
         ]  # fmt: skip
 
-    def test_split_folders_give_the_splits(self, root: Path) -> None:
+    def test_split_folders_define_the_splits(self, root: Path) -> None:
         fill(root, "train/cat/1.png", "train/dog/1.png", "val/cat/2.png", "test/dog/3.png")
         assert listed(open_source(self.data)) == [
             ("test/dog/3.png", "dog", "test"),
@@ -75,7 +75,7 @@ class TestFolder:
         assert {split for _, _, split in listed(open_source(self.data))} == {"train", "val"}
 
     @pytest.mark.parametrize("name", ["val", "valid", "validation"])
-    def test_the_validation_split_goes_by_its_usual_names(self, name: str, root: Path) -> None:
+    def test_the_validation_folder_can_have_any_usual_name(self, name: str, root: Path) -> None:
         fill(root, "train/cat/1.png", "train/dog/1.png", f"{name}/cat/2.png")
         assert (f"{name}/cat/2.png", "cat", "val") in listed(open_source(self.data))
 
@@ -86,12 +86,12 @@ class TestFolder:
         for item in source.list_items():
             assert source.classes[item.label] == Path(item.name).parent.name
 
-    def test_what_lies_beside_the_split_folders_is_no_class(self, root: Path) -> None:
+    def test_folders_next_to_the_split_folders_are_not_classes(self, root: Path) -> None:
         fill(root, "train/cat/1.png", "train/dog/1.png", "masks/1.png", ".cache/1.png", "train/.hidden/1.png", "1.png")
         assert open_source(self.data).classes == ("cat", "dog")
         assert len(listed(open_source(self.data))) == 2
 
-    def test_classes_that_happen_to_be_called_test_and_val_are_classes(self, root: Path) -> None:
+    def test_classes_can_be_called_test_and_val(self, root: Path) -> None:
         fill(root, "test/1.png", "val/1.png")
         assert open_source(self.data).classes == ("test", "val")
 
@@ -100,17 +100,17 @@ class TestFolder:
         assert [pixels(item).max() for item in open_source(self.data).list_items()] == [0, 1]
 
     @pytest.mark.parametrize("names", [[], ["cat/1.png"], ["1.png"]])
-    def test_fewer_than_two_classes_are_an_error(self, names: Iterable[str], root: Path) -> None:
+    def test_fewer_than_two_classes_are_refused(self, names: Iterable[str], root: Path) -> None:
         fill(root, *names)
         with pytest.raises(UserError, match=r"class folders; expected two or more"):
             open_source(self.data)
 
-    def test_a_class_whose_name_is_no_text_is_an_error(self, root: Path) -> None:
+    def test_a_class_whose_name_is_not_utf_8_is_refused(self, root: Path) -> None:
         fill(root, "cat/1.png", os.fsdecode(b"caf\xe9/2.png"))
         with pytest.raises(UserError, match=r"the name of class folder caf\\udce9 is not UTF-8"):
             open_source(self.data)
 
-    def test_a_class_without_an_image_is_an_error_that_names_it(self, root: Path) -> None:
+    def test_a_class_without_an_image_fails_with_an_error_that_names_it(self, root: Path) -> None:
         fill(root, "cat/1.png", "dog/1.png")
         (root / "emu").mkdir()
         (root / "emu/notes.txt").touch()
@@ -119,21 +119,23 @@ class TestFolder:
 
 
 @pytest.mark.parametrize("source", ["mnist", "digits:8x8", "folder:photos", "torchvision", "torchvision:Fashion", ":"])
-def test_an_unknown_source_is_an_error_that_names_the_known_ones(source: str, changed: Changed, root: Path) -> None:
+def test_an_unknown_source_fails_with_an_error_that_lists_the_known_ones(
+    source: str, changed: Changed, root: Path
+) -> None:
     data = changed({"data.source": source, "data.root": str(root)}).data
     with pytest.raises(UserError, match=r"data\.source = .* is unknown; .*(folder|FashionMNIST)"):
         open_source(data)
 
 
 @pytest.mark.parametrize("source", ["digits", "folder", "torchvision:MNIST"])
-def test_a_root_that_is_not_there_is_an_error_that_names_it(source: str, changed: Changed, tmp_path: Path) -> None:
+def test_a_missing_root_fails_with_an_error_that_names_it(source: str, changed: Changed, tmp_path: Path) -> None:
     data = changed({"data.source": source, "data.root": str(tmp_path / "nowhere")}).data
     with pytest.raises(UserError, match=r"data\.root = '.*nowhere' is not a folder"):
         open_source(data)
     assert not (tmp_path / "nowhere").exists()
 
 
-def test_images_that_an_experiment_s_copy_of_the_repository_lacks_are_told_with_what_works(
+def test_images_missing_in_an_experiment_s_temporary_copy_give_an_error_with_the_remedy(
     changed: Changed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("cat", "dog"):
@@ -152,16 +154,16 @@ def test_images_that_an_experiment_s_copy_of_the_repository_lacks_are_told_with_
 
 
 @pytest.mark.parametrize("name", ["MNIST", "FashionMNIST", "KMNIST", "USPS", "CIFAR10", "CIFAR100", "SVHN", "STL10"])
-def test_a_failed_download_is_one_line_and_leaves_nothing(
+def test_a_failed_download_gives_a_one_line_error_and_leaves_no_file(
     name: str, changed: Changed, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with socket.socket() as nobody_listens:
-        nobody_listens.bind(("127.0.0.1", 0))
+    with socket.socket() as closed_port:
+        closed_port.bind(("127.0.0.1", 0))
         for scheme in ("http", "https"):
-            monkeypatch.setenv(f"{scheme}_proxy", f"http://127.0.0.1:{nobody_listens.getsockname()[1]}")
+            monkeypatch.setenv(f"{scheme}_proxy", f"http://127.0.0.1:{closed_port.getsockname()[1]}")
         monkeypatch.delenv("no_proxy", raising=False)
         monkeypatch.delenv("NO_PROXY", raising=False)
-        monkeypatch.setattr(urllib.request, "_opener", None)  # it remembers the proxies of its first use
+        monkeypatch.setattr(urllib.request, "_opener", None)  # it caches the proxies of its first use
         data = changed({"data.source": f"torchvision:{name}", "data.root": str(root)}).data
         with pytest.raises(UserError, match="could not be downloaded") as raised:
             open_source(data)
@@ -177,7 +179,7 @@ def write_idx(path: Path, values: np.ndarray[tuple[int, ...], np.dtype[np.uint8]
 
 
 @pytest.mark.parametrize("name", ["MNIST", "FashionMNIST", "KMNIST"])
-def test_a_torchvision_set_under_the_root_is_read_in_full(name: str, changed: Changed, root: Path) -> None:
+def test_a_torchvision_data_set_in_the_root_is_read_completely(name: str, changed: Changed, root: Path) -> None:
     raw = root / name / "raw"
     raw.mkdir(parents=True)
     random = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""Train, validation and test: stratified, seeded, and never the same pixels on two sides."""
+"""Train, validation and test splits: stratified, seeded, and without common pixels."""
 
 from collections import Counter
 from itertools import count
@@ -30,7 +30,7 @@ ITEMS = [item(label) for label, count in enumerate((7, 50, 101, 333)) for _ in r
 DISTINCT = [str(i) for i in range(len(ITEMS))]
 
 
-def test_splits_are_stratified_within_one_image_a_class(data: DataParams) -> None:
+def test_splits_are_stratified_to_within_one_image_per_class(data: DataParams) -> None:
     splits = assign_splits(ITEMS, DISTINCT, data, seed=0)
     counts = Counter((entry.label, split) for entry, split in zip(ITEMS, splits, strict=True))
     for label, total in Counter(entry.label for entry in ITEMS).items():
@@ -39,15 +39,15 @@ def test_splits_are_stratified_within_one_image_a_class(data: DataParams) -> Non
         assert counts[label, "train"] == total - counts[label, "test"] - counts[label, "val"]
 
 
-def test_the_same_seed_gives_the_same_split_and_another_another(data: DataParams) -> None:
+def test_the_same_seed_gives_the_same_split_and_another_seed_another_split(data: DataParams) -> None:
     first = assign_splits(ITEMS, DISTINCT, data, seed=1)
     assert first == assign_splits(ITEMS, DISTINCT, data, seed=1)
     other = assign_splits(ITEMS, DISTINCT, data, seed=2)
     assert sum(a != b for a, b in zip(first, other, strict=True)) > len(ITEMS) / 4
 
 
-def test_no_class_is_split_in_the_order_in_which_its_images_lie(data: DataParams) -> None:
-    """Neighbouring files are often frames of one film."""
+def test_no_class_is_split_in_file_order(data: DataParams) -> None:
+    """Neighbouring files are often frames of the same video."""
     splits = assign_splits(ITEMS, DISTINCT, data, seed=0)
     for label in (2, 3):
         tested = [i for i, split in enumerate(s for s, e in zip(splits, ITEMS, strict=True) if e.label == label)
@@ -55,19 +55,19 @@ def test_no_class_is_split_in_the_order_in_which_its_images_lie(data: DataParams
         assert max(tested) - min(tested) > 2 * len(tested)
 
 
-def test_a_new_class_leaves_the_splits_of_the_others_as_they_were(data: DataParams) -> None:
+def test_a_new_class_does_not_change_the_splits_of_the_others(data: DataParams) -> None:
     before = assign_splits(ITEMS, DISTINCT, data, seed=0)
     more = [item(4) for _ in range(20)]
     after = assign_splits([*ITEMS, *more], [*DISTINCT, *(f"new{i}" for i in range(20))], data, seed=0)
     assert after[: len(ITEMS)] == before
 
 
-def test_as_images_are_added_almost_none_moves_and_none_from_train_to_test(data: DataParams) -> None:
-    """Or a model would be tested on what an earlier one, with which it is compared, was trained on."""
+def test_added_images_move_almost_no_other_image_and_none_from_train_to_test(data: DataParams) -> None:
+    """Otherwise a model would be tested on training images of the earlier model that it is compared with."""
     grown, hashes = list(ITEMS), list(DISTINCT)
     before = assign_splits(grown, hashes, data, seed=0)
     moves: Counter[tuple[SplitName | None, SplitName | None]] = Counter()
-    for day in range(20):  # in front: the order of the files says nothing
+    for day in range(20):  # added at the front, because the order of the files must not matter
         added = [f"added {day} {i}" for i in range(12)]
         grown = [*(item(i % 4, None, name) for i, name in enumerate(added)), *grown]
         hashes = [*added, *hashes]
@@ -77,15 +77,15 @@ def test_as_images_are_added_almost_none_moves_and_none_from_train_to_test(data:
     stayed = sum(count for (old, new), count in moves.items() if old == new)
     assert stayed / moves.total() > 0.98
     assert not moves["train", "test"]
-    assert moves["train", "val"], "there is no border at which nothing moves"
+    assert moves["train", "val"], "some images at a border between splits always move"
 
 
-def test_an_image_s_split_is_kept_whatever_size_it_is_prepared_in(data: DataParams) -> None:
+def test_an_image_s_split_does_not_depend_on_the_prepared_size(data: DataParams) -> None:
     """Another data.image_size gives other pixels."""
     assert assign_splits(ITEMS, DISTINCT, data, 0) == assign_splits(ITEMS, [f"64 {i}" for i in DISTINCT], data, 0)
 
 
-def test_identical_pixels_are_never_on_two_sides(data: DataParams) -> None:
+def test_identical_pixels_are_never_in_two_splits(data: DataParams) -> None:
     hashes = [str(i % 37) for i in range(333)]
     splits = assign_splits(ITEMS[-333:], hashes, data, seed=0)
     assert Counter(splits).keys() == {"train", "val", "test"}
@@ -99,7 +99,7 @@ def test_a_training_copy_of_a_held_out_image_is_left_out(held_out: SplitName, da
     assert assign_splits(items, hashes, data, seed=0)[:3] == [None, held_out, None]
 
 
-def test_an_image_in_val_and_test_is_tested_and_left_out_of_val(data: DataParams) -> None:
+def test_an_image_in_val_and_test_stays_in_test_only(data: DataParams) -> None:
     items = [item(0, "val"), item(0, "test"), item(0, "train"), item(0, "val"), item(0, "train")]
     assert assign_splits(items, ["twin", "twin", "twin", "a", "b"], data, 0) == [None, "test", None, "val", "train"]
 
@@ -117,7 +117,9 @@ def test_a_split_that_the_source_lacks_is_drawn_from_its_training_images(data: D
 
 
 @pytest.mark.parametrize("split", ["val", "test"])
-def test_a_share_too_small_for_one_image_is_an_error_that_names_its_key(split: str, changed: Changed) -> None:
+def test_a_fraction_too_small_for_one_image_fails_with_an_error_that_names_its_key(
+    split: str, changed: Changed
+) -> None:
     data = changed({f"data.{split}": 0.01}).data
     with pytest.raises(UserError, match=rf"with 10 images the {split} split is empty; raise data\.{split}"):
         assign_splits([item(0) for _ in range(10)], DISTINCT[:10], data, seed=0)

@@ -1,4 +1,4 @@
-"""Measures of a classifier against values worked out by hand and by torchmetrics."""
+"""A classifier's metrics compared with values calculated by hand and with torchmetrics."""
 
 import math
 
@@ -40,18 +40,18 @@ def random_images(images: int, classes: int) -> tuple[Floats, Ints]:
     return (odds / odds.sum(axis=1, keepdims=True)).astype(np.float32), labels
 
 
-def test_the_interval_of_eight_right_in_ten_is_wilsons() -> None:
+def test_the_interval_of_8_of_10_is_wilson_s() -> None:
     assert wilson_interval(8, 10, 0.95) == pytest.approx((0.4901625, 0.9433178), abs=1e-6)
 
 
-def test_the_interval_of_a_perfect_score_ends_at_one_and_keeps_doubt_below() -> None:
+def test_the_interval_of_a_perfect_score_ends_at_one_but_starts_below() -> None:
     low, high = wilson_interval(360, 360, 0.95)
     assert high == 1.0
     assert low == pytest.approx(360 / (360 + 1.959964**2), abs=1e-6)
     assert wilson_interval(0, 360, 0.95) == pytest.approx((0.0, 1 - low))
 
 
-def test_figures_of_four_images_are_those_worked_out_by_hand() -> None:
+def test_metrics_of_four_images_match_hand_calculation() -> None:
     report = report_of(*four_images(), bins=2)
     assert report.accuracy == 0.5
     assert report.loss == pytest.approx(-(math.log(0.4) + math.log(0.3) + math.log(0.8) + math.log(0.2)) / 4)
@@ -65,7 +65,7 @@ def test_figures_of_four_images_are_those_worked_out_by_hand() -> None:
     assert [(row.images, row.accuracy) for row in report.reliability] == [(2, 0.5), (2, 0.5)]
 
 
-def test_figures_agree_with_torchmetrics() -> None:
+def test_metrics_match_torchmetrics() -> None:
     probabilities, labels = random_images(500, 5)
     report = report_of(probabilities, labels, bins=15)
     p, y = torch.from_numpy(probabilities), torch.from_numpy(labels)
@@ -78,8 +78,8 @@ def test_figures_agree_with_torchmetrics() -> None:
     assert [row.average_precision for row in report.classes] == pytest.approx(precisions.tolist(), rel=1e-5)
 
 
-def test_curves_are_those_of_two_classes_worked_out_by_hand() -> None:
-    """Scores of class 1, from the highest: right, wrong, right. So for class 1, and turned round for class 0."""
+def test_curves_of_two_classes_match_hand_calculation() -> None:
+    """By descending score for class 1: right, wrong, right. For class 0 the order is reversed."""
     report = report_of(np.array([[0.1, 0.9], [0.3, 0.7], [0.4, 0.6]], np.float32), np.array([1, 0, 1]))
     assert len(report.roc) == len(report.precision_recall) == CURVE_POINTS
     start, end = report.roc[0], report.roc[-1]
@@ -95,11 +95,11 @@ def test_confidence_on_a_bins_edge_belongs_to_the_bin_below() -> None:
     assert [row.images for row in report.reliability] == [1, 0]
 
 
-def test_of_equal_probabilities_the_first_class_is_predicted() -> None:
+def test_with_equal_probabilities_the_first_class_is_predicted() -> None:
     assert predictions(np.array([[0.2, 0.4, 0.4]], np.float32)).tolist() == [1]
 
 
-def test_worst_mistakes_are_the_most_confident_first_and_leave_out_what_is_right() -> None:
+def test_worst_mistakes_are_sorted_by_confidence_and_contain_no_correct_prediction() -> None:
     probabilities, labels = four_images()
     assert worst_mistakes(probabilities, labels, 24).tolist() == [3, 1]
     assert worst_mistakes(probabilities, labels, 1).tolist() == [3]
@@ -113,18 +113,18 @@ def test_a_class_without_images_has_no_recall_and_does_not_lower_the_macro_f1() 
     assert report.macro_f1 == 1.0
 
 
-def test_probabilities_of_a_model_that_diverged_are_the_users_error() -> None:
+def test_probabilities_of_a_diverged_model_are_a_user_error() -> None:
     with pytest.raises(UserError, match=r"not finite.*learning_rate"):
         report_of(np.array([[np.nan, np.nan]], np.float32), np.array([0]))
 
 
-def test_the_summary_is_seven_plain_numbers_so_that_exp_show_stays_narrow() -> None:
+def test_the_summary_is_seven_numbers() -> None:
     summary = report_of(*four_images()).test_summary()
     assert list(summary) == ["accuracy", "accuracy_low", "accuracy_high", "macro_f1", "loss", "ece", "brier"]
     assert {type(value) for value in summary.values()} == {float}
 
 
-def test_tables_hold_no_empty_bin_and_no_more_than_six_decimals() -> None:
+def test_tables_have_no_empty_bin_and_at_most_six_decimals() -> None:
     report = report_of(*random_images(200, 5))
     assert all(row["images"] for row in report.reliability_rows())
     rows = [*report.reliability_rows(), *report.roc_rows(), *report.precision_recall_rows(), *report.class_rows()]

@@ -1,4 +1,4 @@
-"""Two classifiers on the same images."""
+"""The comparison of two classifiers on the same images."""
 
 import numpy as np
 import pytest
@@ -12,9 +12,9 @@ def outcomes(both: int, only_this: int, only_other: int, neither: int) -> tuple[
     return this, rival
 
 
-def test_the_published_example() -> None:
-    """Agresti's two surveys of 1,600 people: 944 approved in the first, 880 in the second; Wald's interval is -0.06 to
-    -0.02, and theirs differs from it by little where people are many."""
+def test_the_interval_matches_a_published_example() -> None:
+    """Agresti's two surveys of 1,600 people: 944 approved in the first, 880 in the second. Wald's interval is -0.06 to
+    -0.02; the interval used here differs little from it for many people."""
     found = compare(*outcomes(794, 86, 150, 570), confidence=0.95)
     assert (found.images, found.only_this, found.only_other) == (1600, 86, 150)
     assert found.difference == pytest.approx((880 - 944) / 1600)
@@ -24,7 +24,9 @@ def test_the_published_example() -> None:
 
 
 @pytest.mark.parametrize(("images", "chances"), [(40, (0.9, 0.05, 0.02, 0.03)), (400, (0.8, 0.05, 0.1, 0.05))])
-def test_the_interval_holds_the_true_difference_as_often_as_it_says(images: int, chances: tuple[float, ...]) -> None:
+def test_the_interval_contains_the_true_difference_as_often_as_it_states(
+    images: int, chances: tuple[float, ...]
+) -> None:
     truth = chances[1] - chances[2]
     draws = np.random.default_rng(0).multinomial(images, chances, size=4000)
     found = [compare(*outcomes(*draw), confidence=0.95) for draw in draws]
@@ -33,13 +35,13 @@ def test_the_interval_holds_the_true_difference_as_often_as_it_says(images: int,
 
 
 @pytest.mark.parametrize(("images", "widest"), [(0, 1.0), (10, 0.17), (1000, 0.002)])
-def test_two_that_agree_on_every_image_differ_by_little_only_where_images_are_many(images: int, widest: float) -> None:
+def test_identical_predictions_have_a_narrow_interval_only_with_many_images(images: int, widest: float) -> None:
     found = compare(*outcomes(images, 0, 0, 0), confidence=0.95)
     assert found.difference == 0
     assert 0.9 * widest < found.high == -found.low <= widest
 
 
-def test_images_that_the_other_lacks_do_not_count_and_the_list_is_of_those_that_one_has_right() -> None:
+def test_only_common_images_count_and_the_list_has_those_that_exactly_one_got_right() -> None:
     rows = [
         {"file": file, "actual": "cat", "predicted": predicted, "probability": "0.5"}
         for file, predicted in {"a": "cat", "b": "dog", "c": "cat", "d": "dog", "e": "cat"}.items()
@@ -53,7 +55,7 @@ def test_images_that_the_other_lacks_do_not_count_and_the_list_is_of_those_that_
     assert paired(rows, "other", {}, 0.95)[0].images == 0
 
 
-def test_the_interval_stays_within_what_a_difference_can_be() -> None:
+def test_the_interval_stays_within_minus_one_and_one() -> None:
     found = compare(*outcomes(0, 2, 0, 0), confidence=0.99)
     assert found.high == 1
     assert found.low < 0

@@ -1,4 +1,4 @@
-"""Each rule of the advice: evidence that shows its fault, and evidence that does not."""
+"""Each rule of the advice: one case with the fault, and one without it."""
 
 import re
 from dataclasses import replace
@@ -16,7 +16,7 @@ CLASSES = ["cat", "dog", "hat"]
 
 
 def report_of(right: dict[str, tuple[int, int]]) -> ClassificationReport:
-    """Test images of each class: how many are classified correctly, of how many. The others are taken for the next."""
+    """A report with the given numbers of correct and of all test images per class. Errors go to the next class."""
     labels, predicted = [], []
     for label, name in enumerate(CLASSES):
         correct, images = right[name]
@@ -121,7 +121,7 @@ POOR = report_of({"cat": (35, 100), "dog": (36, 100), "hat": (34, 100)})
         ({"learning_rate": 0.4}, "chose a learning rate of 0.4, at the edge", "0.001"),
     ],
 )  # fmt: skip
-def test_a_fault_is_named_with_its_figures_and_what_may_help(changes: dict[str, Any], what: str, remedy: str) -> None:
+def test_a_fault_is_reported_with_its_metrics_and_a_remedy(changes: dict[str, Any], what: str, remedy: str) -> None:
     (finding,) = find(replace(HEALTHY, **changes))
     assert remedy in finding.remedy
     assert re.search(what, finding.what), finding.what
@@ -130,25 +130,25 @@ def test_a_fault_is_named_with_its_figures_and_what_may_help(changes: dict[str, 
 @pytest.mark.parametrize(
     "changes",
     [
-        {"report": report_of({"cat": (93, 100), "dog": (92, 100), "hat": (0, 1)})},  # one image may be a hard one
-        {"baselines": Baselines(0.333, 0.95), "beside_neighbours": compared(280, 5, 5, 10)},  # little was left to gain
+        {"report": report_of({"cat": (93, 100), "dog": (92, 100), "hat": (0, 1)})},  # one image may just be difficult
+        {"baselines": Baselines(0.333, 0.95), "beside_neighbours": compared(280, 5, 5, 10)},  # little is left to gain
         {"history": history_of([1.0, 0.4, 0.41, 0.42, 0.41, 0.42]), "best_epoch": 2},
         {"history": history_of([0.3])[:1], "best_epoch": 1},
-        {"history": [{"epoch": 1, "val_reward": 3.0}], "best_epoch": 1},  # a system of the user's own
+        {"history": [{"epoch": 1, "val_reward": 3.0}], "best_epoch": 1},  # a user's own system
         {"network_weights": 11_000_000, "pretrained": True},
         {"chosen_by": "params", "learning_rate": 1e-6, "tested_rates": None},
-        {"learning_rate": 0.005, "tested_rates": (1e-6, 0.05)},  # the test ended when the loss diverged
+        {"learning_rate": 0.005, "tested_rates": (1e-6, 0.05)},  # the range test ended when the loss diverged
     ],
 )
-def test_what_may_be_chance_or_is_meant_is_no_finding(changes: dict[str, Any]) -> None:
+def test_chance_and_intended_settings_give_no_finding(changes: dict[str, Any]) -> None:
     assert find(replace(HEALTHY, **changes)) == []
 
 
-def test_the_majority_is_that_of_the_train_split() -> None:
+def test_the_majority_baseline_uses_the_train_split() -> None:
     assert majority(np.array([1, 1, 0]), np.array([0, 1, 1, 2])) == 0.5
 
 
-def test_the_nearest_neighbours_vote_by_colours_of_areas() -> None:
+def test_nearest_neighbours_are_found_by_the_colours_of_image_areas() -> None:
     random = np.random.default_rng(0)
     labels = np.arange(60) % 2
     images = (random.integers(0, 60, (60, 3, 20, 24)) + 150 * labels[:, None, None, None]).astype(np.uint8)

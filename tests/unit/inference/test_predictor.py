@@ -1,4 +1,4 @@
-"""What a test collects from a system."""
+"""The answers that a test collects from a system."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from refit.training.trainer import make_trainer
 from tests.fixtures import Build
 
 
-def test_logits_are_not_taken_for_probabilities() -> None:
+def test_logits_in_place_of_probabilities_are_refused() -> None:
     collected, system = TestAnswers("classification"), BoringModel()
     logits = 5 * torch.randn(50, 10, generator=torch.Generator().manual_seed(0))
     collected.batches = [{"probabilities": logits.softmax(dim=1).bfloat16()}, {"probabilities": torch.eye(10)}]
@@ -26,7 +26,7 @@ def test_logits_are_not_taken_for_probabilities() -> None:
             collected.gather(system)
 
 
-def test_a_test_keeps_each_image_s_probabilities_in_order(build: Build, params: Params, digits: Path) -> None:
+def test_a_test_collects_each_image_s_probabilities_in_order(build: Build, params: Params, digits: Path) -> None:
     system, split = build(), read_split("test", digits)
     collected = TestAnswers("classification")
     make_trainer(params.trainer, callbacks=[collected]).test(system, EvaluationLoader(split, 50), verbose=False)

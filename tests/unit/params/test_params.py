@@ -1,4 +1,4 @@
-"""params.yaml: each fault is one line that names the key, before any work."""
+"""params.yaml: each fault gives one line that names the key, before any work."""
 
 import json
 import re
@@ -20,9 +20,9 @@ from tests.fixtures import Values
 
 ROOT = Path(__file__).resolve().parents[3]
 
-LAST_YEAR = Path(__file__).with_name("params_2026_11.yaml")  # as it was shipped in November 2026: it must load for ever
+LAST_YEAR = Path(__file__).with_name("params_2026_11.yaml")  # as shipped in November 2026; it must always load
 
-# A key that is renamed or removed breaks somebody's params.yaml; one that is added belongs into the CHANGELOG.
+# Renaming or removing a key breaks users' params.yaml; a new key needs an entry in the CHANGELOG.
 KEYS = [
     "seed",
     "data.source", "data.root", "data.image_size", "data.color", "data.val", "data.test", "data.bad_images",
@@ -49,7 +49,7 @@ KEYS = [
 
 
 def fault(values: Any) -> str:
-    """The line of the one fault."""
+    """The one line of the only fault."""
     with pytest.raises(UserError) as raised:
         check_params(values)
     (line,) = str(raised.value).splitlines()
@@ -80,7 +80,7 @@ def dotted(values: dict[str, Any]) -> list[str]:
         ("seed=7", "seed: 7"),
     ],
 )
-def test_dvc_changes_the_line_of_the_key_and_nothing_else(file: str, override: str, line: str, tmp_path: Path) -> None:
+def test_dvc_changes_only_the_line_of_the_key(file: str, override: str, line: str, tmp_path: Path) -> None:
     shipped = (ROOT / file).read_text().splitlines()
     (tmp_path / "params.yaml").write_text("\n".join([*shipped, ""]))
     apply_overrides(tmp_path / "params.yaml", [override])
@@ -90,7 +90,7 @@ def test_dvc_changes_the_line_of_the_key_and_nothing_else(file: str, override: s
     assert before.partition("#")[1:] == after.partition("#")[1:]
 
 
-def test_the_shipped_params_yaml_shows_every_key_at_its_default() -> None:
+def test_the_shipped_params_yaml_has_every_key_with_its_default() -> None:
     shipped = yaml.safe_load((ROOT / "params.yaml").read_text())
     assert dotted(shipped) == KEYS
     assert check_params(shipped) == Params()
@@ -104,7 +104,7 @@ def test_every_key_has_a_valid_default_in_the_schema() -> None:
     schema = Params.model_json_schema()
     fields = [field for section in schema["$defs"].values() for field in section["properties"].values()]
     assert all("default" in field for field in fields)
-    assert not any({"gt", "ge", "lt", "le"} & field.keys() for field in fields), "no editor knows these bounds"
+    assert not any({"gt", "ge", "lt", "le"} & field.keys() for field in fields), "editors do not support these bounds"
 
 
 def test_a_params_yaml_of_last_year_still_means_the_same() -> None:
@@ -122,12 +122,12 @@ def test_a_missing_key_takes_its_default(key: str) -> None:
 @pytest.mark.parametrize("section", ["data", "loss", "pipelines"])
 def test_a_missing_or_empty_section_takes_its_defaults(section: str) -> None:
     values = yaml.safe_load(LAST_YEAR.read_text())
-    assert check_params({**values, section: None}) == Params()  # `section:`, all keys below it commented out
+    assert check_params({**values, section: None}) == Params()  # `section:` with all its keys commented out
     del values[section]
     assert check_params(values) == Params()
 
 
-def test_the_recipes_are_right() -> None:
+def test_the_recipes_are_valid_and_have_every_key() -> None:
     recipes = list((ROOT / "docs/recipes").glob("*.yaml"))
     assert [load_params(path).model.network for path in recipes] == ["airbench"]
     for path in recipes:  # `dvc exp run -S` sets a key only if the file has it
@@ -138,7 +138,7 @@ def test_the_keys_are_frozen() -> None:
     assert dotted(Params().model_dump()) == KEYS
 
 
-def test_every_key_is_described() -> None:
+def test_every_key_has_a_description() -> None:
     schema = Params.model_json_schema()
     sections = {name: section["properties"] for name, section in schema["$defs"].items()}
     described = [key for properties in sections.values() for key, field in properties.items() if field["description"]]
@@ -146,7 +146,7 @@ def test_every_key_is_described() -> None:
     assert schema["properties"]["seed"]["description"]
 
 
-def test_the_schema_that_editors_read_is_in_step_with_the_code() -> None:
+def test_the_committed_schema_matches_the_code() -> None:
     committed = json.loads((ROOT / "docs/params.schema.json").read_text())
     assert committed == Params.model_json_schema(), "run: make check-params"
 
@@ -164,7 +164,7 @@ def test_an_unknown_key_names_the_nearest_known_one(key: str, line: str, values:
     assert fault(values({key: 3})) == line
 
 
-def test_a_value_in_place_of_a_section_is_an_error(values: Values) -> None:
+def test_a_value_in_place_of_a_section_is_refused(values: Values) -> None:
     assert fault(values({"data": 3})) == "data = 3 must be a section of keys."
 
 
@@ -198,7 +198,7 @@ def test_a_value_out_of_bounds_names_its_key_and_the_rule(key: str, value: objec
     assert rule in line
 
 
-def test_what_our_own_systems_do_not_log_cannot_be_monitored(values: Values) -> None:
+def test_a_metric_that_refit_s_systems_do_not_log_cannot_be_monitored(values: Values) -> None:
     text = fault(values({"fit.monitor": "val_acc"}))
     assert text == (
         "fit.monitor = val_acc is not logged by model.system = classifier; did you mean val_accuracy?; "
@@ -218,8 +218,8 @@ def test_what_our_own_systems_do_not_log_cannot_be_monitored(values: Values) -> 
         ("augment.shift", False),
     ],
 )
-def test_a_switch_is_not_a_number(key: str, value: bool, values: Values) -> None:
-    """YAML reads `yes`, `on` and `no` as true and false."""
+def test_a_boolean_is_not_accepted_as_a_number(key: str, value: bool, values: Values) -> None:
+    """YAML reads `yes`, `on` and `no` as booleans."""
     assert fault(values({key: value})).startswith(f"{key} = {value} must be ")
 
 
@@ -228,7 +228,7 @@ def test_an_unknown_network_names_the_nearest_known_one(values: Values) -> None:
     assert "network 'resnet8' is unknown; did you mean resnet9?" in line
 
 
-def test_something_must_be_left_to_train(values: Values) -> None:
+def test_some_images_must_be_left_for_training(values: Values) -> None:
     assert "val + test = 1 leaves no images for training; expected less than 1" in fault(
         values({"data.val": 0.5, "data.test": 0.5})
     )
@@ -255,7 +255,7 @@ NO_EFFECT: list[tuple[str, object, dict[str, object], str]] = [
 
 
 @pytest.mark.parametrize(("key", "value", "beside", "remedy"), NO_EFFECT)
-def test_a_value_without_effect_is_an_error_that_names_the_remedy(
+def test_a_value_without_effect_fails_with_an_error_that_names_the_remedy(
     key: str, value: object, beside: dict[str, object], remedy: str
 ) -> None:
     keys: dict[str, object] = {**beside, key: value}
@@ -269,7 +269,7 @@ def test_a_value_without_effect_is_an_error_that_names_the_remedy(
     assert remedy in line
     section, _, last = key.partition(".")
     del values[section][last]
-    check_params(values)  # without it, all else is right
+    check_params(values)  # valid without that key
 
 
 def test_every_choice_without_effect_is_tested_and_has_keys_that_exist() -> None:
@@ -277,7 +277,7 @@ def test_every_choice_without_effect_is_tested_and_has_keys_that_exist() -> None
     assert {name for choice in CHOICES for name in (choice.key, choice.other)} <= {*KEYS}
 
 
-def test_each_value_without_effect_has_a_line(values: Values) -> None:
+def test_each_value_without_effect_gets_its_own_line(values: Values) -> None:
     with pytest.raises(UserError) as raised:
         check_params(values({"fit.ema_decay": 0.5, "optimizer.plateau_factor": 0.5, "fit.monitor": "val_f1"}))
     assert len(str(raised.value).splitlines()) == 3
@@ -327,21 +327,19 @@ def test_devices_that_cannot_work_together_are_refused(keys: dict[str, object], 
 
 
 @pytest.mark.parametrize("weights", [[1.0, 0.0], [1.0, -1.0], [1.0, "heavy"]], ids=str)
-def test_a_class_weight_that_is_no_positive_number_is_refused_with_its_list(
-    weights: list[object], values: Values
-) -> None:
+def test_a_class_weight_that_is_not_positive_is_refused_with_its_list(weights: list[object], values: Values) -> None:
     line = fault(values({"loss.class_weights": weights}))
     assert line.startswith(f"loss.class_weights = {weights} must be ")
     assert ("valid number" if weights[1] == "heavy" else "or greater than 0.") in line
 
 
-def test_each_fault_has_a_line_of_its_own(values: Values) -> None:
+def test_each_fault_gets_its_own_line(values: Values) -> None:
     with pytest.raises(UserError, match="max_epoch") as raised:
         check_params(values({"fit.max_epoch": 3, "data.val": 1.2, "seed": "none"}))
     assert len(str(raised.value).splitlines()) == 3
 
 
-def test_a_key_that_is_given_twice_is_an_error(values: Values, tmp_path: Path) -> None:
+def test_a_duplicate_key_is_refused(values: Values, tmp_path: Path) -> None:
     path = write(tmp_path / "params.yaml", values({"seed": 0}), "seed: 1\n")
     line = len(path.read_text().splitlines())
     with pytest.raises(UserError, match=rf"'seed' is given twice \(line {line}\)$") as raised:
@@ -350,7 +348,7 @@ def test_a_key_that_is_given_twice_is_an_error(values: Values, tmp_path: Path) -
 
 
 def test_a_number_such_as_1e_3_is_a_number(values: Values, tmp_path: Path) -> None:
-    """YAML 1.1 reads it as text."""
+    """YAML 1.1 reads it as a string."""
     path = write(tmp_path / "params.yaml", values({"optimizer.learning_rate": "LR"}))
     path.write_text(path.read_text().replace("LR", "1e-3"))
     assert yaml.safe_load(path.read_text())["optimizer"]["learning_rate"] == "1e-3"
@@ -368,13 +366,13 @@ ALIASES = b"a: &a [1]\n" + b"".join(b"%c: &%c [*%c, *%c]\n" % (c, c, c - 1, c - 
         b"",
         b"- seed",
         "seed: 1  # größe".encode("latin-1"),
-        pytest.param(b"seed: " + b"[" * 9_999 + b"]" * 9_999, id="nested deep"),
-        pytest.param(ALIASES + b"seed: *p", id="aliases of aliases"),
+        pytest.param(b"seed: " + b"[" * 9_999 + b"]" * 9_999, id="deeply nested"),
+        pytest.param(ALIASES + b"seed: *p", id="nested aliases"),
         b"seed: !!python/object/apply:os.getcwd []",
     ],
     ids=repr,
 )
-def test_a_file_that_cannot_be_read_is_one_line_that_names_it(content: bytes, tmp_path: Path) -> None:
+def test_an_unreadable_file_gives_a_one_line_error_that_names_it(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
     path.write_bytes(content)
     with pytest.raises(UserError) as raised:
@@ -384,13 +382,15 @@ def test_a_file_that_cannot_be_read_is_one_line_that_names_it(content: bytes, tm
 
 
 @pytest.mark.parametrize(("content", "found"), [("", "nothing"), ("- seed", "['seed']"), ("seed", "'seed'")])
-def test_a_file_without_sections_tells_what_it_holds(content: str, found: str, tmp_path: Path) -> None:
+def test_a_file_without_sections_gives_an_error_that_quotes_its_content(
+    content: str, found: str, tmp_path: Path
+) -> None:
     (tmp_path / "params.yaml").write_text(content)
     with pytest.raises(UserError, match=re.escape(f"expected sections of keys and values, found {found}")):
         load_params(tmp_path / "params.yaml")
 
 
-def test_a_missing_file_says_from_where_to_run(tmp_path: Path) -> None:
+def test_a_missing_file_gives_an_error_that_names_the_folder_to_run_in(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not exist; run from the root of the repository"):
         load_params(tmp_path / "params.yaml")
 
@@ -403,7 +403,7 @@ def test_a_stage_sees_only_the_sections_it_names(params: Params) -> None:
             getattr(seen, hidden)
 
 
-def test_the_keys_that_a_stage_does_not_name_are_at_their_defaults() -> None:
+def test_keys_that_a_stage_does_not_name_have_their_defaults() -> None:
     params = check_params({"seed": 3, "trainer": {"threads": 2, "deterministic": False}, "test": {"confidence": 0.9}})
     seen = params.only("trainer.threads", "test")
     assert seen.trainer == TrainerParams(threads=2)
@@ -413,7 +413,7 @@ def test_the_keys_that_a_stage_does_not_name_are_at_their_defaults() -> None:
 
 
 def test_threads_auto_is_recorded_as_the_number_of_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that the same number means the same bits, on whichever machine."""
+    """The recorded number then gives the same bits on every machine."""
     monkeypatch.setattr("refit.params.trainer.usable_cores", lambda: 6)
     params = check_params({"trainer": {"threads": "auto"}})
     assert params.values("trainer.threads") == {"trainer.threads": 6}
@@ -421,7 +421,7 @@ def test_threads_auto_is_recorded_as_the_number_of_cores(monkeypatch: pytest.Mon
         check_params({"trainer": {"threads": "many"}})
 
 
-def test_a_narrow_table_names_a_key_without_its_section_where_that_says_enough() -> None:
+def test_short_names_omit_the_section_if_the_key_is_unambiguous() -> None:
     names = short_names(flatten(Params().model_dump()))
     assert len(set(names.values())) == len(names)
     shown = ("optimizer.weight_decay", "model.width", "optimizer.name", "batch.size", "data.test")
@@ -429,7 +429,7 @@ def test_a_narrow_table_names_a_key_without_its_section_where_that_says_enough()
     assert short_names(["a.width", "b.width"]) == {"a.width": "a.width", "b.width": "b.width"}
 
 
-def test_what_is_not_at_its_default_is_told_of_the_sections_that_are_there() -> None:
+def test_changed_values_are_listed_for_the_given_sections() -> None:
     params = check_params({"model": {"width": 8}, "loss": {"class_weights": [1.0, 2.0]}, "data": {"val": 0.1}})
     changed = {"model.width": 8, "loss.class_weights": [1.0, 2.0]}
     assert not_at_default(params.only("model", "loss", "fit")) == changed
@@ -446,10 +446,10 @@ def test_what_is_not_at_its_default_is_told_of_the_sections_that_are_there() -> 
         ("folder", "/", "folder"),
     ],
 )
-def test_data_have_the_name_of_their_folder_or_of_their_set(source: str, root: str, name: str) -> None:
+def test_data_are_named_after_their_folder_or_data_set(source: str, root: str, name: str) -> None:
     assert data_name(source, root) == name
 
 
-def test_parameters_cannot_be_changed_on_the_way(params: Params) -> None:
+def test_parameters_are_frozen(params: Params) -> None:
     with pytest.raises(ValidationError, match="frozen"):
         params.fit.max_epochs = 100  # type: ignore[misc]

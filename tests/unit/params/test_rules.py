@@ -22,6 +22,6 @@ def test_swa_that_begins_while_layers_are_frozen_is_refused(values: Values) -> N
 @pytest.mark.parametrize(
     "key", ["fast_dev_run", "overfit_batches", "limit_train_batches", "limit_val_batches", "limit_test_batches"]
 )
-def test_whatever_shortens_a_fit_or_a_test_makes_it_a_debug_run(key: str, changed: Changed) -> None:
+def test_every_setting_that_shortens_a_fit_or_a_test_makes_a_debug_run(key: str, changed: Changed) -> None:
     assert changed({f"debug.{key}": 1}).debug.shortens
     assert not changed({}).debug.shortens

@@ -1,4 +1,4 @@
-"""The report as a page: it takes no name for HTML, and loads nothing."""
+"""The report's HTML page escapes all names and loads nothing."""
 
 from html.parser import HTMLParser
 from pathlib import Path
@@ -31,7 +31,7 @@ class Tags(HTMLParser):
 
 
 def write_page(path: Path, debug: bool = False, *, advice: bool = True, curve: bool = True) -> bytes:
-    """A whole report, with names that would be HTML."""
+    """A complete report, with names that contain HTML."""
     probabilities, labels = four_images()
     report = evaluate(probabilities, labels, ["<b>&", "two", "<script>"], 0.95, 10)
     pictures = Pictures(
@@ -60,7 +60,7 @@ def write_page(path: Path, debug: bool = False, *, advice: bool = True, curve: b
     return path.read_bytes()
 
 
-def test_the_page_takes_no_name_for_html_and_loads_nothing(tmp_path: Path) -> None:
+def test_the_page_escapes_names_and_loads_nothing(tmp_path: Path) -> None:
     page = Tags()
     page.feed(write_page(tmp_path / "report.html").decode())
     assert not page.tags & {"b", "i", "script", "link", "iframe"}
@@ -74,7 +74,7 @@ def test_the_page_takes_no_name_for_html_and_loads_nothing(tmp_path: Path) -> No
         assert text in page.text
 
 
-def test_the_page_of_a_debug_run_says_so_on_top(tmp_path: Path) -> None:
+def test_the_page_of_a_debug_run_says_so_at_the_top(tmp_path: Path) -> None:
     assert b"debug run" not in write_page(tmp_path / "report.html")
     head, _, _ = write_page(tmp_path / "report.html", debug=True).partition(b"Model <code>")
     assert b"A debug run" in head

@@ -1,4 +1,4 @@
-"""Pictures of a report: drawn for any number of classes, names and mistakes."""
+"""The pictures of a report, for any number of classes, names and mistakes."""
 
 import io
 import json
@@ -43,11 +43,11 @@ HISTORY: list[dict[str, float | None]] = [
     [
         pytest.param([[0.7, 0.3]], [0], id="one image"),
         pytest.param([[1, 0], [0, 1]], [0, 1], id="perfect"),
-        pytest.param([[1, 0, 0], [0, 1, 0]], [1, 0], id="certain and wrong"),
+        pytest.param([[1, 0, 0], [0, 1, 0]], [1, 0], id="confident and wrong"),
         pytest.param([[0.5, 0.3, 0.2], [0.2, 0.7, 0.1]], [0, 1], id="a class without images"),
     ],
 )
-def test_every_figure_is_a_json_number_or_null_and_every_picture_is_drawn(
+def test_every_metric_is_a_json_number_or_null_and_every_picture_is_drawn(
     probabilities: list[list[float]], labels: list[int]
 ) -> None:
     report = report_of(np.array(probabilities, np.float32), np.array(labels))
@@ -62,7 +62,7 @@ def test_the_confusion_matrix_is_drawn_for_two_to_a_hundred_classes(classes: int
     assert 500 < picture.width < 2400
 
 
-def test_names_are_drawn_as_they_are_written() -> None:
+def test_special_and_long_class_names_are_drawn_literally() -> None:
     probabilities, labels = random_images(20, 3)
     report = evaluate(probabilities, labels, [r"$\frac{1", "猫\n", "a" * 300], 0.95, 10)
     assert Image.open(io.BytesIO(plots.confusion_matrix(report))).width < 2000
@@ -76,14 +76,14 @@ def test_the_title_of_the_confusion_matrix_is_no_wider_than_the_matrix() -> None
 
 @pytest.mark.parametrize(("images", "dimensions", "spread", "drawn"),
                          [(3, 2, 1, True), (2, 2, 1, False), (9, 1, 1, False), (9, 4, 0, False)])  # fmt: skip
-def test_embeddings_that_span_no_plane_have_no_map(images: int, dimensions: int, spread: int, drawn: bool) -> None:
+def test_embeddings_that_span_no_plane_get_no_map(images: int, dimensions: int, spread: int, drawn: bool) -> None:
     embeddings = 1 + spread * torch.randn(images, dimensions, generator=torch.Generator().manual_seed(0))
     split = Split(np.zeros((images, 1, 8, 8), np.uint8), np.zeros(images, np.int64))
     pictures = embedding_pictures(LightningModule(), {"embedding": embeddings}, split, ["cat"])
     assert list(pictures) == ["embedding_map"] * drawn
 
 
-def test_the_headline_of_perfect_curves_names_no_class_as_the_hardest() -> None:
+def test_the_headline_of_perfect_curves_names_no_hardest_class() -> None:
     perfect = evaluate(np.eye(3, dtype=np.float32), np.arange(3), ["ant", "bee", "cat"], 0.95, 10)
     assert plots.separation_finding(perfect) == "Every class is separated from the rest: all average precisions are 1"
     probabilities, labels = random_images(40, 3)
@@ -92,7 +92,7 @@ def test_the_headline_of_perfect_curves_names_no_class_as_the_hardest() -> None:
     )
 
 
-def test_the_gallery_shows_the_images_own_pixels_enlarged() -> None:
+def test_the_gallery_shows_enlarged_original_pixels() -> None:
     image = np.zeros((1, 3, 2, 2), np.uint8)
     image[0, :, 0, 0] = (10, 200, 30)
     picture = Image.open(io.BytesIO(plots.mistakes_gallery(image, ["cat"], ["dog"], [0.9], 1, 10))).convert("RGB")
@@ -102,27 +102,27 @@ def test_the_gallery_shows_the_images_own_pixels_enlarged() -> None:
     assert black == pytest.approx(3 * green, rel=0.05)
 
 
-def test_without_mistakes_the_gallery_is_a_picture_that_says_so() -> None:
+def test_without_mistakes_the_gallery_is_a_picture_with_a_message() -> None:
     nothing = np.zeros((0, 1, 8, 8), np.uint8)
     none, hidden = (plots.mistakes_gallery(nothing, [], [], [], mistakes, 360) for mistakes in (0, 7))
     assert Image.open(io.BytesIO(none)).width > 300
     assert none != hidden
 
 
-def test_a_share_below_one_is_never_shown_as_100_percent() -> None:
+def test_a_fraction_below_one_is_never_shown_as_100_percent() -> None:
     assert [percent(share).split()[0] for share in (1.0, 0.99999, 0.98765, 0.00001, 0.0)] == [
         "100.0", "99.9", "98.8", "0.1", "0.0"
     ]  # fmt: skip
 
 
-def test_training_curves_are_drawn_without_a_validation_and_with_an_infinite_loss() -> None:
+def test_training_curves_can_be_drawn_without_validation_and_with_an_infinite_loss() -> None:
     rows = [{**HISTORY[0], "val_loss": None, "val_accuracy": None}, {**HISTORY[1], "train_loss": math.inf}]
     assert plots.training_curves(rows, 2) != plots.training_curves(HISTORY, 2)
     assert plots.training_curves(rows[:1], 1)
 
 
 @pytest.mark.parametrize("suggestion", [None, 0.01, 0.03])
-def test_the_learning_rate_curve_is_drawn_whatever_was_suggested(suggestion: float | None) -> None:
+def test_the_learning_rate_curve_is_drawn_for_every_suggestion(suggestion: float | None) -> None:
     rates, losses = [1e-3, 1e-2, 1e-1], [2.0, 1.0, math.nan]
     with_loss, without = (plots.learning_rate_curve(r, x, suggestion, 0.01) for r, x in ((rates, losses), ([], [])))
     assert with_loss != without
@@ -130,7 +130,7 @@ def test_the_learning_rate_curve_is_drawn_whatever_was_suggested(suggestion: flo
 
 @pytest.mark.parametrize(("mistakes", "caution"), [(0, "0 mistakes say"), (1, "1 mistake says"), (3, "3 mistakes say"),
                                                    (10, None)])  # fmt: skip
-def test_a_reliability_curve_of_few_mistakes_says_that_it_is_one(mistakes: int, caution: str | None) -> None:
+def test_a_reliability_curve_of_few_mistakes_has_a_caution(mistakes: int, caution: str | None) -> None:
     labels = np.arange(100) % 2
     answer = np.where(np.arange(100) < mistakes, 1 - labels, labels)
     finding = plots.calibration_finding(report_of(np.eye(2, dtype=np.float32)[answer] * 0.98 + 0.01, labels))

@@ -1,4 +1,4 @@
-"""The summary at the end of a run, from files as the stages write them."""
+"""The summary at the end of a run, from files like those that the stages write."""
 
 import json
 import shutil
@@ -47,7 +47,7 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_a_person_reads_every_figure_in_26_lines_of_80_columns(repository: Path) -> None:
+def test_the_summary_shows_every_metric_in_26_lines_of_80_columns(repository: Path) -> None:
     text = as_text(read_facts())
     flat = " ".join(text.split())
     for figure in (
@@ -71,7 +71,7 @@ def test_a_person_reads_every_figure_in_26_lines_of_80_columns(repository: Path)
     assert max(map(len, text.splitlines())) <= 80
 
 
-def test_figures_of_another_model_are_told_as_such(repository: Path) -> None:
+def test_metrics_of_another_model_are_marked_as_stale(repository: Path) -> None:
     assert "TEST IS STALE" not in as_text(read_facts())
     shutil.copy(MODELS / "format_2_autoencoder/model.json", repository / "data/model")
     assert "TEST IS STALE" in as_markdown(read_facts())
@@ -85,20 +85,20 @@ def test_markdown_is_one_table_with_a_link_to_the_report(repository: Path) -> No
     assert f"| report | [data/evaluation/report.html]({report}) |" in lines
 
 
-def test_it_can_be_written_from_another_folder(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_summary_can_be_written_from_another_folder(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir("/")
     assert "0.9861" in as_text(read_facts(repository))
 
 
 @pytest.mark.parametrize("missing", [*FILES, "data/model/model.json"])
-def test_a_missing_file_is_one_line_that_names_it_and_exit_code_2(missing: str, repository: Path) -> None:
+def test_a_missing_file_is_named_in_a_user_error(missing: str, repository: Path) -> None:
     (repository / missing).unlink()
     with pytest.raises(UserError, match=missing) as error:
         as_text(read_facts())
     assert "run: dvc repro" in str(error.value)
 
 
-def test_the_summary_ends_with_the_findings_and_what_may_help(repository: Path) -> None:
+def test_the_summary_ends_with_the_findings_and_their_remedies(repository: Path) -> None:
     path = repository / "data/evaluation/findings.json"
     found = json.loads(path.read_text())
     found["findings"] = [{"what": "No image of hat is found", "remedy": "set loss.class_weights: balanced"}]
@@ -109,7 +109,7 @@ def test_the_summary_ends_with_the_findings_and_what_may_help(repository: Path) 
     assert advice in as_markdown(read_facts())
 
 
-def test_the_last_predictions_are_shown_if_they_are_of_this_model_with_the_classes_that_it_knows(
+def test_the_last_predictions_are_shown_with_their_classes_only_if_from_this_model(
     repository: Path,
 ) -> None:
     folder = repository / "data/predictions"

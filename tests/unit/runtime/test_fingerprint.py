@@ -1,4 +1,4 @@
-"""The digest of a source file follows its meaning alone, and a stage's code is all that it imports but the watchers."""
+"""A source file's digest depends only on its meaning; a stage's code is all that it imports, except the observers."""
 
 from importlib import metadata
 from pathlib import Path
@@ -85,15 +85,15 @@ def flow(value, *rest):
 type_: Callable[[int], str] = print(*rest, not value is None, 1 < value <= 3 != 4, -value @ 2 // 3, sep="", **more)
 with (open("a") as a, open("b") as b):
     x, *y = z = a; x += 1; x @= y; x: int
-'''.replace("LONG", "0x" + "f" * 5000)  # of which Python refuses to make decimals
+'''.replace("LONG", "0x" + "f" * 5000)  # Python refuses to convert such an int to decimal
 
 
 def digest(source: str) -> str:
     return fingerprint._read(source.encode())[0]
 
 
-def test_every_version_of_python_makes_this_digest() -> None:
-    """Recorded with 3.11.7, 3.12.1 and 3.13.0. Another one here would make every stage stale with every version."""
+def test_every_python_version_gives_this_digest() -> None:
+    """Recorded with 3.11.7, 3.12.1 and 3.13.0. If versions differed, each new version would make every stage stale."""
     assert digest(EVERY_SYNTAX) == "c43949874a9ee42abf9a56c85e76abf3b0e9eec210e18e4ec056893c581740b4"
 
 
@@ -112,7 +112,7 @@ def test_every_version_of_python_makes_this_digest() -> None:
         ("x = f'{y:}'", "x = f'{y}'"),
     ],
 )
-def test_what_means_the_same_has_the_same_digest(before: str, after: str) -> None:
+def test_code_with_the_same_meaning_has_the_same_digest(before: str, after: str) -> None:
     assert digest(before) == digest(after)
 
 
@@ -136,13 +136,13 @@ def test_what_means_the_same_has_the_same_digest(before: str, after: str) -> Non
         ("'a'.upper()", "'b'.upper()"),
     ],
 )
-def test_what_means_something_else_has_another_digest(before: str, after: str) -> None:
+def test_code_with_another_meaning_has_another_digest(before: str, after: str) -> None:
     assert digest(before) != digest(after)
 
 
 @pytest.fixture
 def project(tmp_path: Path) -> Any:
-    """Writes the files of a small project, whose stages import them, and returns the code of its stage `fit`."""
+    """Write the files of a small project with their imports; returns the code of its stage `fit`."""
 
     def code(files: dict[str, str], own: tuple[str, str] = OURS) -> set[str]:
         for name, source in {"stages/__init__.py": "import refit.runtime.warm", **files}.items():
@@ -153,7 +153,7 @@ def project(tmp_path: Path) -> Any:
     return code
 
 
-def test_imports_are_followed_wherever_they_are_and_packages_are_counted(project: Any) -> None:
+def test_every_import_is_followed_and_package_init_files_count(project: Any) -> None:
     files = {
         "stages/fit.py": "import refit.a.one\ndef f():\n    try:\n        from refit.a import two\n    except E: pass",
         "refit/__init__.py": "",
@@ -168,7 +168,7 @@ def test_imports_are_followed_wherever_they_are_and_packages_are_counted(project
     assert project({**files, "refit/a/unused.py": ""}) == files.keys()
 
 
-def test_what_only_type_checkers_import_does_not_count(project: Any) -> None:
+def test_imports_only_for_type_checkers_do_not_count(project: Any) -> None:
     files = {
         "stages/fit.py": "if TYPE_CHECKING:\n    import refit.a, torch\nelse:\n    import refit.b",
         "refit/b.py": "",
@@ -176,7 +176,7 @@ def test_what_only_type_checkers_import_does_not_count(project: Any) -> None:
     assert project({**files, "refit/a.py": ""}) == files.keys()
 
 
-def test_watchers_do_not_count_nor_what_only_they_import(project: Any) -> None:
+def test_observers_and_their_imports_do_not_count(project: Any) -> None:
     watchers = {
         "refit/tracking/runs.py": "import mlflow, refit.of_watchers",
         "refit/runtime/warm.py": "import refit.of_watchers",
@@ -185,7 +185,7 @@ def test_watchers_do_not_count_nor_what_only_they_import(project: Any) -> None:
     assert project({"stages/fit.py": "from refit.tracking.runs import log", **watchers}) == {"stages/fit.py"}
 
 
-def test_packages_count_by_the_name_of_their_import_and_the_standard_library_does_not(project: Any) -> None:
+def test_installed_packages_count_by_import_name_and_the_standard_library_does_not(project: Any) -> None:
     source = "import os.path, torch.nn, PIL.Image, _pytest.fixtures, nowhere.at_all\nfrom yaml import safe_load"
     assert project({"stages/fit.py": source}) == {"stages/fit.py", "torch", "PIL", "_pytest", "yaml", "nowhere"}
 
@@ -194,7 +194,7 @@ OWN = {"refit/systems/mine.py": "from refit.systems.layers import Layer", "refit
 BUILDS = {"stages/fit.py": "import refit.systems.build", "refit/systems/build.py": "", **OWN}
 
 
-def test_a_network_of_the_users_counts_with_its_imports_where_it_is_in_use_and_a_system_is_built(project: Any) -> None:
+def test_a_user_s_network_counts_with_its_imports_in_stages_that_build_a_system_with_it(project: Any) -> None:
     in_use = ("classifier", "refit.systems.mine.Net")
     assert project(BUILDS, in_use) == BUILDS.keys() | {"timm"}
     assert project(BUILDS) == BUILDS.keys() - OWN.keys()
@@ -205,18 +205,18 @@ def test_a_network_of_an_installed_package_counts_by_its_version(project: Any) -
     assert project(BUILDS, ("classifier", "timm.models.resnet.ResNet")) == BUILDS.keys() - OWN.keys() | {"timm"}
 
 
-def test_a_file_whose_edits_dvc_would_not_see_is_an_error_that_names_it(project: Any) -> None:
+def test_a_used_file_that_dvc_does_not_watch_fails_with_an_error_that_names_it(project: Any) -> None:
     with pytest.raises(UserError, match=r"^mine.py, which the stage fit uses, is in no folder that dvc.yaml watches"):
         project({**BUILDS, "mine.py": ""}, ("mine.System", "cnn"))
 
 
-def test_a_file_that_is_not_python_is_an_error_that_names_it(project: Any) -> None:
+def test_a_file_that_is_not_python_fails_with_an_error_that_names_it(project: Any) -> None:
     with pytest.raises(UserError, match=r"^refit/a.py, which the stage fit uses, is not Python: .*line 1"):
         project({"stages/fit.py": "import refit.a", "refit/a.py": "def"})
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_each_package_that_a_stage_uses_has_the_version_that_is_installed(stage: str) -> None:
+def test_each_package_that_a_stage_uses_has_its_installed_version(stage: str) -> None:
     distributions = metadata.packages_distributions()
     packages = {name: found for name, found in code_of(stage, OURS).items() if not name.endswith(".py")}
     assert packages == {name: metadata.version(distributions[name][0]) for name in packages}
@@ -225,7 +225,7 @@ def test_each_package_that_a_stage_uses_has_the_version_that_is_installed(stage:
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_the_reports_are_code_of_the_stage_that_draws_them_and_of_no_other(stage: str) -> None:
+def test_the_report_code_counts_only_for_the_stages_that_write_reports(stage: str) -> None:
     code = code_of(stage, OURS)
     folders = {str(Path(name).parent) for name in code}
     assert ("refit/reports" in folders) == (stage in ("test", "predict"))
@@ -233,8 +233,8 @@ def test_the_reports_are_code_of_the_stage_that_draws_them_and_of_no_other(stage
     assert not folders & {"refit/tracking", "refit/runtime", "refit/commands"}
 
 
-def test_a_digest_that_is_made_again_is_that_of_the_file_as_it_is_now(tmp_path: Path) -> None:
-    """As in a process that lives on while its files are edited."""
+def test_a_digest_follows_edits_of_the_file(tmp_path: Path) -> None:
+    """As in a long-running process while its files are edited."""
     file = tmp_path / "stages/fit.py"
     file.parent.mkdir()
     file.write_text("x = 1")
@@ -243,5 +243,5 @@ def test_a_digest_that_is_made_again_is_that_of_the_file_as_it_is_now(tmp_path: 
     assert code_of("fit", OURS, tmp_path) != before
 
 
-def test_the_project_is_the_folder_of_this_repository() -> None:
+def test_the_project_folder_is_the_root_of_this_repository() -> None:
     assert (PROJECT / "dvc.yaml").is_file()

@@ -1,4 +1,4 @@
-"""A lock that one process holds at a time."""
+"""A lock that only one process can hold at a time."""
 
 import os
 import subprocess
@@ -26,7 +26,7 @@ with only_process(Path(sys.argv[1]), "works here", float(sys.argv[2])):
 
 @contextmanager
 def another_process(lock: Path, patience: float = 0) -> Iterator["subprocess.Popen[str]"]:
-    """A process that takes the lock, prints `held`, and keeps it until its stdin is closed."""
+    """A process that takes the lock, prints `held`, and holds it until its stdin is closed."""
     command = [sys.executable, "-c", HOLD, str(lock), str(patience)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with subprocess.Popen(command, env={"PYTHONPATH": str(PROJECT)}, text=True, **pipes) as process:  # type: ignore[call-overload]
@@ -38,7 +38,7 @@ def is_held(process: "subprocess.Popen[str]") -> bool:
     return process.stdout.readline() == "held\n"
 
 
-def test_the_holder_is_named_to_a_second_process_and_leaves_no_file(tmp_path: Path) -> None:
+def test_a_second_process_gets_an_error_that_names_the_holder(tmp_path: Path) -> None:
     lock = tmp_path / "new/folder/lock"
     with another_process(lock) as holder:
         assert is_held(holder)
@@ -61,7 +61,7 @@ def test_a_killed_process_holds_no_lock(tmp_path: Path) -> None:
             assert (tmp_path / "lock").read_text() == str(os.getpid())
 
 
-def test_a_process_that_waits_gets_the_lock_when_the_holder_has_ended_and_its_file_is_gone(tmp_path: Path) -> None:
+def test_a_waiting_process_gets_the_lock_when_the_holder_ends(tmp_path: Path) -> None:
     lock = tmp_path / "lock"
     with ExitStack() as waits:
         with only_process(lock, "works here"):
@@ -75,7 +75,7 @@ def test_a_process_that_waits_gets_the_lock_when_the_holder_has_ended_and_its_fi
     assert not lock.exists()
 
 
-def test_of_two_that_wait_one_gets_the_lock_and_then_the_other(tmp_path: Path) -> None:
+def test_two_waiting_processes_get_the_lock_one_after_the_other(tmp_path: Path) -> None:
     lock = tmp_path / "lock"
     with another_process(lock, FOREVER) as first, another_process(lock, FOREVER) as second:
         assert first.stdin is not None
@@ -93,7 +93,7 @@ def test_of_two_that_wait_one_gets_the_lock_and_then_the_other(tmp_path: Path) -
     assert not lock.exists()
 
 
-def test_a_lock_that_cannot_be_opened_is_one_line(tmp_path: Path) -> None:
+def test_a_lock_that_cannot_be_opened_gives_a_one_line_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="file/lock cannot be opened: "), only_process(tmp_path / "file/lock", "works"):
         pass

@@ -1,4 +1,4 @@
-"""A system of a user's own in a folder that dvc.yaml does not watch."""
+"""A user's system in a folder that dvc.yaml does not watch."""
 
 import pytorch_lightning as pl
 from torch import Tensor, nn

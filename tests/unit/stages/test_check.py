@@ -1,4 +1,4 @@
-"""The stage `check`: what it refuses, before any work."""
+"""The stage `check`: the values that it refuses before any work."""
 
 import urllib.request
 from importlib.util import find_spec
@@ -16,7 +16,7 @@ from tests.unit.training.test_trainer import ABSENT
 ROOT = Path(__file__).resolve().parents[3]
 
 
-def test_the_schema_it_writes_is_the_committed_one(
+def test_check_writes_the_committed_schema(
     workspace: Path, changed: Changed, capsys: pytest.CaptureFixture[str]
 ) -> None:
     check.main(changed({}))
@@ -24,7 +24,7 @@ def test_the_schema_it_writes_is_the_committed_one(
     assert (workspace / "docs/params.schema.json").read_bytes() == (ROOT / "docs/params.schema.json").read_bytes()
 
 
-def model_of_ones_own(arguments: dict[str, int]) -> dict[str, object]:
+def own_model(arguments: dict[str, int]) -> dict[str, object]:
     return model_params(system="refit.systems.classifier.Classifier", system_arguments=arguments).model_dump()
 
 
@@ -50,8 +50,8 @@ def model_of_ones_own(arguments: dict[str, int]) -> dict[str, object]:
         ("model.system", "torch.nn.Linear", "model.system = 'torch.nn.Linear' is not a LightningModule"),
         ("model.system", "mine.Own", "there is no package 'mine'"),
         ("model.system_arguments", {"classes": 3}, "model.system_arguments = {"),
-        ("model", model_of_ones_own({"klasses": 3}), "has no such argument; did you mean classes?"),
-        ("model", model_of_ones_own({"classes": 3}), "Refit provides classes to Classifier("),
+        ("model", own_model({"klasses": 3}), "has no such argument; did you mean classes?"),
+        ("model", own_model({"classes": 3}), "Refit provides classes to Classifier("),
         ("model.weights", "data/weights/gone.pth", "model.weights = 'data/weights/gone.pth' does not exist; put"),
         ("model.network", "resnet18", "network 'resnet18' is unknown; did you mean torchvision:resnet18?"),
         ("model.network", "efficientnet_b7x", "did you mean torchvision:efficientnet_b7?"),
@@ -59,7 +59,7 @@ def model_of_ones_own(arguments: dict[str, int]) -> dict[str, object]:
         ("predict.images", "data/newer", "predict.images = 'data/newer' is not a folder; create it"),
     ],
 )
-def test_a_wrong_choice_is_refused_in_one_line_and_writes_nothing(
+def test_a_wrong_value_gives_a_one_line_error_and_no_file(
     key: str, value: object, line: str, workspace: Path, values: Values
 ) -> None:
     with pytest.raises(UserError) as raised:
@@ -72,7 +72,7 @@ def test_a_wrong_choice_is_refused_in_one_line_and_writes_nothing(
 TORCHVISION = model_params(network="torchvision:resnet18", width=None, dropout=None).model_dump()
 
 
-def test_weights_that_are_no_weights_or_cannot_be_downloaded_are_refused(
+def test_invalid_weights_and_weights_that_cannot_be_downloaded_are_refused(
     workspace: Path, changed: Changed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = workspace / "data/weights/photos.safetensors"
@@ -81,11 +81,11 @@ def test_weights_that_are_no_weights_or_cannot_be_downloaded_are_refused(
     with pytest.raises(UserError, match=r"model\.weights = 'data/weights/photos\.safetensors' is not a weights file"):
         check.main(changed({"model.weights": "data/weights/photos.safetensors"}))
 
-    monkeypatch.setenv("TORCH_HOME", str(workspace))  # where torchvision keeps what it has downloaded
-    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nothing listens there
+    monkeypatch.setenv("TORCH_HOME", str(workspace))  # where torchvision caches its downloads
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # a closed port
     monkeypatch.delenv("no_proxy", raising=False)
     monkeypatch.delenv("NO_PROXY", raising=False)
-    monkeypatch.setattr(urllib.request, "_opener", None)  # it remembers the proxies of its first use
+    monkeypatch.setattr(urllib.request, "_opener", None)  # it caches the proxies of its first use
     default = {"model": {**TORCHVISION, "weights": "DEFAULT"}}
     with pytest.raises(UserError, match=r"'DEFAULT' cannot be downloaded from https://.*; or put the file into"):
         check.main(changed(default))
@@ -96,17 +96,17 @@ def test_weights_that_are_no_weights_or_cannot_be_downloaded_are_refused(
 
 
 @pytest.mark.parametrize("accelerator", [name for name, absent in ABSENT.items() if absent])
-def test_an_accelerator_that_is_not_there_is_refused(accelerator: str, workspace: Path, changed: Changed) -> None:
+def test_an_unavailable_accelerator_is_refused(accelerator: str, workspace: Path, changed: Changed) -> None:
     with pytest.raises(UserError, match=rf"^trainer\.accelerator = '{accelerator}': "):
         check.main(changed({"trainer.accelerator": accelerator}))
 
 
-def test_more_devices_than_there_are_is_refused_but_processes_on_a_cpu_are_not_counted(
+def test_more_devices_than_available_are_refused_except_processes_on_a_cpu(
     workspace: Path, changed: Changed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     two = {"trainer.accelerator": "cpu", "trainer.devices": 2}
     check.main(changed(two))
-    monkeypatch.setattr("refit.training.trainer.CPUAccelerator", MPSAccelerator)  # as if it were another one
+    monkeypatch.setattr("refit.training.trainer.CPUAccelerator", MPSAccelerator)  # like another accelerator
     with pytest.raises(UserError, match=r"^trainer\.devices = 2, but this machine has 1 of trainer\.acc"):
         check.main(changed(two))
 
@@ -120,7 +120,7 @@ def test_compiling_without_a_compiler_is_refused(
         check.main(changed({"trainer.compile": "default"}))
 
 
-def test_a_logger_whose_package_is_not_installed_is_refused_before_any_work(
+def test_a_logger_whose_package_is_not_installed_is_refused(
     workspace: Path, changed: Changed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("stages.check.find_spec", lambda name: None if name == "wandb" else find_spec(name))

@@ -1,4 +1,4 @@
-"""`predict` on a made folder of new images: real stage, real model, real files."""
+"""`predict` on a generated folder of new images: a real stage, a real model and real files."""
 
 import csv
 import json
@@ -26,7 +26,7 @@ NEW = Path("data/new")
 
 @pytest.fixture(autouse=True)
 def _model(prepared_workspace: Path, params: Params) -> None:
-    """A model of digits in data/model. It has learned nothing; that does not matter here."""
+    """An untrained model of digits in data/model."""
     torch.manual_seed(0)
     info = read_info()
     weights = build_system(params.model, info).state_dict()
@@ -54,7 +54,7 @@ def summary() -> dict[str, Any]:
     return content
 
 
-def test_each_image_has_a_row_in_order_but_those_that_cannot_be_decoded_which_are_named(
+def test_each_decodable_image_has_a_row_in_order_and_the_others_are_reported(
     params: Params, capsys: pytest.CaptureFixture[str]
 ) -> None:
     names = ["b.png", "a/2.png", "a/10.png", "c.bmp", "z.png", "ü, ö.png"]
@@ -80,7 +80,7 @@ def page() -> str:
     return Path("data/predictions/predictions.html").read_text(encoding="utf-8")
 
 
-def test_the_page_shows_each_image_least_certain_first_and_takes_no_name_for_html(params: Params) -> None:
+def test_the_page_shows_the_least_certain_images_first_and_escapes_names(params: Params) -> None:
     for seed, name in enumerate(["b.png", "a&<b>.png", "c.png"]):
         draw(name, seed)
     (NEW / "<i>.txt").touch()
@@ -95,7 +95,7 @@ def test_the_page_shows_each_image_least_certain_first_and_takes_no_name_for_htm
     assert not re.search(r"(src|href)=\"(?!data:|#)", page())
 
 
-def test_the_page_says_how_many_of_the_images_it_shows(params: Params) -> None:
+def test_the_page_states_how_many_of_the_images_it_shows(params: Params) -> None:
     predict.main(params)
     assert "The 200 least certain of 359;" in page()
     assert page().count("<li") == 200
@@ -105,8 +105,8 @@ def test_the_page_says_how_many_of_the_images_it_shows(params: Params) -> None:
     assert "least certain of" not in page()
 
 
-def test_a_row_is_what_the_model_says_of_that_file(changed: Changed) -> None:
-    """More files than one batch holds, so a row out of step would show."""
+def test_a_row_has_the_model_s_prediction_for_that_file(changed: Changed) -> None:
+    """There are more files than in one batch, so that a shifted row would be noticed."""
     for number in range(21):
         draw(f"{number:02}.png", number)
     draw("04.png").write_bytes(b"")
@@ -124,7 +124,7 @@ def test_a_row_is_what_the_model_says_of_that_file(changed: Changed) -> None:
         assert sum(told) == pytest.approx(1, abs=1e-5)
 
 
-def test_photos_of_any_size_and_mode_are_made_to_fit_the_model(params: Params) -> None:
+def test_photos_of_any_size_and_mode_are_converted_for_the_model(params: Params) -> None:
     for number, mode in enumerate(("RGB", "RGBA", "P", "1", "I;16")):
         Image.new(mode, (50 + number, 30)).save(NEW / f"{number}.png")
     predict.main(params)
@@ -165,7 +165,7 @@ def test_the_summary_names_the_model(params: Params) -> None:
     assert (summary()["of"], summary()["images"]) == ("new images", 1)
 
 
-def test_where_no_image_can_be_decoded_the_last_predictions_stay(params: Params) -> None:
+def test_if_no_image_can_be_decoded_the_last_predictions_are_kept(params: Params) -> None:
     draw("1.png")
     predict.main(params)
     before = rows()
@@ -175,12 +175,12 @@ def test_where_no_image_can_be_decoded_the_last_predictions_stay(params: Params)
     assert rows() == before
 
 
-def test_a_folder_that_is_not_there_is_an_error_that_names_its_key(changed: Changed) -> None:
+def test_a_missing_folder_fails_with_an_error_that_names_its_key(changed: Changed) -> None:
     with pytest.raises(UserError, match=r"predict\.images = 'data/newer' is not a folder"):
         predict.main(changed({"predict.images": "data/newer"}))
 
 
-def test_the_same_images_are_predicted_to_the_same_bytes_though_decoded_in_parallel(params: Params) -> None:
+def test_predictions_are_reproducible_although_images_are_decoded_in_parallel(params: Params) -> None:
     """The first of the unreadable files takes the longest to fail."""
     for number in range(4):
         draw(f"good{number}.png", number)
@@ -195,21 +195,21 @@ def test_the_same_images_are_predicted_to_the_same_bytes_though_decoded_in_paral
     assert written[0] == written[1]
 
 
-def test_the_model_and_the_images_are_all_that_new_images_need(params: Params, prepared_workspace: Path) -> None:
+def test_new_images_are_predicted_without_the_prepared_data(params: Params, prepared_workspace: Path) -> None:
     draw("1.png")
     (prepared_workspace / "data/prepared").rename(prepared_workspace / "elsewhere")
     predict.main(params)
     assert len(rows()) == 1
 
 
-def test_a_file_name_that_is_not_text_is_written_as_text(params: Params) -> None:
+def test_a_file_name_that_is_not_utf_8_is_escaped(params: Params) -> None:
     (NEW / "1.png").parent.mkdir(exist_ok=True)
     draw("1.png").rename(NEW / "gr\udcf6n.png")
     predict.main(params)
     assert rows()[0]["file"] == r"gr\udcf6n.png"
 
 
-def test_files_of_which_none_is_an_image_are_told_beside_the_test_split(
+def test_if_no_file_is_an_image_the_test_split_is_predicted_and_the_files_are_reported(
     params: Params, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for number in range(23):

@@ -1,4 +1,4 @@
-"""The autoencoder, and what a user's own class is given."""
+"""The autoencoder."""
 
 from pathlib import Path
 
@@ -28,7 +28,7 @@ def autoencoder(changed: Changed, digits: Path) -> Autoencoder:
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 9, 11), (1, 28, 28)])
-def test_what_is_made_again_has_the_shape_of_the_images(shape: tuple[int, int, int]) -> None:
+def test_a_reconstruction_has_the_shape_of_the_image(shape: tuple[int, int, int]) -> None:
     encoder = nn.Sequential(nn.Flatten(), nn.Linear(shape[0] * shape[1] * shape[2], 5))
     system = Autoencoder(nn.Sequential(_Float(), encoder), shape, 2, [0.5] * shape[0], [0.5] * shape[0]).eval()
     images = torch.randint(0, 256, (4, *shape), dtype=torch.uint8)
@@ -41,14 +41,16 @@ class _Float(nn.Module):
         return images / 255
 
 
-def test_the_mean_image_would_have_an_error_of_one(autoencoder: Autoencoder, digits: Path) -> None:
+def test_the_mean_image_has_a_reconstruction_error_of_one(autoencoder: Autoencoder, digits: Path) -> None:
     images = torch.from_numpy(read_split("train", digits).images)
     errors = autoencoder._errors(images, torch.zeros(images.shape))
     assert errors.shape == (len(images),)
     assert errors.mean().item() == pytest.approx(1, abs=0.01)
 
 
-def test_it_learns_to_make_images_again_and_its_neighbours_know_their_classes(changed: Changed, digits: Path) -> None:
+def test_the_autoencoder_learns_to_reconstruct_and_its_neighbours_predict_the_classes(
+    changed: Changed, digits: Path
+) -> None:
     params = changed({"model.system": "autoencoder", "model.network": "cnn", "fit.max_epochs": 4})
     system = build(params, digits, 0.003)
     data = PreparedData(params.augment, 64, 64, 0, digits)
@@ -66,7 +68,7 @@ def test_it_learns_to_make_images_again_and_its_neighbours_know_their_classes(ch
     assert len(system.neighbours.labels) == len(data.train.labels)
 
 
-def test_the_votes_are_those_of_the_nearest_by_angle_the_nearest_counting_most() -> None:
+def test_the_nearest_neighbours_by_angle_vote_and_nearer_ones_count_more() -> None:
     neighbours = Neighbours(2, 3)
     neighbours.remember(torch.tensor([[9.0, 0.0], [0.0, 1.0], [0.1, 1.0]]), torch.tensor([0, 1, 2]))
     votes = neighbours(torch.tensor([[1.0, 0.0], [0.0, 5.0]]))
@@ -75,7 +77,7 @@ def test_the_votes_are_those_of_the_nearest_by_angle_the_nearest_counting_most()
     torch.testing.assert_close(votes[1], (similarity / 0.07).softmax(0))
 
 
-def test_what_was_remembered_is_read_back_whatever_its_number(autoencoder: Autoencoder, changed: Changed,
+def test_any_number_of_neighbours_can_be_loaded(autoencoder: Autoencoder, changed: Changed,
                                                               digits: Path) -> None:  # fmt: skip
     autoencoder.neighbours.remember(torch.rand(7, 8), torch.arange(7))
     again = build(changed({"model.system": "autoencoder", "model.network": "cnn"}), digits)

@@ -1,4 +1,4 @@
-"""The classifier: what it optimizes, how it counts, and how its learning rate moves."""
+"""The classifier: its optimizer, its metrics and its learning rate schedule."""
 
 import shutil
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ from tests.fixtures import Build, model_params, train_on
 
 
 def batches(sizes: Sequence[int], seed: int = 0) -> list[Batch]:
-    """Random digits-like images, the same however they are cut into batches."""
+    """Random images like digits, the same for every division into batches."""
     random = torch.Generator().manual_seed(seed)
     images = torch.randint(0, 256, (sum(sizes), 1, 8, 8), dtype=torch.uint8, generator=random)
     labels = torch.randint(0, 10, (sum(sizes),), generator=random)
@@ -37,7 +37,7 @@ def batches(sizes: Sequence[int], seed: int = 0) -> list[Batch]:
 
 @pytest.mark.parametrize("network", ["mlp", "cnn", "resnet9", "airbench"])
 @pytest.mark.parametrize("name", ["adamw", "sgd"])
-def test_weights_decay_and_norms_and_biases_do_not(name: str, network: str, build: Build) -> None:
+def test_weight_decay_applies_to_weights_but_not_to_norms_and_biases(name: str, network: str, build: Build) -> None:
     system = build(
         model__network=network, model__width=4, optimizer__name=name, optimizer__weight_decay=0.3,
         optimizer__schedule="constant",
@@ -54,7 +54,7 @@ def test_weights_decay_and_norms_and_biases_do_not(name: str, network: str, buil
 
 
 @pytest.mark.parametrize(("name", "expected"), [("adamw", torch.optim.AdamW), ("sgd", torch.optim.SGD)])
-def test_the_named_optimizer_gets_its_settings(name: str, expected: Any, build: Build) -> None:
+def test_the_chosen_optimizer_gets_its_settings(name: str, expected: Any, build: Build) -> None:
     system = build(0.02, optimizer__name=name, optimizer__momentum=0.8, optimizer__schedule="constant")
     system.trainer = SimpleNamespace(precision="32-true", gradient_clip_val=1.0)
     optimizer: Any = system.configure_optimizers()
@@ -63,7 +63,7 @@ def test_the_named_optimizer_gets_its_settings(name: str, expected: Any, build: 
     assert group["lr"] == 0.02
     assert (group["betas"][0] if name == "adamw" else group["momentum"]) == 0.8
     assert group["fused"] is True
-    system.trainer = SimpleNamespace(precision="16-mixed", gradient_clip_val=1.0)  # Lightning would refuse to clip
+    system.trainer = SimpleNamespace(precision="16-mixed", gradient_clip_val=1.0)  # Lightning cannot clip if fused
     assert system.configure_optimizers().param_groups[0]["fused"] is False
     system.trainer = SimpleNamespace(precision="bf16-mixed", gradient_clip_val=1.0)
     assert system.configure_optimizers().param_groups[0]["fused"] is True
@@ -100,7 +100,7 @@ def test_the_schedule_spans_exactly_the_optimizer_steps(
 
 
 @pytest.mark.parametrize(("schedule", "straight"), [("one_cycle", False), ("triangular", True)])
-def test_the_rate_climbs_for_the_warm_up_s_share_and_triangular_moves_in_straight_lines(
+def test_the_rate_rises_during_the_warm_up_and_triangular_is_linear(
     schedule: str, straight: bool, build: Build, params: Params, digits: Path
 ) -> None:
     system, rates = build(0.01, optimizer__schedule=schedule, optimizer__warm_up=0.6), Rates()
@@ -117,8 +117,8 @@ def test_one_cycle_starts_low(build: Build, params: Params, digits: Path) -> Non
     assert rates.rates[0] < 0.1 * max(rates.rates)
 
 
-def test_two_accumulated_micro_batches_step_as_one_batch_would(build: Build, params: Params) -> None:
-    """For a network in which an image does not look at its neighbours: no batch norm, no dropout."""
+def test_two_accumulated_micro_batches_give_the_step_of_one_batch(build: Build, params: Params) -> None:
+    """For a network without batch norm and dropout, in which images do not affect each other."""
     keys = {"model__dropout": 0.0, "optimizer__name": "sgd", "optimizer__schedule": "constant"}
     whole, micro, without = build(0.1, **keys), build(0.1, **keys), build(0.1, **keys)
     train_on(whole, params, batches([64, 64]))
@@ -130,7 +130,7 @@ def test_two_accumulated_micro_batches_step_as_one_batch_would(build: Build, par
     assert (next(iter(without.parameters())) - first).abs().max() > 1e-3
 
 
-def test_forward_is_inference_and_nothing_else(build: Build) -> None:
+def test_forward_is_pure_inference(build: Build) -> None:
     system = build().eval()
     (batch,) = batches([5])
     before = {name: value.clone() for name, value in system.state_dict().items()}
@@ -141,7 +141,7 @@ def test_forward_is_inference_and_nothing_else(build: Build) -> None:
     assert all(torch.equal(value, before[name]) for name, value in system.state_dict().items())
 
 
-def test_with_test_time_flip_an_image_and_its_mirror_image_get_one_prediction(build: Build) -> None:
+def test_with_test_time_flip_an_image_and_its_mirror_image_get_the_same_prediction(build: Build) -> None:
     (batch,) = batches([5])
     images, mirrored = batch.images, batch.images.flip(3)
     plain, flipping = build().eval(), build(model__test_time_flip=True).eval()
@@ -152,7 +152,7 @@ def test_with_test_time_flip_an_image_and_its_mirror_image_get_one_prediction(bu
     torch.testing.assert_close(flipping.network(images), plain.network(images))
 
 
-def test_label_smoothing_is_of_the_training_loss_alone(build: Build, params: Params) -> None:
+def test_label_smoothing_affects_only_the_training_loss(build: Build, params: Params) -> None:
     (batch,) = batches([64])
     for smoothing in (0.0, 0.2):
         system = build(model__dropout=0.0, loss__label_smoothing=smoothing)
@@ -165,7 +165,7 @@ def test_label_smoothing_is_of_the_training_loss_alone(build: Build, params: Par
         )
 
 
-def test_a_fit_whitens_by_its_training_images(build: Build, params: Params, digits: Path) -> None:
+def test_a_fit_computes_the_whitening_from_its_training_images(build: Build, params: Params, digits: Path) -> None:
     system = build(model__network="airbench", model__width=8)
     train_on(system, params, PreparedData(params.augment, 64, 64, 0, digits))
     expected = Whiten(1)
@@ -173,7 +173,7 @@ def test_a_fit_whitens_by_its_training_images(build: Build, params: Params, digi
     torch.testing.assert_close(system.network[1][0].filters, expected.filters)
 
 
-def test_a_fit_keeps_the_whitening_that_loaded_weights_are_used_to(build: Build, params: Params, digits: Path) -> None:
+def test_a_fit_keeps_the_whitening_of_loaded_weights(build: Build, params: Params, digits: Path) -> None:
     system = build(model__network="airbench", model__width=8)
     loaded = 2 * system.network[1][0].filters
     system.network[1][0].filters.copy_(loaded)
@@ -181,7 +181,7 @@ def test_a_fit_keeps_the_whitening_that_loaded_weights_are_used_to(build: Build,
     assert torch.equal(system.network[1][0].filters, loaded)
 
 
-def test_class_weights_are_of_the_training_loss_alone(build: Build) -> None:
+def test_class_weights_affect_only_the_training_loss(build: Build) -> None:
     (batch,) = batches([64])
     weights = [0.5 * (1 + number) for number in range(10)]
     system = build(model__dropout=0.0, loss__class_weights=weights, loss__label_smoothing=0.1)
@@ -196,13 +196,13 @@ def test_class_weights_are_of_the_training_loss_alone(build: Build) -> None:
     assert not any("class_weights" in name for name in system.state_dict())
 
 
-def test_balanced_classes_weigh_the_same_whatever_their_number(
+def test_balanced_classes_have_the_same_total_weight(
     build: Build, params: Params, digits: Path, tmp_path: Path
 ) -> None:
     for file in digits.iterdir():
         shutil.copy(file, tmp_path)
     split = read_split("train", digits)
-    kept = np.flatnonzero((split.labels > 4) | (np.arange(len(split.labels)) % 5 == 0))  # of 0 to 4 only a fifth
+    kept = np.flatnonzero((split.labels > 4) | (np.arange(len(split.labels)) % 5 == 0))  # a fifth of classes 0 to 4
     np.save(tmp_path / "train_images.npy", split.images[kept])
     np.save(tmp_path / "train_labels.npy", split.labels[kept])
     system = build(loss__class_weights="balanced")
@@ -212,7 +212,7 @@ def test_balanced_classes_weigh_the_same_whatever_their_number(
     torch.testing.assert_close(system.class_weights * images, torch.full((10,), len(kept) / 10))
 
 
-def test_rare_classes_are_found_more_often_where_the_classes_are_balanced(
+def test_balanced_class_weights_predict_rare_classes_more_often(
     build: Build, params: Params, digits: Path, tmp_path: Path
 ) -> None:
     for file in digits.iterdir():
@@ -231,7 +231,7 @@ def test_rare_classes_are_found_more_often_where_the_classes_are_balanced(
     assert found["balanced"] > 1.2 * found["none"]
 
 
-def test_weighted_micro_batches_step_as_one_batch_would(build: Build, params: Params) -> None:
+def test_weighted_micro_batches_give_the_step_of_one_batch(build: Build, params: Params) -> None:
     weights = [0.1 + number for number in range(10)]
     keys = {"model__dropout": 0.0, "optimizer__name": "sgd", "optimizer__schedule": "constant",
             "loss__class_weights": weights}  # fmt: skip
@@ -242,12 +242,12 @@ def test_weighted_micro_batches_step_as_one_batch_would(build: Build, params: Pa
         torch.testing.assert_close(weight, expected, rtol=1e-5, atol=1e-7)
 
 
-def test_as_many_class_weights_as_classes_are_asked_for(build: Build) -> None:
+def test_a_wrong_number_of_class_weights_is_refused(build: Build) -> None:
     with pytest.raises(UserError, match=r"loss\.class_weights has 2 weights for 10 classes; expected one per class"):
         build(loss__class_weights=[1.0, 2.0])
 
 
-def test_a_batch_with_a_nan_loss_makes_the_mean_nan(build: Build) -> None:
+def test_a_batch_with_a_nan_loss_makes_the_mean_loss_nan(build: Build) -> None:
     system = build().eval()
     (batch,) = batches([8])
     bias = [weight for weight in system.parameters() if weight.ndim == 1][-1].data
@@ -258,7 +258,7 @@ def test_a_batch_with_a_nan_loss_makes_the_mean_nan(build: Build) -> None:
     assert system.val_metrics["loss"].compute().isnan()
 
 
-def test_a_classifier_to_be_used_needs_no_training_parameters(digits: Path) -> None:
+def test_a_classifier_for_inference_needs_no_training_parameters(digits: Path) -> None:
     system = build_system(model_params(network="mlp", width=8, dropout=None, test_time_flip=False), read_info(digits))
     assert isinstance(system, Classifier)
     assert (system.optimizer_params, system.label_smoothing, system.class_weights) == (None, 0.0, None)

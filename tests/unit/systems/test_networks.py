@@ -1,4 +1,4 @@
-"""Every network on offer takes uint8 images and gives logits."""
+"""Every available network maps uint8 images to logits."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ def build(params: ModelParams, shape: tuple[int, int, int] = (3, 8, 8), classes:
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("network", [*OUR_NETWORKS, "torchvision:resnet18"])
-def test_a_network_takes_uint8_images_of_digit_size_to_logits(network: str, channels: int) -> None:
+def test_a_network_maps_uint8_images_of_digit_size_to_logits(network: str, channels: int) -> None:
     built = build(model(network), (channels, 8, 8))
     images = torch.randint(0, 256, (2, channels, 8, 8), dtype=torch.uint8)
     for mode in (True, False):
@@ -36,14 +36,14 @@ def test_a_network_takes_uint8_images_of_digit_size_to_logits(network: str, chan
 
 @pytest.mark.parametrize("network", OUR_NETWORKS)
 @pytest.mark.parametrize("shape", [(1, 4, 4), (3, 9, 13), (1, 28, 28)])
-def test_our_networks_take_small_and_odd_sizes(network: str, shape: tuple[int, int, int]) -> None:
+def test_our_networks_accept_small_and_odd_sizes(network: str, shape: tuple[int, int, int]) -> None:
     images = torch.zeros(2, *shape, dtype=torch.uint8)
     assert build(model(network, width=4), shape)(images).shape == (2, 7)
 
 
 @pytest.mark.parametrize("network", OUR_NETWORKS)
 def test_our_networks_can_be_deterministic_on_a_cuda_device(network: str) -> None:
-    """Of these layers PyTorch has no deterministic gradient there; the mean of all pixels is computed otherwise."""
+    """These layers have no deterministic gradient on CUDA, except average pooling to one pixel, which is a mean."""
     for layer in build(model(network)).modules():
         assert not isinstance(layer, nn.AdaptiveMaxPool2d | nn.FractionalMaxPool2d)
         assert not isinstance(layer, nn.AdaptiveAvgPool2d) or layer.output_size == 1
@@ -61,17 +61,17 @@ def test_dropout_changes_logits_in_training_only(network: str) -> None:
     images = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8)
     assert torch.equal(built(images), built(images))
     for layer in built.modules():
-        layer.training = isinstance(layer, nn.Dropout)  # batch norm, too, behaves differently in training
+        layer.training = isinstance(layer, nn.Dropout)  # batch norm also behaves differently in training
     assert not torch.equal(built(images), built(images))
 
 
 @pytest.mark.parametrize("network", OUR_NETWORKS)
-def test_dropout_of_zero_is_none(network: str) -> None:
+def test_zero_dropout_is_passed_to_the_layers(network: str) -> None:
     dropouts = [layer.p for layer in build(model(network, dropout=0.0)).modules() if isinstance(layer, nn.Dropout)]
     assert set(dropouts) == {0.0}
 
 
-def test_what_enters_the_layers_has_the_training_images_mean_and_spread() -> None:
+def test_the_first_layer_normalises_with_the_training_images_mean_and_std() -> None:
     built = build(model("mlp"))
     assert isinstance(built, nn.Sequential)
     pixels = torch.randint(0, 256, (16, 3, 8, 8), dtype=torch.uint8)
@@ -80,8 +80,8 @@ def test_what_enters_the_layers_has_the_training_images_mean_and_spread() -> Non
 
 
 @pytest.mark.parametrize("network", OUR_NETWORKS)
-def test_channels_are_not_mixed_up_with_one_another(network: str) -> None:
-    """A grey image shown to a grey network and a red one to a colour network are not the same question."""
+def test_the_channels_are_distinguished(network: str) -> None:
+    """A network must distinguish, for example, a red image from a green one."""
     built = build(model(network, width=32)).eval()
     images = torch.zeros(3, 3, 8, 8, dtype=torch.uint8)
     for channel in range(3):
@@ -92,7 +92,7 @@ def test_channels_are_not_mixed_up_with_one_another(network: str) -> None:
 
 
 class Lazy(nn.Sequential):
-    """Takes its size from what it sees first, and is partly not in training from the start."""
+    """Infers its size from its first input; one of its layers is in eval mode from the start."""
 
     def __init__(self, outputs: int, too_many: int = 0) -> None:
         super().__init__(nn.Flatten(), nn.Dropout(0.5).eval(), nn.BatchNorm1d(192), nn.LazyLinear(outputs + too_many))
@@ -107,7 +107,7 @@ def users_model(name: str, **arguments: object) -> ModelParams:
     return model(f"{__name__}.{name}").model_copy(update={"network_arguments": arguments})
 
 
-def test_a_network_of_one_s_own_may_take_its_size_from_the_images() -> None:
+def test_a_user_s_network_can_infer_its_size_from_the_images() -> None:
     built = build(users_model("Lazy"))
     assert isinstance(built, nn.Sequential)
     layers = built[1]
@@ -127,13 +127,13 @@ def test_a_network_of_one_s_own_may_take_its_size_from_the_images() -> None:
         (users_model("Pair"), r"\.Pair' returns tuple for 2 images; expected a tensor of shape \(2, 7\)$"),
     ],
 )
-def test_a_network_of_one_s_own_with_other_outputs_is_told(users: ModelParams, line: str) -> None:
+def test_a_user_s_network_with_wrong_outputs_is_refused(users: ModelParams, line: str) -> None:
     with pytest.raises(UserError, match=line):
         build(users)
 
 
 def some_images(channels: int = 3) -> Pixels:
-    """Neighbours are alike, as in pictures."""
+    """Neighbouring pixels are similar, as in photos."""
     rough = torch.randint(0, 256, (40, channels, 4, 4), generator=torch.Generator().manual_seed(0)).float()
     return torch.nn.functional.interpolate(rough, size=16, mode="bilinear").to(torch.uint8).numpy()
 
@@ -146,15 +146,15 @@ def test_a_whitening_layer_gives_uncorrelated_components_of_variance_one(channel
     normalized = torch.from_numpy(images) / 255 / torch.tensor(std).view(-1, 1, 1)
     components = whiten(normalized)[:, : 4 * channels].transpose(0, 1).flatten(1)
     covariance = torch.cov(components)
-    # Less than 1 where there is next to nothing to be scaled up: neighbours differ little.
+    # Components with almost no variance are not fully scaled up, because neighbouring pixels differ little.
     assert covariance.diagonal()[-channels:].allclose(torch.ones(channels), atol=0.02)
     assert (covariance.diagonal() < 1.02).all()
     assert (covariance - covariance.diagonal().diag()).abs().max() < 1e-3
     assert torch.equal(whiten.filters[4 * channels :], -whiten.filters[: 4 * channels])
 
 
-def test_a_whitening_layer_does_not_depend_on_the_order_of_summing() -> None:
-    """Which another number of threads may change."""
+def test_a_whitening_layer_does_not_depend_on_the_order_of_the_images() -> None:
+    """Another number of threads may also change that order."""
     images, filters = some_images(), []
     for ordered in (images, images[::-1].copy()):
         whiten = Whiten(3)
@@ -163,8 +163,8 @@ def test_a_whitening_layer_does_not_depend_on_the_order_of_summing() -> None:
     assert torch.equal(*filters)
 
 
-def test_a_whitening_layer_looks_at_images_of_the_whole_set() -> None:
-    """Which may lie class by class; of many images not all are looked at."""
+def test_a_whitening_layer_samples_the_whole_data_set() -> None:
+    """The images may be sorted by class, and only a sample of a large set is used."""
     images = np.zeros((4_000, 1, 32, 32), np.uint8)
     images[2_000:] = 255 * np.eye(32, dtype=np.uint8)
     whiten = Whiten(1)
@@ -175,14 +175,14 @@ def test_a_whitening_layer_looks_at_images_of_the_whole_set() -> None:
 
 
 @pytest.mark.parametrize("name", ["resnet19", "googlenet", "inception_v3", "fcn_resnet50", ""])
-def test_an_unknown_torchvision_name_is_an_error_that_says_what_is_expected(name: str) -> None:
-    """googlenet and inception_v3 are left out for their second output in training."""
+def test_an_unknown_torchvision_name_fails_with_an_error_that_lists_the_known_ones(name: str) -> None:
+    """googlenet and inception_v3 are excluded because they have a second output in training."""
     with pytest.raises(UserError, match=rf"model\.network = 'torchvision:{name}' is unknown; .* resnet18"):
         build(model(f"torchvision:{name}"))
 
 
 @pytest.mark.parametrize("name", ["torchvision:alexnet", "torchvision:vit_b_32"])
-def test_a_size_that_a_torchvision_network_does_not_take_is_an_error_that_says_what_sets_it(name: str) -> None:
+def test_an_image_size_that_a_torchvision_network_rejects_gives_an_error_that_names_the_key(name: str) -> None:
     with pytest.raises(
         UserError, match=rf"model\.network = '{name}' does not accept images of 8x8 pixels: .*image_size"
     ):
@@ -190,6 +190,6 @@ def test_a_size_that_a_torchvision_network_does_not_take_is_an_error_that_says_w
 
 
 @pytest.mark.parametrize("name", ["mobilenet_v3_small", "shufflenet_v2_x0_5"])
-def test_other_torchvision_classifiers_take_grey_images_too(name: str) -> None:
+def test_other_torchvision_classifiers_also_accept_grey_images(name: str) -> None:
     images = torch.randint(0, 256, (2, 1, 32, 32), dtype=torch.uint8)
     assert build(model(f"torchvision:{name}"), (1, 32, 32))(images).shape == (2, 7)

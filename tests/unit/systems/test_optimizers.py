@@ -1,4 +1,4 @@
-"""The optimizers and schedules that are not torch's own one-cycle: what they do to weights and rates."""
+"""Refit's own optimizers and schedules: their effect on weights and learning rates."""
 
 import math
 from pathlib import Path
@@ -18,7 +18,7 @@ from tests.fixtures import Build, Changed
 
 
 @pytest.mark.parametrize("system", ["classifier", "autoencoder"])
-def test_muon_has_the_kernels_between_the_first_layer_and_the_last_and_adamw_all_else(
+def test_muon_updates_the_hidden_layers_matrices_and_adamw_everything_else(
     system: str, changed: Changed, digits: Path
 ) -> None:
     keys = {"model.system": system, "model.network": "cnn", "optimizer.name": "muon", "optimizer.schedule": "constant"}
@@ -42,7 +42,7 @@ def test_muon_has_the_kernels_between_the_first_layer_and_the_last_and_adamw_all
     assert len(layers) > 4
 
 
-def test_a_step_of_muon_is_orthogonal_and_that_of_the_others_is_adamw_s(build: Build) -> None:
+def test_a_muon_step_is_orthogonal_and_the_other_weights_take_an_adamw_step(build: Build) -> None:
     system: Any = build(
         model__network="mlp", model__width=64, optimizer__name="muon", optimizer__schedule="constant",
         optimizer__weight_decay=0.1,
@@ -54,7 +54,7 @@ def test_a_step_of_muon_is_orthogonal_and_that_of_the_others_is_adamw_s(build: B
         weight.grad = torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
     system.configure_optimizers().step()
     moved = (before[hidden] * (1 - 0.01 * 0.1) - hidden.detach()) / 0.01
-    singular = torch.linalg.svdvals(moved) / (0.2 * math.sqrt(64))  # the size of a step of AdamW's (Liu et al. 2025)
+    singular = torch.linalg.svdvals(moved) / (0.2 * math.sqrt(64))  # the size of an AdamW step (Liu et al. 2025)
     assert 0.8 < singular.mean() < 1.1
     assert singular.max() < 1.4
     assert singular.median() > 0.6
@@ -65,7 +65,7 @@ def test_a_step_of_muon_is_orthogonal_and_that_of_the_others_is_adamw_s(build: B
         torch.testing.assert_close(weight, by_adamw)
 
 
-def test_depthwise_kernels_which_are_no_matrices_are_left_to_adamw(changed: Changed) -> None:
+def test_depthwise_kernels_are_updated_by_adamw(changed: Changed) -> None:
     params = changed({"optimizer.name": "muon", "optimizer.schedule": "constant"})
     depthwise = nn.Conv2d(8, 8, 3, groups=8)
     system = Shallow()
@@ -81,7 +81,7 @@ class Shallow(pl.LightningModule):
         self.layers = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Linear(8, 8))
 
 
-def test_a_network_without_hidden_layers_is_refused_to_muon_in_a_line(changed: Changed) -> None:
+def test_muon_refuses_a_network_without_hidden_layers(changed: Changed) -> None:
     params = changed({"optimizer.name": "muon", "optimizer.schedule": "constant"})
     with pytest.raises(UserError, match=r"optimizer\.name = 'muon' is for the layers between .*; choose adamw"):
         configure_optimizers(Shallow(), params.optimizer, 0.01)

@@ -1,4 +1,4 @@
-"""What a user's own class is given, and how a fault in it is reported."""
+"""The arguments that a user's own class gets, and how its errors are reported."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from refit.systems.build import build_system, check_model
 from refit.systems.user_code import check_arguments, construct, user_class
 from tests.fixtures import Changed
 
-NOT_OURS = {"model.width": None, "model.dropout": None}  # of which only our own networks know
+NOT_OURS = {"model.width": None, "model.dropout": None}  # only Refit's own networks have these keys
 
 
 class Own(pl.LightningModule):
@@ -24,7 +24,7 @@ class Own(pl.LightningModule):
         self.seen = (classes, margin, float(scale))
 
 
-def test_a_class_is_given_what_its_signature_names_and_no_more() -> None:
+def test_a_class_gets_only_the_arguments_in_its_signature() -> None:
     made = construct(
         Own, {"classes": lambda: 10, "network": lambda: pytest.fail("not asked for")}, {"margin": 0.5}, "k"
     )
@@ -44,7 +44,7 @@ def test_arguments_that_do_not_fit_the_signature_are_named(arguments: dict[str, 
         check_arguments(Own, {"classes"}, arguments, "k")
 
 
-def test_a_module_that_is_no_python_is_named_with_its_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_module_with_a_syntax_error_is_named_with_the_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "mine_broken.py").write_text("import torch\nclass Net(\n")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(UserError, match=r"^model\.network = 'mine_broken\.Net': mine_broken\.py, line 2: .+$"):
@@ -58,12 +58,12 @@ def test_only_classes_are_suggested_for_a_wrong_class_name() -> None:
         user_class("os.system", "model.network")
 
 
-def test_a_class_of_python_s_own_is_no_system(changed: Changed) -> None:
+def test_a_builtin_class_is_refused_as_a_system(changed: Changed) -> None:
     with pytest.raises(UserError, match=r"model\.system = 'builtins\.dict' is not a LightningModule"):
         check(changed({"model.system": "builtins.dict"}))
 
 
-def test_an_error_in_a_user_s_class_says_what_it_was_built_with_or_given(changed: Changed, digits: Path) -> None:
+def test_an_error_in_a_user_s_class_states_its_arguments_or_inputs(changed: Changed, digits: Path) -> None:
     with pytest.raises(TypeError) as made:
         construct(Own, {"classes": lambda: 10}, {"margin": 1, "scale": None}, "model.system_arguments")
     assert "Own was called with classes from Refit and model.system_arguments = {'margin': 1" in made.value.__notes__[0]
@@ -74,14 +74,14 @@ def test_an_error_in_a_user_s_class_says_what_it_was_built_with_or_given(changed
     assert given.value.__notes__ == ["model.network = 'torch.nn.Linear' was called with 2 images, float (2, 1, 8, 8)"]
 
 
-def test_a_whole_system_is_no_network(changed: Changed) -> None:
+def test_a_system_is_refused_as_a_network(changed: Changed) -> None:
     path = "pytorch_lightning.demos.boring_classes.BoringModel"
     with pytest.raises(UserError, match=f"model.network = '{path}' is a system, not a network; set model.system to it"):
         check(changed({"model.network": path, **NOT_OURS}))
 
 
 class OwnNetwork(pl.LightningModule):
-    """A system that builds its network itself, and takes neither the loss section nor flips."""
+    """A system that builds its own network, and has neither the loss section nor flips as arguments."""
 
     def __init__(self, classes: int) -> None:
         super().__init__()
@@ -103,7 +103,7 @@ class OwnNetwork(pl.LightningModule):
         ("model.weights", "data/weights/mine.safetensors", "network or encoder"),
     ],
 )
-def test_a_value_that_does_not_reach_a_user_s_system_is_an_error(
+def test_a_value_that_does_not_reach_a_user_s_system_is_refused(
     changed: Changed, monkeypatch: pytest.MonkeyPatch, key: str, value: object, argument: str
 ) -> None:
     monkeypatch.setattr(build, "user_class", lambda path, key: OwnNetwork)

@@ -1,4 +1,4 @@
-"""Pretrained weights: what a network begins with, what of them is left out, and what is refused."""
+"""Pretrained weights: which layers start from them, which are left out, and which files are refused."""
 
 import io
 import pickle
@@ -55,7 +55,7 @@ def torchvision_file(
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_all_but_the_head_begins_with_a_file_s_weights_and_the_input_is_theirs(suffix: str, channels: int) -> None:
+def test_all_layers_except_the_head_start_from_a_file_s_weights_and_normalisation(suffix: str, channels: int) -> None:
     state = torchvision_file("photos", suffix=suffix)
     network, fresh = (build(model(f"data/weights/photos{suffix}"), channels) for _ in range(2))
     load_weights(network, model(f"data/weights/photos{suffix}"))
@@ -68,7 +68,7 @@ def test_all_but_the_head_begins_with_a_file_s_weights_and_the_input_is_theirs(s
     assert network(torch.zeros(2, channels, 32, 32, dtype=torch.uint8)).shape == (2, 7)
 
 
-def test_a_head_with_as_many_outputs_is_kept() -> None:
+def test_a_head_with_the_same_number_of_outputs_is_loaded() -> None:
     state = torchvision_file("seven", outputs=7)
     network = build(model("data/weights/seven.pth"))
     load_weights(network, model("data/weights/seven.pth"))
@@ -93,7 +93,9 @@ def test_named_weights_are_loaded_by_torchvision_and_never_unpickled(monkeypatch
     assert asked["check_hash"]
 
 
-def test_named_weights_without_internet_fail_with_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_named_weights_without_internet_fail_with_a_one_line_error(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     def unreachable(*_: object, **__: object) -> None:
         raise URLError("Name or service not known")
 
@@ -107,8 +109,8 @@ def test_named_weights_without_internet_fail_with_one_line(monkeypatch: pytest.M
     assert "\n" not in str(raised.value)
 
 
-def test_old_densenet_files_and_files_without_counters_are_read() -> None:
-    """As torchvision's own lie in the web: names of another time, and no num_batches_tracked."""
+def test_old_densenet_files_and_files_without_counters_can_be_loaded() -> None:
+    """Like torchvision's published files, with old layer names and without num_batches_tracked."""
     network = torchvision.models.densenet121(num_classes=7)
     old = {
         name.replace(".norm1.", ".norm.1.").replace(".conv2.", ".conv.2."): value
@@ -153,7 +155,7 @@ class Bomb:
 
 @pytest.mark.parametrize("suffix", [".pt", ".pth", ".safetensors"])
 @pytest.mark.parametrize("content", ["torch", "pickle", "cut"])
-def test_a_file_that_holds_no_weights_is_an_error_and_nothing_in_it_is_run(content: str, suffix: str) -> None:
+def test_a_file_without_weights_is_refused_and_nothing_in_it_is_executed(content: str, suffix: str) -> None:
     path = FOLDER / f"bad{suffix}"
     buffer = io.BytesIO()
     torch.save({"fc.weight": Bomb()} if content == "torch" else {"fc.weight": torch.zeros(99)}, buffer)
@@ -165,7 +167,7 @@ def test_a_file_that_holds_no_weights_is_an_error_and_nothing_in_it_is_run(conte
     assert not Path("exploded").exists()
 
 
-def test_a_truncated_old_file_fails_with_one_line() -> None:
+def test_a_truncated_old_file_fails_with_a_one_line_error() -> None:
     path, buffer = FOLDER / "old.pt", io.BytesIO()
     torch.save({"fc.weight": torch.zeros(3, 3)}, buffer, _use_new_zipfile_serialization=False)
     whole = buffer.getvalue()
@@ -176,7 +178,7 @@ def test_a_truncated_old_file_fails_with_one_line() -> None:
         assert "\n" not in str(raised.value)
 
 
-def test_a_file_without_a_state_dict_is_an_error() -> None:
+def test_a_file_without_a_state_dict_is_refused() -> None:
     torch.save({"state_dict": {"fc.weight": torch.zeros(2)}}, FOLDER / "nested.pth")
     with pytest.raises(UserError, match="is not a state_dict; expected a dictionary of tensors"):
         load_weights(build(model("data/weights/nested.pth")), model("data/weights/nested.pth"))
@@ -191,12 +193,14 @@ def test_a_file_without_a_state_dict_is_an_error() -> None:
         ("data/weights/model.ckpt", "cnn", "has an unknown file type; expected one of .safetensors, .pt, .pth"),
     ],
 )
-def test_weights_that_cannot_be_are_refused(weights: str, network: str, line: str, values: Values) -> None:
+def test_unknown_weights_names_and_wrong_paths_are_refused(
+    weights: str, network: str, line: str, values: Values
+) -> None:
     with pytest.raises(UserError, match=f"params.yaml: model: .*{line}"):
         check_params(values({"model.weights": weights, "model.network": network}))
 
 
-def test_a_name_that_the_network_has_not_and_a_file_that_is_not_there_are_told_before_any_work() -> None:
+def test_an_unknown_weights_name_and_a_missing_weights_file_are_refused() -> None:
     with pytest.raises(
         UserError, match=r"'IMAGENET1K_V2' is unknown; did you mean IMAGENET1K_V1.*resnet18 has IMAGENET1K_V1, DEFAULT"
     ):
@@ -206,7 +210,7 @@ def test_a_name_that_the_network_has_not_and_a_file_that_is_not_there_are_told_b
     check_weights(model("DEFAULT"))
 
 
-def test_the_identity_of_weights_is_their_content() -> None:
+def test_weights_are_identified_by_their_content() -> None:
     torchvision_file("one")
     torchvision_file("two", outputs=5)
     one, two = (identity(model(f"data/weights/{name}.pth")) for name in ("one", "two"))
@@ -218,7 +222,7 @@ def test_the_identity_of_weights_is_their_content() -> None:
     assert identity(model(None)) is None
 
 
-def test_the_normalisation_comes_along_with_a_model_that_refit_trained() -> None:
+def test_weights_from_refit_include_their_normalisation() -> None:
     trained: Any = nn.Module()
     trained.network = build(model(None, "cnn"), 3)
     trained.network[0].mean.fill_(0.125)
@@ -231,7 +235,7 @@ def test_the_normalisation_comes_along_with_a_model_that_refit_trained() -> None
                for name, value in network.state_dict().items())  # fmt: skip
 
 
-def test_a_model_of_grey_images_serves_colour_images() -> None:
+def test_weights_of_a_grey_model_can_be_loaded_for_colour_images() -> None:
     trained: Any = nn.Module()
     trained.network = build(model(None), 1)
     save_file(trained.state_dict(), FOLDER / "grey.safetensors")

@@ -12,8 +12,8 @@ from refit.batches.datamodule import Batch
 from refit.tracking import watchers
 
 
-def test_histograms_take_no_more_than_their_share_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each takes a second by a clock of our own, and an epoch ten: one in ten epochs."""
+def test_histograms_take_at_most_a_tenth_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a fake clock: a histogram takes one second and an epoch ten, so at most one epoch in ten has histograms."""
     now, logged = [1000.0], []
 
     class Loggers:
@@ -33,8 +33,8 @@ def test_histograms_take_no_more_than_their_share_of_the_time(monkeypatch: pytes
     assert len(logged) * 1 <= 0.012 * (now[0] - 1000)
 
 
-def test_a_picture_is_of_a_batch_of_ours() -> None:
-    """A system of the user's own may take other batches; grid is of uint8 images in grey or colour."""
+def test_the_picture_of_a_batch_shows_its_images() -> None:
+    """A user's own system may get other batches; `grid` is for uint8 images in grey or colour."""
     for channels in (1, 3):
         images = torch.randint(0, 256, (5, channels, 4, 6), dtype=torch.uint8)
         picture = np.asarray(Image.open(io.BytesIO(watchers.grid(Batch(images, torch.zeros(5)).images))))

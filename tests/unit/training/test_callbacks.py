@@ -18,7 +18,7 @@ from refit.training.callbacks import Best, History
 from tests.fixtures import Build, train_on
 
 
-def test_a_system_that_validates_nothing_is_told_what_it_lacks(params: Params) -> None:
+def test_a_system_without_validation_gets_an_error_that_names_the_missing_metric(params: Params) -> None:
     history = History()
     history.rows.append({"epoch": 1, "train_loss": 1.0, "learning_rate": 0.1})
     best = Best(history, params.fit, None)
@@ -31,18 +31,18 @@ def test_a_system_that_validates_nothing_is_told_what_it_lacks(params: Params) -
         best.on_train_epoch_end(trainer, BoringModel())
 
 
-def test_a_system_that_trains_nothing_is_stopped_after_its_first_epoch() -> None:
+def test_a_system_without_a_training_loss_is_stopped_after_its_first_epoch() -> None:
     trainer = pl.Trainer(logger=False, enable_checkpointing=False)
     with pytest.raises(UserError, match=r"training_step of BoringModel must return the loss$"):
         History().on_train_epoch_end(trainer, BoringModel())
 
 
-def test_the_terminal_s_bar_follows_the_clock_and_shows_each_epoch_s_last_step(
+def test_the_progress_bar_is_drawn_periodically_and_at_each_epoch_s_last_step(
     build: Build, params: Params, digits: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[int] = []
     monkeypatch.setattr(RichProgressBar, "on_train_batch_end", lambda self, *step: drawn.append(step[-1]))
-    monkeypatch.setattr("refit.training.callbacks.BAR_PERIOD", 1e9)  # longer than any machine has been up
+    monkeypatch.setattr("refit.training.callbacks.BAR_PERIOD", 1e9)  # longer than the uptime of any machine
     data = PreparedData(params.augment, 64, 64, 0, digits)
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     train_on(build(), params, data, max_epochs=2)
@@ -50,8 +50,8 @@ def test_the_terminal_s_bar_follows_the_clock_and_shows_each_epoch_s_last_step(
     assert drawn == [0, last, last]
 
 
-def test_an_epoch_s_metrics_are_those_of_the_whole_split(build: Build, params: Params, digits: Path) -> None:
-    """Though the last batch is smaller than the others, and though there were epochs before."""
+def test_an_epoch_s_metrics_are_computed_on_the_whole_split(build: Build, params: Params, digits: Path) -> None:
+    """The last batch is smaller than the others, and there are earlier epochs."""
     system, history = build(), History()
     train_on(system, params, PreparedData(params.augment, 32, 32, 0, digits), [history], max_epochs=2)
     val = read_split("val", digits)

@@ -10,7 +10,7 @@ from refit.training.trainer import make_trainer
 from tests.fixtures import Changed
 
 
-def test_sync_batchnorm_without_a_cuda_device_is_refused_in_a_line(changed: Changed) -> None:
+def test_sync_batchnorm_without_a_cuda_device_is_refused(changed: Changed) -> None:
     params = changed({"trainer.accelerator": "auto", "trainer.devices": 2, "trainer.sync_batchnorm": True}).trainer
     with pytest.raises(UserError, match=r"trainer\.sync_batchnorm: true needs CUDA devices, not cpu; set it to false"):
         devices_of_fit(params, "cpu")
@@ -42,7 +42,7 @@ def test_devices_share_the_effective_batch(
 
 
 @pytest.mark.parametrize(("effective", "fits", "devices"), [(64, 16, 3), (2, 2, 2), (22, 8, 2)])
-def test_a_batch_that_cannot_be_shared_fails_with_one_line(effective: int, fits: int, devices: int) -> None:
+def test_a_batch_that_cannot_be_shared_fails_with_a_one_line_error(effective: int, fits: int, devices: int) -> None:
     choice = BatchChoice(effective, fits, effective // fits, "params", "cpu", None, [])
     with pytest.raises(UserError, match=rf"batch of {effective} images.* by {devices} devices.*trainer.devices"):
         share_batch(choice, devices)
@@ -55,7 +55,7 @@ def test_a_batch_that_cannot_be_shared_fails_with_one_line(effective: int, fits:
 def test_lightning_gets_devices_machines_and_strategy(
     strategy: str, of_lightning: type[ParallelStrategy], changed: Changed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """There are no such devices here: a Trainer is made for them, and not run."""
+    """No such devices are needed: the Trainer is created and not run."""
     for package in ("lightning_fabric", "pytorch_lightning"):
         monkeypatch.setattr(f"{package}.accelerators.cuda.num_cuda_devices", lambda: 4)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")

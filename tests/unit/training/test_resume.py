@@ -1,4 +1,4 @@
-"""The files of a fit's state."""
+"""The files with a fit's state."""
 
 import os
 import tempfile
@@ -15,7 +15,7 @@ def step_of(path: Path) -> int:
     return int(path.stem.removeprefix("step-"))
 
 
-def test_new_states_are_kept_beside_later_damaged_ones(tmp_path: Path) -> None:
+def test_new_states_replace_later_damaged_ones(tmp_path: Path) -> None:
     files = resume.StateFiles()
     for step in (600, 800, 900):
         files.save_checkpoint({"step": step}, tmp_path / f"step-{step:09}.ckpt")
@@ -32,8 +32,8 @@ def test_new_states_are_kept_beside_later_damaged_ones(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="only root can become somebody else")
-def test_a_folder_that_may_not_be_written_fails_the_fit_in_a_line(workspace: Path) -> None:
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can change its user")
+def test_a_folder_without_write_permission_fails_the_fit_with_a_one_line_error(workspace: Path) -> None:
     Path("data/state").mkdir()
     for folder in Path.cwd().parents:
         if folder.is_relative_to(Path(tempfile.gettempdir())):

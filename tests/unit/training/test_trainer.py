@@ -1,4 +1,4 @@
-"""The Trainer that is made from the trainer section."""
+"""The Trainer made from the trainer section."""
 
 from importlib.util import find_spec
 
@@ -17,6 +17,6 @@ ABSENT = {
 
 
 @pytest.mark.parametrize("accelerator", [name for name, absent in ABSENT.items() if absent])
-def test_an_accelerator_that_is_not_there_is_an_error_that_names_its_key(accelerator: str, changed: Changed) -> None:
+def test_an_unavailable_accelerator_fails_with_an_error_that_names_its_key(accelerator: str, changed: Changed) -> None:
     with pytest.raises(UserError, match=rf"trainer\.accelerator = '{accelerator}'"):
         make_trainer(changed({"trainer.accelerator": accelerator}).trainer)

@@ -1,4 +1,4 @@
-"""The tuning stages: the same answer each time, only what really ran, and nothing left behind."""
+"""The tuning stages are reproducible, report only trials that ran, and have no side effects."""
 
 import gc
 import random
@@ -33,7 +33,7 @@ from tests.fixtures import Changed
 
 @pytest.fixture(autouse=True, scope="module")
 def _collect_little_garbage() -> Iterator[None]:
-    """Lightning's scaler collects garbage at each size, and all that is imported here makes that slow."""
+    """Lightning's scaler collects garbage at each size, which is slow with this many imported modules."""
     gc.collect()
     gc.freeze()
     yield
@@ -49,7 +49,7 @@ class TestEffectiveBatch:
         ("images", "max_size", "expected"),
         [(60_000, 256, 256), (60_000, 300, 256), (1168, 256, 64), (1024, 64, 64), (1023, 64, 32), (1, 256, 2)],
     )
-    def test_auto_is_a_power_of_two_that_leaves_16_steps_an_epoch(
+    def test_auto_is_a_power_of_two_that_gives_at_least_16_steps_per_epoch(
         self, images: int, max_size: int, expected: int
     ) -> None:
         assert choose_effective_batch(batch_params(max_size=max_size), images) == expected
@@ -59,10 +59,10 @@ class TestEffectiveBatch:
         assert choose_effective_batch(batch_params(max_size=max_size), 60_000) <= max_size
 
     @pytest.mark.parametrize("size", [2, 37, 100])
-    def test_a_size_that_is_given_is_taken_as_it_is(self, size: int) -> None:
+    def test_a_given_size_is_used_unchanged(self, size: int) -> None:
         assert choose_effective_batch(batch_params(size, max_size=8), 100) == size
 
-    def test_a_size_above_the_number_of_training_images_is_an_error_that_names_both(self) -> None:
+    def test_a_size_above_the_number_of_training_images_fails_with_an_error_that_names_both(self) -> None:
         with pytest.raises(UserError, match=r"batch\.size = 101 exceeds the 100 training images"):
             choose_effective_batch(batch_params(101), 100)
 
@@ -81,7 +81,7 @@ def build(digits: Path, changed: Changed) -> Callable[..., Classifier]:
 
 @pytest.fixture
 def stepped(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The images that each optimizer step rests on, as seen from outside."""
+    """The number of images in each optimizer step, observed from outside."""
     sizes: list[int] = []
     seen: list[int] = []
     step, optimizer_step = Classifier.training_step, torch.optim.AdamW.step
@@ -118,7 +118,7 @@ def scale(build: Callable[..., Classifier], digits: Path, params: Params) -> Sca
 
 
 class TestScaler:
-    def test_the_whole_batch_is_taken_where_it_fits_and_each_size_up_to_it_really_ran(
+    def test_the_whole_batch_is_chosen_if_it_fits_and_each_smaller_size_really_ran(
         self, scale: Scale, stepped: list[int]
     ) -> None:
         choice = scale(64)
@@ -128,7 +128,7 @@ class TestScaler:
         assert choice.hardware == "cpu"
 
     @pytest.mark.parametrize("effective", [1, 2, 37, 48, 90])
-    def test_sizes_that_are_no_power_of_two_are_scaled_by_their_halves(
+    def test_the_largest_trial_is_the_whole_batch_if_it_is_not_a_power_of_two(
         self, effective: int, scale: Scale, stepped: list[int]
     ) -> None:
         choice = scale(effective)
@@ -136,7 +136,7 @@ class TestScaler:
         assert stepped[-1] == effective
 
     @pytest.mark.parametrize("largest", [2, 16])
-    def test_the_largest_size_within_the_memory_budget_is_taken(
+    def test_the_largest_size_within_the_memory_budget_is_chosen(
         self, largest: int, scale: Scale, stepped: list[int]
     ) -> None:
         needs = {trial["size"]: trial["bytes"] for trial in scale(64).tried}
@@ -146,11 +146,11 @@ class TestScaler:
         assert choice.micro_batch == largest
         assert choice.accumulate_grad_batches == 64 // largest
         assert largest in stepped
-        assert max(stepped) == largest, "a size over the budget was trained on"
+        assert max(stepped) == largest, "a size over the budget was used for training"
         assert [trial["size"] for trial in choice.tried if not trial["fits"]] == [2 * largest]
 
-    def test_the_memory_of_a_step_covers_what_its_layers_keep(self, build: Any, scale: Scale) -> None:
-        """Of a network of 10 classes and two hidden layers, at least each layer's output once, four bytes a number."""
+    def test_the_memory_estimate_covers_the_saved_activations(self, build: Any, scale: Scale) -> None:
+        """For two hidden layers and 10 classes: at least each layer's output once, four bytes per number."""
         system = build("mlp", 512)
         needs = {trial["size"]: trial["bytes"] for trial in scale(64, system=system).tried}
         weights = sum(weight.numel() for weight in system.parameters())
@@ -158,16 +158,16 @@ class TestScaler:
         assert needs[64] - needs[32] >= 4 * 32 * (64 + 512 + 512 + 10)
 
     @pytest.mark.parametrize("effective", [1, 37, 48, 64, 90])
-    def test_where_nothing_fits_the_error_names_the_key(self, effective: int, scale: Scale, stepped: list[int]) -> None:
+    def test_if_nothing_fits_the_error_names_the_key(self, effective: int, scale: Scale, stepped: list[int]) -> None:
         with pytest.raises(UserError, match=r"no batch fits: .* batch\.memory_budget .*; raise it"):
             scale(effective, budget=1e-6)
         assert stepped == []
 
     @pytest.mark.parametrize("largest", [0, 8])
-    def test_memory_that_runs_out_after_the_forward_pass_counts_as_well(
+    def test_running_out_of_memory_after_the_forward_pass_also_counts(
         self, largest: int, scale: Scale, stepped: list[int], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """The first step of AdamW makes its state: on an accelerator that is often where memory runs out."""
+        """The first step of AdamW creates its state. On an accelerator, memory often runs out at that point."""
         step = torch.optim.AdamW.step
 
         def limited(self: torch.optim.AdamW, closure: Callable[[], Any]) -> Any:
@@ -183,7 +183,7 @@ class TestScaler:
             with pytest.raises(UserError, match="no batch fits"):
                 scale(64)
 
-    def test_a_fault_of_the_network_is_not_taken_for_a_lack_of_memory(self, scale: Scale, build: Any) -> None:
+    def test_an_error_in_the_network_is_not_taken_for_out_of_memory(self, scale: Scale, build: Any) -> None:
         system = build()
 
         def broken(images: Tensor) -> Tensor:
@@ -193,7 +193,7 @@ class TestScaler:
         with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
             scale(64, system=system)
 
-    def test_the_answer_is_the_same_each_time(self, scale: Scale) -> None:
+    def test_the_result_is_reproducible(self, scale: Scale) -> None:
         assert scale(64, budget=0.0004) == scale(64, budget=0.0004)
 
 
@@ -224,7 +224,7 @@ def find(build: Callable[..., Classifier], digits: Path, changed: Changed) -> Fi
 
 @pytest.mark.parametrize("network", ["mlp", "cnn"])
 @pytest.mark.parametrize("stage", ["scale", "find"])
-def test_tuning_leaves_weights_random_states_and_files_as_they_were(
+def test_tuning_changes_no_weights_random_states_or_files(
     stage: str, network: str, build: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: Any
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -238,7 +238,7 @@ def test_tuning_leaves_weights_random_states_and_files_as_they_were(
 
 
 class TestLearningRate:
-    def test_the_curve_spans_the_rates_and_the_suggestion(self, find: Find) -> None:
+    def test_the_curve_covers_the_rates_and_contains_the_suggestion(self, find: Find) -> None:
         choice, curve = find()
         rates = [point["learning_rate"] for point in curve]
         assert choice.chosen_by == "find_lr"
@@ -248,8 +248,8 @@ class TestLearningRate:
         assert rates[0] == pytest.approx(1e-6, rel=0.5)
         assert 1e-4 < choice.suggestion < 1
 
-    def test_the_suggested_rate_trains(self, find: Find, build: Any, digits: Path, params: Params) -> None:
-        """By the measure that matters: after one epoch at that rate the loss is well below that of chance."""
+    def test_the_suggested_rate_trains_the_network(self, find: Find, build: Any, digits: Path, params: Params) -> None:
+        """After training at that rate, the loss is well below that of chance."""
         choice, _ = find()
         system = build()
         optimizer = torch.optim.AdamW(system.parameters(), lr=choice.learning_rate)
@@ -263,7 +263,7 @@ class TestLearningRate:
         loss = torch.nn.functional.cross_entropy(system.eval().network(images), labels)
         assert loss < 0.5 * np.log(10)
 
-    def test_the_answer_is_the_same_each_time(self, find: Find) -> None:
+    def test_the_result_is_reproducible(self, find: Find) -> None:
         assert find() == find()
 
     def test_each_point_is_an_optimizer_step_of_the_effective_batch(self, find: Find, stepped: list[int]) -> None:
@@ -283,24 +283,24 @@ class TestLearningRate:
             (36, 100, 9),
         ],
     )
-    def test_all_steps_together_take_an_epoch_or_as_few_images_as_make_a_step(
+    def test_all_steps_together_use_one_epoch_or_the_smallest_possible_batches(
         self, effective_batch: int, train_images: int, size: int
     ) -> None:
         assert range_test_batch(effective_batch, train_images) == size
 
-    def test_a_system_s_own_hook_runs_too(self, find: Find, build: Any) -> None:
+    def test_a_system_s_own_hook_also_runs(self, find: Find, build: Any) -> None:
         system, seen = build(), []
         system.on_train_batch_end = lambda outputs, batch, batch_idx: seen.append(batch_idx)
         find(system=system)
         assert len(seen) == tuning.LEARNING_RATE_STEPS
 
-    def test_a_curve_too_short_gives_the_fallback(self, find: Find, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_too_short_curve_gives_the_fallback(self, find: Find, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(tuning, "LEARNING_RATE_STEPS", 8)
         choice, curve = find()
         assert (choice.learning_rate, choice.chosen_by, choice.suggestion) == (0.001, "fallback", None)
         assert len(curve) <= 8
 
-    @pytest.mark.filterwarnings("ignore:Encountered `nan` values")  # torchmetrics', of the loss that is no number
+    @pytest.mark.filterwarnings("ignore:Encountered `nan` values")  # from torchmetrics, about the NaN loss
     def test_a_non_finite_loss_gives_the_fallback(self, find: Find, build: Any) -> None:
         system = build()
         next(system.network.parameters()).data.fill_(float("nan"))
@@ -312,37 +312,37 @@ RATES = np.logspace(-6, 0, 100)
 
 
 class TestSuggestion:
-    def test_it_is_three_times_the_rate_at_which_the_loss_falls_fastest_per_decade(self) -> None:
+    def test_the_suggestion_is_three_times_the_rate_of_the_steepest_descent_per_decade(self) -> None:
         losses = 2.3 - 2 / (1 + np.exp(-8 * (np.log10(RATES) + 2.5)))
         suggestion = suggest_learning_rate(RATES, losses)
         assert suggestion is not None
         assert np.log10(suggestion) == pytest.approx(-2.5 + np.log10(3), abs=0.1)
 
-    def test_a_fall_after_the_lowest_loss_is_noise(self) -> None:
+    def test_a_descent_after_the_lowest_loss_is_ignored(self) -> None:
         decades = np.log10(RATES)
         losses = np.interp(decades, [-6, -4, -3, -1, 0], [2.3, 2.3, 2.0, 9.0, 3.0])
         suggestion = suggest_learning_rate(RATES, losses)
         assert suggestion is not None
         assert -4.1 < np.log10(suggestion) < -2.9
 
-    def test_it_keeps_away_from_a_rate_at_which_training_diverges(self) -> None:
-        """A curve that a fit was ruined by: flat, and then a dip just before the end."""
+    def test_the_suggestion_is_well_below_a_rate_at_which_training_diverges(self) -> None:
+        """A curve that once ruined a fit: flat, with a dip just before the end."""
         losses = np.interp(np.log10(RATES), [-6, -2, -1.2, -0.85, -0.6, 0], [0.69, 0.688, 0.68, 0.6, 0.7, 1.0])
         suggestion = suggest_learning_rate(RATES, losses)
         assert suggestion is not None
         assert np.log10(suggestion) == pytest.approx(-1.6, abs=0.1)
 
     @pytest.mark.parametrize("last", [2.3, 9.0])
-    def test_it_is_none_where_the_loss_never_falls(self, last: float) -> None:
+    def test_there_is_no_suggestion_if_the_loss_never_falls(self, last: float) -> None:
         assert suggest_learning_rate(RATES, np.linspace(2.3, last, 100)) is None
 
     @pytest.mark.parametrize("points", [0, 1, 10])
-    def test_it_is_none_where_there_are_too_few_points(self, points: int) -> None:
+    def test_there_is_no_suggestion_with_too_few_points(self, points: int) -> None:
         assert suggest_learning_rate(RATES[:points], np.linspace(2.3, 1, points)) is None
 
 
 class TestSmoothing:
-    def test_the_losses_of_the_steps_are_taken_back_from_lightning_s_running_mean(self) -> None:
+    def test_the_losses_of_the_steps_are_recovered_from_lightning_s_running_mean(self) -> None:
         losses = np.random.default_rng(0).uniform(1, 3, 40)
         mean, running = 0.0, []
         for step, loss in enumerate(losses, start=1):
@@ -351,7 +351,7 @@ class TestSmoothing:
         assert tuning._losses_of_steps(np.array(running)) == pytest.approx(losses)
 
     @pytest.mark.parametrize("seed", range(5))
-    def test_noise_as_large_as_that_of_eight_images_moves_the_suggestion_by_less_than_a_factor_of_three(
+    def test_noise_of_eight_image_batches_changes_the_suggestion_by_less_than_a_factor_of_three(
         self, seed: int
     ) -> None:
         losses = 2.3 - 2 / (1 + np.exp(-4 * (np.log10(RATES) + 2.5)))
@@ -362,7 +362,7 @@ class TestSmoothing:
         assert found is not None
         assert exact / 3 < found < exact * 3
 
-    def test_a_diverging_loss_does_not_hide_the_fall_before_it(self) -> None:
+    def test_a_diverging_loss_does_not_hide_the_descent_before_it(self) -> None:
         losses = 2.3 - 2 / (1 + np.exp(-8 * (np.log10(RATES) + 2.5)))
         losses[-10:] = 1e6
         smoothed = tuning._smoothed(RATES, losses)
@@ -386,7 +386,7 @@ def test_the_stages_write_what_the_next_one_reads(
     }  # fmt: skip
 
 
-def test_the_range_test_trains_as_the_fit_will(prepared_workspace: Path, changed: Changed) -> None:
+def test_the_range_test_uses_the_settings_of_the_fit(prepared_workspace: Path, changed: Changed) -> None:
     params = changed({
         "optimizer.name": "muon", "optimizer.schedule": "plateau", "loss.class_weights": "balanced",
         "augment.mixup": 0.2, "augment.policy": "trivialaugment", "fit.gradient_clip_algorithm": "value",
@@ -399,10 +399,10 @@ def test_the_range_test_trains_as_the_fit_will(prepared_workspace: Path, changed
     assert 1e-4 < rate.learning_rate < 1
 
 
-def test_a_learning_rate_in_the_parameters_needs_no_test(
+def test_with_a_given_learning_rate_no_range_test_runs(
     prepared_workspace: Path, changed: Changed, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    find_lr.main(changed({"optimizer.learning_rate": 0.123}))  # no batch was chosen: none is needed
+    find_lr.main(changed({"optimizer.learning_rate": 0.123}))  # no batch size was chosen, and none is needed
     assert read_learning_rate() == LearningRateChoice(0.123, "params", suggestion=None)
     assert Path("data/tuning/learning_rate.csv").read_text() == "learning_rate,loss\n"
     assert capsys.readouterr().out == "learning rate 0.123, chosen by params: no range test\n"
@@ -422,6 +422,8 @@ def test_the_fallback_is_reported_as_a_warning(
 
 
 @pytest.mark.parametrize(("read", "stage"), [(read_batch, "scale_batch"), (read_learning_rate, "find_lr")])
-def test_a_missing_choice_says_which_stage_makes_it(read: Callable[[], object], stage: str, workspace: Path) -> None:
+def test_a_missing_choice_gives_an_error_that_names_its_stage(
+    read: Callable[[], object], stage: str, workspace: Path
+) -> None:
     with pytest.raises(UserError, match=f"does not exist; run: dvc repro {stage}"):
         read()
