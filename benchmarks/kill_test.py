@@ -4,9 +4,9 @@ python -m benchmarks.kill_test [--rounds 50] [--seed 0] [--kills 12] [--set KEY=
 
 SIGKILL is sent to `dvc` itself, to the process of a stage, or to the warm process that stages are forked from, at a
 random moment or while a state is being written. In every second round, the first kill hits `dvc` itself in the middle
-of the run: at 2 to 18 seconds of one that takes 20. After --kills kills, a round is left to finish. Each round starts
-without outputs, cache or states. Each run begins with the repair that `make repro` begins with, and the rounds in which
-it found one of DVC's own files cut short are counted: there, plain `dvc repro` would have failed.
+of the run: after 2 to 18 seconds if a whole run takes 20. After --kills kills, a round can finish. Each round starts
+without outputs, cache or states. Like `make repro`, each run starts with the repair. Rounds in which the repair found a
+truncated file of DVC are counted: plain `dvc repro` would have failed in them.
 --set changes params.yaml, for instance fit.averaging=ema or trainer.devices=2.
 """
 
@@ -39,9 +39,9 @@ class Round(NamedTuple):
     """What happened until `dvc repro` succeeded."""
 
     kills: list[str]
-    """The process and stage of each."""
+    """The process and stage of each kill."""
     healed: list[str]
-    """DVC's own files that were cut short and repaired before the next run."""
+    """DVC's own files that were truncated and then repaired before the next run."""
 
 
 def kill_test(rounds: int, seed: int, most: int, choices: Mapping[str, str]) -> tuple[Result, Counter[str]]:
@@ -128,7 +128,7 @@ def disturbed(project: Path, seconds: float, chance: random.Random, most: int, *
 
 
 def heal(project: Path) -> list[str]:
-    """Repair as `make repro` does first; returns the files of DVC's own that were cut short."""
+    """Run the repair with which `make repro` starts; returns DVC's own files that were truncated."""
     doctor = [sys.executable, "-m", "pipelines.tools.doctor", "--records"]
     output = subprocess.run(doctor, cwd=project, env=ENVIRONMENT, check=True, capture_output=True, text=True).stdout
     return re.findall(r"^(?:removed|restored) +(\S+): .*was cut short", output, re.MULTILINE)

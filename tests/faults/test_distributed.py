@@ -62,7 +62,7 @@ def test_a_fit_ended_by_a_signal_or_a_killed_process_resumes_to_the_same_dvc_loc
     ):
         reached = max((int(path.name[5:14]) for path in states(project)), default=0)
         with repro(project, where) as dvc:
-            soon(lambda: any(int(path.name[5:14]) > reached for path in states(project)), "further", dvc)  # noqa: B023
+            soon(lambda: any(int(path.name[5:14]) > reached for path in states(project)), "a later state is kept", dvc)  # noqa: B023
             leader = fit_process(project)
             (other,) = Path(f"/proc/{leader}/task/{leader}/children").read_text().split()
             assert b"stages.fit" in Path(f"/proc/{other}/cmdline").read_bytes()

@@ -111,7 +111,7 @@ def test_the_fit_resumes_after_dvc_is_killed_twice_and_rerun_at_once(project: Pr
     for _ in range(2):
         with repro(project, PLAIN) as dvc:
             reached = max(steps, default=0)
-            soon(lambda: any(int(path.name[5:14]) > reached for path in states(project)), "further", dvc)  # noqa: B023
+            soon(lambda: any(int(path.name[5:14]) > reached for path in states(project)), "a later state is kept", dvc)  # noqa: B023
             steps.append(int(states(project)[-1].name[5:14]))
             dvc.kill()
     assert steps == sorted(set(steps)), "no run got further than the one before"

@@ -160,7 +160,7 @@ def test_a_library_that_cannot_be_imported_fails_only_the_stage_that_imports_it(
     assert done.returncode == 255
 
 
-@pytest.mark.parametrize("whose", ["dvc", "the stage's", "the server"])
+@pytest.mark.parametrize("whose", ["dvc", "the process that dvc started", "the server"])
 def test_the_stage_ends_whichever_process_is_killed(toy: WarmToy, whose: str) -> None:
     toy.stage("one", does=f"subprocess.Popen(['sleep', '600']); {_HOLD}")
     with toy.starting("dvc", "repro") as dvc:
@@ -170,10 +170,10 @@ def test_the_stage_ends_whichever_process_is_killed(toy: WarmToy, whose: str) ->
         (handed_over,) = Path(f"/proc/{dvc.pid}/task/{dvc.pid}/children").read_text().split()
         assert len(children) == 1
         assert all(map(alive, [stage, server, handed_over, *children]))
-        victim = {"dvc": dvc.pid, "the stage's": int(handed_over), "the server": int(server)}[whose]
+        victim = {"dvc": dvc.pid, "the process that dvc started": int(handed_over), "the server": int(server)}[whose]
         os.kill(victim, signal.SIGKILL)
         assert gone(f"{stage} {handed_over}")
-        if whose == "the stage's":
+        if whose == "the process that dvc started":
             assert gone(" ".join(children))
         dvc.wait(timeout=PATIENCE)
         assert gone(server)

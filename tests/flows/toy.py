@@ -23,7 +23,7 @@ _STAGE = """
 import ctypes, os, signal, subprocess, sys, time
 from pathlib import Path
 
-ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # ends with its parent, as every stage of the project does
+ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # ends with its parent, like every stage of the project
 
 def wait_for(condition):
     deadline = time.monotonic() + 240

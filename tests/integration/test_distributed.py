@@ -127,10 +127,10 @@ def test_two_devices_train_and_validate_like_one(on_one_device: Fitted, on_two_d
     assert same(together[0]["weights"], together[1]["weights"])
     assert same(together[0]["optimizer"], together[1]["optimizer"])
     torch.testing.assert_close(on_two_devices.model, on_one_device.model, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(figures(on_two_devices), figures(on_one_device), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(metrics_of(on_two_devices), metrics_of(on_one_device), rtol=1e-4, atol=1e-5)
 
 
-def figures(fitted: Fitted) -> Tensor:
+def metrics_of(fitted: Fitted) -> Tensor:
     """The metrics of each epoch."""
     return torch.tensor([list(map(float, row.split(b","))) for row in fitted.history.splitlines()[1:]])
 

@@ -243,7 +243,7 @@ def test_a_killed_and_resumed_fit_logs_each_epoch_once(fitted: Fit) -> None:
         return max((int(state.name[5:14]) for state in states), default=0)
 
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
-    eventually(lambda: step_saved() > 2 * 18, "two epochs are told, and in a state", every=0.01)
+    eventually(lambda: step_saved() > 2 * 18, "two epochs are logged and in a state", every=0.01)
     process.kill()
     process.wait()
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
@@ -264,21 +264,21 @@ def test_a_test_adds_its_metrics_and_pictures_to_each_logger_and_a_repeat_replac
     fitted(tracking__loggers=OF_LIGHTNING)
     run_test()
     run_test()
-    figures = json.loads(Path("data/evaluation/test.json").read_text())
+    metrics = json.loads(Path("data/evaluation/test.json").read_text())
     drawn = {path.stem: path.read_bytes() for path in Path("data/evaluation/pictures").iterdir()}
     assert {"confusion", "mistakes", "learning_rate"} <= set(drawn)
 
     events = tensorboard(logs() / "tensorboard/test")
-    assert [scalar.value for scalar in events.Scalars("test_accuracy")] == pytest.approx([figures["accuracy"]])
+    assert [scalar.value for scalar in events.Scalars("test_accuracy")] == pytest.approx([metrics["accuracy"]])
     assert set(drawn) <= set(events.Tags()["images"])
     for name, png in drawn.items():
         (image,) = events.Images(name)
         np.testing.assert_array_equal(pixels(image.encoded_image_string), pixels(png))
 
     (row,) = csv.DictReader(io.StringIO((logs() / "csv/test.csv").read_text()))
-    assert float(row["test_accuracy"]) == figures["accuracy"]
+    assert float(row["test_accuracy"]) == metrics["accuracy"]
 
-    assert wandb_told()["test_accuracy"] == figures["accuracy"]
+    assert wandb_told()["test_accuracy"] == metrics["accuracy"]
     for name, png in drawn.items():
         copies = list((logs() / "wandb").glob(f"offline-run-*/files/media/images/{name}_*.png"))
         assert copies
