@@ -105,9 +105,7 @@ def test_a_second_flow_in_the_same_workspace_fails_and_names_the_first(toy_with_
         ("dvc.lock", "removed dvc.lock: was cut short"),
     ],
 )
-def test_dvc_files_left_broken_by_a_killed_run_are_repaired_first(
-    file: str, mended: str, toy_with_server: Toy
-) -> None:
+def test_dvc_files_left_broken_by_a_killed_run_are_repaired_first(file: str, mended: str, toy_with_server: Toy) -> None:
     toy = toy_with_server
     toy.stage("only")
     broken = toy.root / file

@@ -86,7 +86,7 @@ def test_the_schedule_in_prefect_yaml_creates_nightly_runs(server: Server, deplo
     assert starts == {"03:00"}
 
 
-def test_cancelling_a_run_ends_its_stage_and_no_other_run_starts_before(
+def test_cancelling_a_run_ends_its_stage_and_other_runs_wait_until_then(
     deployed_toy: Toy, server: Server, deployment: dict[str, Any]
 ) -> None:
     toy = deployed_toy
