@@ -1,7 +1,10 @@
 """Settings for all tests."""
 
+import gc
 import os
 import signal
+
+gc.disable()  # until the tests are collected: garbage collection would double the time of the imports
 
 # A shell's `pytest &` starts with Ctrl-C ignored, and every process that a test starts and interrupts would inherit it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -14,3 +17,17 @@ for name in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS"):
     os.environ.pop(name, None)
 
 pytest_plugins = ("tests.fixtures", "tests.fixtures.project")
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # later collections then skip what the imports made
+    gc.enable()
+
+
+def pytest_unconfigure() -> None:
+    gc.unfreeze()  # or nanobind, in torch's triton, would report leaks at the end of the process
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """For `-n auto`: more workers than cores, because tests wait a quarter of their time for a process or a server."""
+    return (os.cpu_count() or 1) * 3 // 2

@@ -143,7 +143,7 @@ def test_every_validation_image_is_seen_once_by_one_device(on_two_devices: Fitte
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux signals a process when its parent dies")
-def test_whichever_process_is_killed_the_fit_ends_and_resumes_to_the_same_bits(fit: Fit, folder: Path) -> None:
+def test_after_its_first_process_is_killed_the_fit_resumes_to_the_same_bits(fit: Fit, folder: Path) -> None:
     """With dropout, batch norm and accumulation: each process has its own random numbers and running statistics."""
     keys: dict[str, Any] = {
         "model__network": "cnn", "model__width": 4, "model__dropout": 0.2, "fit__save_state_every": 1e-9,
@@ -153,14 +153,11 @@ def test_whichever_process_is_killed_the_fit_ends_and_resumes_to_the_same_bits(f
     assert whole.seen[0]["drawn"] != whole.seen[1]["drawn"]
     before = mlflow_runs(folder)
     saved = folder / "data/state"
-    for killed in ("1:13", "0:51"):  # in the first and in the second epoch, during an accumulation
-        gone_on = any(saved.glob("*/step-*.ckpt"))
-        fault = fit(2, 16, kill=killed, **keys).process
-        assert fault
-        assert fault.returncode != 0
-        assert ("resuming from step" in fault.stdout) == gone_on == (killed == "0:51")
-        assert not processes_in(folder)
-        assert not (folder / "data/model").exists()
+    fault = fit(2, 16, kill="0:51", **keys).process  # in the second epoch, during an accumulation
+    assert fault
+    assert fault.returncode != 0
+    assert not processes_in(folder)
+    assert not (folder / "data/model").exists()
     resumed = fit(2, 16, **keys)
     assert resumed.process
     assert "resuming from step" in resumed.process.stdout
