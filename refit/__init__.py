@@ -1,1 +1,5 @@
 """What the stages share."""
+
+from refit.runtime.program import start_program
+
+start_program()

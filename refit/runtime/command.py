@@ -6,6 +6,7 @@ from argparse import ArgumentParser
 from collections.abc import Callable
 
 from refit.runtime.errors import UserError, print_error
+from refit.runtime.program import run_program
 
 
 def command_parser() -> ArgumentParser:
@@ -21,7 +22,11 @@ def run_command(main: Callable[..., object], parser: ArgumentParser | None = Non
     Exit codes: 0 done; 2 a wrong argument, or a UserError, which is printed without a traceback; 1 the reader of the
     output closed it.
     """
-    arguments = vars((parser or command_parser()).parse_args())
+    run_program(lambda: _run(main, parser or command_parser()))
+
+
+def _run(main: Callable[..., object], parser: ArgumentParser) -> None:
+    arguments = vars(parser.parse_args())
     try:
         main(**arguments)
         sys.stdout.flush()

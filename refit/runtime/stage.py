@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 
 from refit.runtime.errors import UserError, print_error
+from refit.runtime.program import run_program
 
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)  # full, or not writable
 
@@ -15,6 +16,10 @@ def run_stage(main: Callable[[], None]) -> None:
 
     Exit codes: 0 done; 2 a UserError, printed without a traceback; 143 ended by SIGTERM; 130 by Ctrl-C.
     """
+    run_program(lambda: _run(main))
+
+
+def _run(main: Callable[[], None]) -> None:
     interrupted = False
 
     def interrupt(*_: object) -> None:

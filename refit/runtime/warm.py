@@ -21,17 +21,17 @@ import socket
 import struct
 import subprocess
 import sys
-import traceback
 from collections import deque
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from select import select
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from refit.runtime.command import command_parser, run_command
 from refit.runtime.environment import QUIET
 from refit.runtime.parent import PARENT_ENDED, die_with_parent, survive_parent
+from refit.runtime.program import run_and_exit
 
 OWNER = "REFIT_WARM_OWNER"  # the process id of a flow, which starts one `dvc` per stage
 SWITCH = "REFIT_WARM"
@@ -257,7 +257,7 @@ class _Server:
 
 
 def _run_stage(module: str, stage: str, streams: list[int], server: int) -> NoReturn:
-    """Do in a forked child what `python -m MODULE` does, but skip the interpreter's shutdown, which takes a second."""
+    """Do in a forked child what `python -m MODULE` does."""
     os.setpgid(0, 0)  # the server does so too; either may be first
     die_with_parent()
     if os.getppid() != server:
@@ -270,21 +270,7 @@ def _run_stage(module: str, stage: str, streams: list[int], server: int) -> NoRe
     sys.stdout.reconfigure(line_buffering=os.isatty(1))  # type: ignore[union-attr]
     for name in [name for name in sys.modules if name.partition(".")[0] in _PROJECT]:
         del sys.modules[name]
-    code: Any = 1
-    try:
-        runpy.run_module(module, run_name="__main__", alter_sys=True)
-        code = 0
-    except SystemExit as end:
-        code = end.code or 0
-        if not isinstance(code, int):
-            print(code, file=sys.stderr)
-            code = 1
-    except BaseException:  # noqa: BLE001, as the interpreter does
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+    run_and_exit(lambda: runpy.run_module(module, run_name="__main__", alter_sys=True))
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from tests.processes import PATIENCE, alive, eventually
 
 ROOT = Path(__file__).resolve().parents[2]
 _TOY = """
+import gc
 import json
 import os
 import sys
@@ -23,6 +24,7 @@ import time
 from pathlib import Path
 
 CASE = os.environ["CASE"]
+COLLECTS_WHILE_IMPORTING = gc.isenabled()
 if CASE == "slow imports":  # like those of Lightning
     Path("importing").touch()
     time.sleep(2)
@@ -105,6 +107,7 @@ def system_and_batches():
 
 CASES = {
     "done": lambda params: print("done"),
+    "garbage collection": lambda params: print(COLLECTS_WHILE_IMPORTING, gc.isenabled()),
     "user error": user_error,
     "library fault": library_fault,
     "builtin fault": builtin_fault,
@@ -173,6 +176,10 @@ def ended(process: "subprocess.Popen[str]") -> tuple[int, str, str]:
 
 def test_a_finished_stage_exits_0(start: Start) -> None:
     assert ended(start("done")) == (0, "done\n", "")
+
+
+def test_garbage_collection_is_off_only_while_a_stage_imports(start: Start) -> None:
+    assert ended(start("garbage collection")) == (0, "False True\n", "")
 
 
 def test_a_user_error_is_printed_without_a_traceback_and_exits_2(start: Start) -> None:
