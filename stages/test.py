@@ -12,9 +12,9 @@ from refit.artifacts.model import ModelRecord, model_name
 from refit.artifacts.paths import FINDINGS, OUTCOMES, TABLES, TEST
 from refit.artifacts.prepared import Split, read_names, read_split
 from refit.batches.datamodule import EVALUATION_FACTOR, EvaluationLoader
-from refit.evaluation.classification import evaluate, worst_mistakes
-from refit.evaluation.evidence import gather
-from refit.evaluation.findings import find
+from refit.evaluation.classification.evidence import gather
+from refit.evaluation.classification.findings import find
+from refit.evaluation.classification.report import evaluate, worst_mistakes
 from refit.inference.predictor import TestAnswers, columns_of_each, read_model
 from refit.params import Params
 from refit.reports.embeddings import embedding_pictures

@@ -9,8 +9,8 @@ from pathlib import Path
 from jinja2 import Template
 
 from refit.artifacts.files import write_bytes
-from refit.evaluation.classification import ClassificationReport
-from refit.evaluation.findings import Finding
+from refit.evaluation.classification.findings import Finding
+from refit.evaluation.classification.report import ClassificationReport
 from refit.params.dotted import as_in_yaml, flatten
 from refit.reports.plots import DPI
 from refit.reports.style import page_template, percent

@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
-from refit.evaluation.classification import ClassificationReport, CurvePoint
+from refit.evaluation.classification.report import ClassificationReport, CurvePoint
 from refit.reports.style import percent
 
 DPI = 150

@@ -12,8 +12,8 @@ from refit.artifacts.files import read_json, read_numbers, whole_folder, write_b
 from refit.artifacts.model import ModelRecord, read_fit_params
 from refit.artifacts.paths import FIT, HISTORY, LEARNING_RATE_CURVE, PICTURES, REPORT
 from refit.artifacts.prepared import read_info
-from refit.evaluation.classification import ClassificationReport
-from refit.evaluation.findings import Finding
+from refit.evaluation.classification.findings import Finding
+from refit.evaluation.classification.report import ClassificationReport
 from refit.reports import plots
 from refit.reports.page import Pictures, write_report
 

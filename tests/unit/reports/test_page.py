@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
-from refit.evaluation.classification import evaluate
-from refit.evaluation.findings import Finding
+from refit.evaluation.classification.findings import Finding
+from refit.evaluation.classification.report import evaluate
 from refit.reports import plots
 from refit.reports.page import Pictures, write_report
-from tests.unit.evaluation.test_classification import four_images
+from tests.unit.evaluation.classification.test_report import four_images
 from tests.unit.reports.test_plots import HISTORY
 
 

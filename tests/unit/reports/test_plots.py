@@ -12,11 +12,11 @@ from PIL import Image
 from pytorch_lightning import LightningModule
 
 from refit.artifacts.prepared import Split
-from refit.evaluation.classification import evaluate
+from refit.evaluation.classification.report import evaluate
 from refit.reports import plots
 from refit.reports.embeddings import embedding_pictures
 from refit.reports.style import percent
-from tests.unit.evaluation.test_classification import random_images, report_of
+from tests.unit.evaluation.classification.test_report import random_images, report_of
 
 HISTORY: list[dict[str, float | None]] = [
     {

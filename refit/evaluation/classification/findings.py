@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from statistics import NormalDist
 from typing import NamedTuple
 
-from refit.evaluation.baselines import NEIGHBOURS, SIDE, Baselines
-from refit.evaluation.classification import ClassificationReport, ClassMetrics
+from refit.evaluation.classification.baselines import NEIGHBOURS, SIDE, Baselines
+from refit.evaluation.classification.report import ClassificationReport, ClassMetrics
 from refit.evaluation.comparison import Comparison
 
 _CHANCE = 0.01  # an observation that is less probable by chance is a finding
