@@ -15,6 +15,7 @@ from refit.artifacts.prepared import read_info
 from refit.evaluation.classification.findings import Finding
 from refit.evaluation.classification.report import ClassificationReport
 from refit.reports import plots
+from refit.reports.classification import plots as classification_plots
 from refit.reports.page import Pictures, write_report
 
 
@@ -44,10 +45,10 @@ def write_run_report(
         if curve
         else None,
         training=plots.training_curves(read_numbers(HISTORY), fitted["epoch"]),
-        confusion=plots.confusion_matrix(report),
-        reliability=plots.reliability_diagram(report),
-        curves=plots.roc_and_precision_recall(report),
-        mistakes=plots.mistakes_gallery(
+        confusion=classification_plots.confusion_matrix(report),
+        reliability=classification_plots.reliability_diagram(report),
+        curves=classification_plots.roc_and_precision_recall(report),
+        mistakes=classification_plots.mistakes_gallery(
             worst_images,
             [row["actual"] for row in worst],
             [row["predicted"] for row in worst],

@@ -8,6 +8,7 @@ import numpy as np
 from refit.evaluation.classification.findings import Finding
 from refit.evaluation.classification.report import evaluate
 from refit.reports import plots
+from refit.reports.classification import plots as classification_plots
 from refit.reports.page import Pictures, write_report
 from tests.unit.evaluation.classification.test_report import four_images
 from tests.unit.reports.test_plots import HISTORY
@@ -37,10 +38,12 @@ def write_page(path: Path, debug: bool = False, *, advice: bool = True, curve: b
     pictures = Pictures(
         learning_rate=plots.learning_rate_curve([1e-3, 1e-2, 1e-1], [2.0, 1.0, 3.0], 0.01, 0.02) if curve else None,
         training=plots.training_curves(HISTORY, 2),
-        confusion=plots.confusion_matrix(report),
-        reliability=plots.reliability_diagram(report),
-        curves=plots.roc_and_precision_recall(report),
-        mistakes=plots.mistakes_gallery(np.zeros((1, 1, 8, 8), np.uint8), ["<b>&"], ["two"], [0.6], 2, 4),
+        confusion=classification_plots.confusion_matrix(report),
+        reliability=classification_plots.reliability_diagram(report),
+        curves=classification_plots.roc_and_precision_recall(report),
+        mistakes=classification_plots.mistakes_gallery(
+            np.zeros((1, 1, 8, 8), np.uint8), ["<b>&"], ["two"], [0.6], 2, 4
+        ),
     )
     write_report(
         path,
