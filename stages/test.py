@@ -1,31 +1,48 @@
 """Test the model on images that it was not trained on: metrics, tables, pictures and a report."""
 
-from collections.abc import Mapping
-from dataclasses import asdict
-
-from torch import Tensor
-
 from refit.artifacts.checked import stage_params
 from refit.artifacts.files import whole_folder, write_csv, write_json
 from refit.artifacts.metrics import write_test_metrics
-from refit.artifacts.model import ModelRecord, model_name
+from refit.artifacts.model import model_name
 from refit.artifacts.paths import FINDINGS, OUTCOMES, TABLES, TEST
-from refit.artifacts.prepared import Split, read_names, read_split
+from refit.artifacts.prepared import read_names, read_split
 from refit.batches.datamodule import EVALUATION_FACTOR, EvaluationLoader
-from refit.evaluation.classification import evaluate, worst_mistakes
-from refit.evaluation.evidence import gather
-from refit.evaluation.findings import find
+from refit.evaluation.evaluations import EVALUATIONS
+from refit.evaluation.tested import Tested
 from refit.inference.predictor import TestAnswers, columns_of_each, read_model
 from refit.params import Params
-from refit.reports.embeddings import embedding_pictures
 from refit.reports.run_report import write_run_report
 from refit.runtime.stage import run_stage
-from refit.tasks.task import TASKS, Floats
+from refit.tasks.task import TASKS
 from refit.tracking.loggers import log_to_model
 from refit.training.trainer import inference_trainer, translate_lightning_errors
 
 
 def main(params: Params) -> None:
+    tested = run_test(params)
+    model, score = tested.model, TASKS[tested.model.task].SCORE
+    evaluation = EVALUATIONS[model.task](tested, params.test)
+    report, outcomes = evaluation.report, outcome_rows(tested)
+
+    summary = report.test_summary()
+    metrics = summary | tested.logged
+    marked = {"debug": True} if tested.debug else {}
+    write_json(TEST, {"tested": model_name(model.sha256), **metrics, **marked})
+    write_test_metrics(score, summary[score], tested.logged)
+    write_csv(OUTCOMES, outcomes)
+    with whole_folder(TABLES) as tables:
+        for name, rows in report.tables().items():
+            write_csv(tables / f"{name}.csv", rows)
+    findings = [finding._asdict() for finding in evaluation.findings]
+    write_json(FINDINGS, {"baselines": evaluation.baselines, "findings": findings})
+    written = write_run_report(tested, evaluation, outcomes)
+
+    log_to_model(model.sha256, {f"test_{name}": value for name, value in metrics.items()}, written)
+    print(report.headline())
+
+
+def run_test(params: Params) -> Tested:
+    """Run the model on the test images."""
     system, model = read_model()
     split = read_split("test")
     loader = EvaluationLoader(split, EVALUATION_FACTOR * model.batch_size)
@@ -35,44 +52,17 @@ def main(params: Params) -> None:
         trainer.test(system, loader, verbose=False)
     answers = collected.gather(system)
     answer = answers.pop(TASKS[model.task].ANSWER).numpy()
+    logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
     split = split.first(len(answer))  # a debug run takes fewer images
-    debug = model.debug or params.debug.shortens
-
-    report = evaluate(answer, split.labels, model.classes, params.test.confidence, params.test.calibration_bins)
-    own = {name: float(value) for name, value in trainer.callback_metrics.items()}
-    metrics = report.test_summary() | own
-    outcomes = outcome_rows(model, answer, answers, split)
-    marked = {"debug": True} if debug else {}
-    write_json(TEST, {"tested": model_name(model.sha256), **metrics, **marked})
-    write_test_metrics(report.accuracy, own)
-    write_csv(OUTCOMES, outcomes)
-    with whole_folder(TABLES) as tables:
-        for name, rows in report.tables().items():
-            write_csv(tables / f"{name}.csv", rows)
-    evidence = gather(report, answer, split, system)
-    findings = find(evidence)
-    baselines = asdict(evidence.baselines)
-    write_json(FINDINGS, {"baselines": baselines, "findings": [finding._asdict() for finding in findings]})
-    worst = worst_mistakes(answer, split.labels, params.test.worst_mistakes)
-    embeddings = embedding_pictures(system, answers, split, model.classes)
-    written = write_run_report(
-        report, model, baselines, findings, [outcomes[i] for i in worst], split.images[worst], embeddings, debug=debug
-    )
-
-    log_to_model(model.sha256, {f"test_{name}": value for name, value in metrics.items()}, written)
-    print(
-        f"test accuracy {report.accuracy:.4f} ({report.accuracy_low:.4f} to {report.accuracy_high:.4f}) "
-        f"on {report.images:,} images"
-    )
+    return Tested(model, system, split, answer, answers, logged, debug=model.debug or params.debug.shortens)
 
 
-def outcome_rows(
-    model: ModelRecord, answer: Floats, others: Mapping[str, Tensor], split: Split
-) -> list[dict[str, object]]:
+def outcome_rows(tested: Tested) -> list[dict[str, object]]:
     """One row per test image, for the confusion plot, the gallery and paired comparisons of models."""
-    names = read_names("test")[: len(answer)]
-    rows = TASKS[model.task].outcome_rows(answer, split.labels, model.classes)
-    columns = columns_of_each(others, len(names))
+    model, split = tested.model, tested.split
+    names = read_names("test")[: len(tested.answer)]
+    rows = TASKS[model.task].outcome_rows(tested.answer, split.labels, model.classes)
+    columns = columns_of_each(tested.others, len(names))
     return [{"file": name, **row, **more} for name, row, more in zip(names, rows, columns, strict=True)]
 
 

@@ -43,6 +43,7 @@ def write_fit_metrics(best: Metrics, monitor: str, changed: str) -> None:
     write_json(FIT_METRICS, {**metrics, "changed_params": changed})
 
 
-def write_test_metrics(accuracy: float, own: Metrics) -> None:
-    """`own` are the metrics that the system itself logs in its test."""
-    write_json(TEST_METRICS, {"test_acc": accuracy, **{f"test_{name}": value for name, value in own.items()}})
+def write_test_metrics(score: str, value: float, logged: Metrics) -> None:
+    """`score` is the name of the metric that compares models; `logged` are those that the system logs in its test."""
+    short = {"accuracy": "acc"}.get(score, score)
+    write_json(TEST_METRICS, {f"test_{short}": value, **{f"test_{name}": value for name, value in logged.items()}})

@@ -17,7 +17,7 @@ from refit.artifacts.files import read_csv, read_json, whole_folder, write_bytes
 from refit.artifacts.model import model_name, read_record
 from refit.artifacts.paths import FINDINGS, MODEL, OUTCOMES, PREPARED, PROMOTION, TEST
 from refit.artifacts.prepared import Split, read_hashes, read_info, read_names, read_split
-from refit.evaluation.classification import wilson_interval
+from refit.evaluation.classification.report import wilson_interval
 from refit.evaluation.comparison import Comparison, Row, paired
 from refit.params import Params, PromoteParams, load_params
 from refit.reports.summary import Fact, as_lines, as_markdown

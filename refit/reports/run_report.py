@@ -4,68 +4,40 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from refit.artifacts.choices import read_batch, read_learning_rate
 from refit.artifacts.files import read_json, read_numbers, whole_folder, write_bytes
-from refit.artifacts.model import ModelRecord, read_fit_params
+from refit.artifacts.model import read_fit_params
 from refit.artifacts.paths import FIT, HISTORY, LEARNING_RATE_CURVE, PICTURES, REPORT
 from refit.artifacts.prepared import read_info
-from refit.evaluation.classification import ClassificationReport
-from refit.evaluation.findings import Finding
+from refit.evaluation.tested import Evaluation, Tested
 from refit.reports import plots
-from refit.reports.page import Pictures, write_report
+from refit.reports.page import write_report
+from refit.reports.sections import SECTIONS
 
 
 def write_run_report(
-    report: ClassificationReport,
-    model: ModelRecord,
-    baselines: Mapping[str, float],
-    findings: Sequence[Finding],
-    worst: Sequence[dict[str, Any]],
-    worst_images: npt.NDArray[np.uint8],
-    embeddings: Mapping[str, bytes],
-    *,
-    debug: bool,
+    tested: Tested, evaluation: Evaluation[Any], outcomes: Sequence[Mapping[str, object]]
 ) -> list[Path]:
     """Write the pictures and the page; returns the files for the model's MLflow run: these, and the range test's curve.
 
-    `worst` are the rows of outcomes.csv for the most confident mistakes, `worst_images` their images, uint8 (M, C, H,
-    W). `embeddings` are the pictures from refit.reports.embeddings. `debug` marks the page as that of a debug run.
+    `outcomes` are the rows of outcomes.csv.
     """
     info, batch, rate = read_info(), read_batch(), read_learning_rate()
     fitted = read_json(FIT, "dvc repro fit")
-    curve = read_numbers(LEARNING_RATE_CURVE)
-    pictures = Pictures(
-        learning_rate=plots.learning_rate_curve(
+    section = SECTIONS[tested.model.task](tested, evaluation, outcomes)
+    pictures = {"training": plots.training_curves(read_numbers(HISTORY), fitted["epoch"])}
+    if curve := read_numbers(LEARNING_RATE_CURVE):
+        pictures["learning_rate"] = plots.learning_rate_curve(
             [row["learning_rate"] for row in curve], [row["loss"] for row in curve], rate.suggestion, rate.learning_rate
         )
-        if curve
-        else None,
-        training=plots.training_curves(read_numbers(HISTORY), fitted["epoch"]),
-        confusion=plots.confusion_matrix(report),
-        reliability=plots.reliability_diagram(report),
-        curves=plots.roc_and_precision_recall(report),
-        mistakes=plots.mistakes_gallery(
-            worst_images,
-            [row["actual"] for row in worst],
-            [row["predicted"] for row in worst],
-            [row["probability"] for row in worst],
-            report.mistakes,
-            report.images,
-        ),
-    )
     with whole_folder(PICTURES) as folder:
-        for name, png in {**vars(pictures), **embeddings}.items():
-            if png:
-                write_bytes(folder / f"{name}.png", png)
+        for name, png in {**pictures, **section.pictures}.items():
+            write_bytes(folder / f"{name}.png", png)
     write_report(
         REPORT,
-        report,
-        model.sha256,
-        baselines,
-        findings,
+        section,
+        tested.model.sha256,
+        evaluation.findings,
         data={
             "source": info.source,
             "classes": len(info.classes),
@@ -83,10 +55,8 @@ def write_run_report(
             "epochs": fitted["epochs"],
             **{name.replace("val_", "validation "): value for name, value in fitted.items() if name.startswith("val_")},
         },
-        mistakes=worst,
         params=read_fit_params(),
         pictures=pictures,
-        embeddings=embeddings,
-        debug=debug,
+        debug=tested.debug,
     )
     return [LEARNING_RATE_CURVE, REPORT, *sorted(PICTURES.iterdir())]

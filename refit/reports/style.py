@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from jinja2 import Environment, StrictUndefined, Template
+from jinja2 import DictLoader, Environment, StrictUndefined, Template
 
 _HEAD = """\
 <!DOCTYPE html>
@@ -57,11 +57,13 @@ STYLE = """\
 """CSS, in a light and a dark version, and for print."""
 
 
-def page_template(html: str, **filters: Callable[..., object]) -> Template:
-    """The template of a page, whose values are escaped. `html` begins with its title and has `{{ style | safe }}`."""
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+def page_template(html: str, blocks: str = "", **filters: Callable[..., object]) -> Template:
+    """The template of a page, whose values are escaped. `html` begins with its title and has `{{ style | safe }}`;
+    `blocks` fills the blocks that `html` leaves open."""
+    environment = Environment(loader=DictLoader({"page": _HEAD + html}), autoescape=True, undefined=StrictUndefined,
+                              trim_blocks=True, lstrip_blocks=True)  # fmt: skip
     environment.filters.update(percent=percent, **filters)
-    return environment.from_string(_HEAD + html, {"style": STYLE})
+    return environment.from_string('{% extends "page" %}' + blocks, {"style": STYLE})
 
 
 def percent(share: float, decimals: int = 1) -> str:

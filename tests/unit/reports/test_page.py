@@ -5,11 +5,12 @@ from pathlib import Path
 
 import numpy as np
 
-from refit.evaluation.classification import evaluate
-from refit.evaluation.findings import Finding
+from refit.evaluation.classification.report import evaluate
+from refit.evaluation.tested import Finding
 from refit.reports import plots
-from refit.reports.page import Pictures, write_report
-from tests.unit.evaluation.test_classification import four_images
+from refit.reports.classification.section import section_of
+from refit.reports.page import write_report
+from tests.unit.evaluation.classification.test_report import four_images
 from tests.unit.reports.test_plots import HISTORY
 
 
@@ -34,27 +35,24 @@ def write_page(path: Path, debug: bool = False, *, advice: bool = True, curve: b
     """A complete report, with names that contain HTML."""
     probabilities, labels = four_images()
     report = evaluate(probabilities, labels, ["<b>&", "two", "<script>"], 0.95, 10)
-    pictures = Pictures(
-        learning_rate=plots.learning_rate_curve([1e-3, 1e-2, 1e-1], [2.0, 1.0, 3.0], 0.01, 0.02) if curve else None,
-        training=plots.training_curves(HISTORY, 2),
-        confusion=plots.confusion_matrix(report),
-        reliability=plots.reliability_diagram(report),
-        curves=plots.roc_and_precision_recall(report),
-        mistakes=plots.mistakes_gallery(np.zeros((1, 1, 8, 8), np.uint8), ["<b>&"], ["two"], [0.6], 2, 4),
+    file = "<img src=x onerror=alert(1)>.png"
+    mistake = {"file": file, "actual": "<b>&", "predicted": "two", "probability": 0.6}
+    section = section_of(
+        report, {"majority": 0.25, "neighbours": 0.5}, [mistake], np.zeros((1, 1, 8, 8), np.uint8), embeddings={}
     )
+    pictures = {"training": plots.training_curves(HISTORY, 2)}
+    if curve:
+        pictures["learning_rate"] = plots.learning_rate_curve([1e-3, 1e-2, 1e-1], [2.0, 1.0, 3.0], 0.01, 0.02)
     write_report(
         path,
-        report,
+        section,
         "ab" * 32,
-        {"majority": 0.25, "neighbours": 0.5},
         [Finding("No image of <b>two</b> is found", "set loss.class_weights: balanced")] if advice else [],
         data={"source": "<i>folder</i>", "images": 1234},
         tuning={"learning rate": 0.02},
         training={"best epoch": 2},
-        mistakes=[{"file": "<img src=x onerror=alert(1)>.png", "probability": 0.6}],
         params={"seed": 0, "model": {"width": None, "flip": False, "network": '"><b>'}},
         pictures=pictures,
-        embeddings={},
         debug=debug,
     )
     return path.read_bytes()

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from refit.evaluation.baselines import Baselines, majority, nearest_neighbours
-from refit.evaluation.classification import ClassificationReport, evaluate
+from refit.evaluation.classification.baselines import Baselines, majority, nearest_neighbours
+from refit.evaluation.classification.findings import Evidence, find
+from refit.evaluation.classification.report import ClassificationReport, evaluate
 from refit.evaluation.comparison import compare
-from refit.evaluation.findings import Evidence, find
 
 CLASSES = ["cat", "dog", "hat"]
 

@@ -7,11 +7,11 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import NamedTuple
 
-from refit.evaluation.baselines import NEIGHBOURS, SIDE, Baselines
-from refit.evaluation.classification import ClassificationReport, ClassMetrics
+from refit.evaluation.classification.baselines import NEIGHBOURS, SIDE, Baselines
+from refit.evaluation.classification.report import ClassificationReport, ClassMetrics
 from refit.evaluation.comparison import Comparison
+from refit.evaluation.tested import Finding
 
 _CHANCE = 0.01  # an observation that is less probable by chance is a finding
 _WIDE = 0.1  # half of the interval of the test accuracy
@@ -24,13 +24,6 @@ _RARE = 20  # training images of a class
 _UNEVEN = 3.0  # images of the largest class ÷ of the smallest
 _EDGES = (10.0, 3.0)  # distance from the ends of the tested learning rates, as factors. A test that ended because the
 # loss diverged suggests at most a tenth of its last rate
-
-
-class Finding(NamedTuple):
-    what: str
-    """What was seen, with its figures."""
-    remedy: str
-    """What may help, with the keys of params.yaml."""
 
 
 @dataclass(frozen=True)

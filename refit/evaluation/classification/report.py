@@ -101,6 +101,10 @@ class ClassificationReport:
         """Images that are predicted wrong."""
         return self.images - sum(row[label] for label, row in enumerate(self.confusion))
 
+    def headline(self) -> str:
+        interval = f"{self.accuracy_low:.4f} to {self.accuracy_high:.4f}"
+        return f"test accuracy {self.accuracy:.4f} ({interval}) on {self.images:,} images"
+
     def test_summary(self) -> dict[str, float]:
         """The metrics to compare models by, which become DVC's metrics."""
         names = ("accuracy", "accuracy_low", "accuracy_high", "macro_f1", "loss", "ece", "brier")

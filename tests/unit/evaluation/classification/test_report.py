@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torchmetrics.functional import classification as independent
 
-from refit.evaluation.classification import (
+from refit.evaluation.classification.report import (
     CURVE_POINTS,
     ClassificationReport,
     evaluate,

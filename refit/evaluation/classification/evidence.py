@@ -8,10 +8,10 @@ from refit.artifacts.files import read_json, read_numbers
 from refit.artifacts.model import read_fit_params
 from refit.artifacts.paths import FIT, HISTORY, LEARNING_RATE_CURVE
 from refit.artifacts.prepared import Split, read_info, read_split
-from refit.evaluation.baselines import Baselines, majority, nearest_neighbours
-from refit.evaluation.classification import ClassificationReport
+from refit.evaluation.classification.baselines import Baselines, majority, nearest_neighbours
+from refit.evaluation.classification.findings import Evidence
+from refit.evaluation.classification.report import ClassificationReport
 from refit.evaluation.comparison import compare
-from refit.evaluation.findings import Evidence
 from refit.tasks.classification import Floats, predictions
 
 

@@ -1,0 +1,1 @@
+"""What the test finds in a classifier: metrics, baselines and advice."""
