@@ -47,6 +47,10 @@ class Header(NamedTuple):
     height: int
     color: Color
 
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.height, self.width
+
 
 def find_images(folder: Path) -> Iterator[Path]:
     """Image files below a folder, sorted. Hidden files are skipped, and linked folders too: they may form loops."""
@@ -89,6 +93,9 @@ def decode(image: Image.Image, color: Color, size: tuple[int, int] | None) -> Pi
     """
     read_header(image)
     with _translate_pillow_errors():
+        if size is not None:
+            # A JPEG can be decoded at a half, a quarter or an eighth of its size, which takes a fraction of the time.
+            image.draft(None, (max(size), max(size)))
         image.load()
         # Not ImageOps.exif_transpose: it also rewrites the EXIF data, and fails on data that it cannot write.
         transpose = _TRANSPOSES.get(image.getexif().get(ExifTags.Base.Orientation, 1))

@@ -1,24 +1,25 @@
 """Decode a source's images once and pack them into the prepared format."""
 
 import hashlib
+import math
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
 
 from refit.artifacts.files import as_text, write_json
 from refit.artifacts.prepared import FORMAT, Color, DatasetInfo, Pixels, read_names
 from refit.data.images import BadImageError, Header, decode, read_header
+from refit.data.parallel import in_parallel
 from refit.data.sources import SPLITS, Item, Source, SplitName, open_source
 from refit.data.splits import assign_splits, find_label_conflicts
 from refit.params import DataParams
@@ -26,9 +27,31 @@ from refit.runtime.errors import UserError
 from refit.runtime.progress import progress
 
 AUTO_SIZE = 128  # pixels, for image_size: auto if the images differ in size
-Result = TypeVar("Result")
 LISTED = 50  # images that cannot be used, in an error
 _CHUNK = 512  # images held in memory at a time
+_SAMPLE = 64  # images whose headers tell the form of most sets
+
+
+class _Form(NamedTuple):
+    """What all prepared images have in common."""
+
+    color: Color
+    size: tuple[int, int]
+    """Height and width, pixels."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return (1 if self.color == "grey" else 3, *self.size)
+
+
+class _Digest(NamedTuple):
+    """What is computed from an image's pixels right after they are decoded, on all cores."""
+
+    sha256: str
+    sums: list[int]
+    """Of the pixels of each channel."""
+    squares: list[int]
+    """Sums of the squared pixels of each channel."""
 
 
 class _Decoded(NamedTuple):
@@ -36,8 +59,7 @@ class _Decoded(NamedTuple):
     header: Header
     row: int
     """Row of its pixels in the scratch array."""
-    sha256: str
-    """Of the decoded pixels."""
+    digest: _Digest
 
 
 def pack(source: Source, data: DataParams, seed: int, folder: Path) -> tuple[DatasetInfo, dict[str, int | float]]:
@@ -47,15 +69,11 @@ def pack(source: Source, data: DataParams, seed: int, folder: Path) -> tuple[Dat
     """
     items = source.list_items()
     bad = _BadImages(data)
-    headers = _read_headers(items, data, bad)
-    color = _choose_color(headers, data)
-    size = _choose_size(headers, data)
     scratch = folder / "scratch.npy"
-    shape = (1 if color == "grey" else 3, *(size or (headers[0][1].height, headers[0][1].width)))
-    pixels = np.lib.format.open_memmap(scratch, "w+", np.uint8, (len(headers), *shape))
-    images = _without_conflicts(_decode_all(headers, color, size, pixels, bad), bad)
+    decoded, form, pixels = _decode_all(items, data, scratch, bad)
+    images = _without_conflicts(decoded, bad)
     bad.raise_if_any()
-    hashes = [image.sha256 for image in images]
+    hashes = [image.digest.sha256 for image in images]
     assigned = assign_splits([image.item for image in images], hashes, data, seed)
     splits = {name: [image for image, split in zip(images, assigned, strict=True) if split == name] for name in SPLITS}
     _check_classes(source.classes, splits, data)
@@ -63,15 +81,15 @@ def pack(source: Source, data: DataParams, seed: int, folder: Path) -> tuple[Dat
     for name, members in splits.items():
         _write_split(folder, name, members, pixels)
     _write_manifest(folder / "manifest.parquet", source.classes, splits)
-    mean, std = _channel_statistics(pixels, [image.row for image in splits["train"]])
+    mean, std = _channel_statistics(splits["train"], form)
     del pixels
     scratch.unlink()
     info = DatasetInfo(
         format=FORMAT,
         source=data.source,
         classes=list(source.classes),
-        color=color,
-        shape=list(shape),
+        color=form.color,
+        shape=list(form.shape),
         counts={name: len(members) for name, members in splits.items()},
         mean=mean,
         std=std,
@@ -98,12 +116,16 @@ def decode_again(split: str, data: DataParams, color: Color, size: tuple[int, in
     for name in names:
         if name not in items:
             raise UserError(f"{name} is no longer in data.root = {data.root!r}; run: dvc repro")
-    images = []
-    for item, image in _in_threads(partial(decode, color=color, size=size), [items[name] for name in names]):
-        if isinstance(image, BadImageError):
-            raise UserError(f"{as_text(item.name)}: {image}; run: dvc repro")
-        images.append(image)
-    return np.stack(images)
+
+    def decode_one(name: str) -> Pixels:
+        try:
+            with items[name].open() as image:
+                return decode(image, color, size)
+        except BadImageError as error:
+            raise UserError(f"{name}: {error}; run: dvc repro") from None
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return np.stack(list(pool.map(decode_one, names)))
 
 
 class _BadImages:
@@ -131,74 +153,84 @@ class _BadImages:
             raise UserError("\n".join(lines))
 
 
-def _in_threads(
-    work: Callable[[Image.Image], Result], items: Sequence[Item]
-) -> Iterator[tuple[Item, Result | BadImageError]]:
-    """Each item with the result of `work` for its opened image, or with the error; in order."""
+def _decode_all(
+    items: Sequence[Item], data: DataParams, scratch: Path, bad: _BadImages
+) -> tuple[list[_Decoded], _Form, Pixels]:
+    """Decode each item into its row of a new array in the file `scratch`; the row of a bad image stays unused.
 
-    def attempt(item: Item) -> Result | BadImageError:
-        try:
-            with item.open() as image:
-                return work(image)
-        except BadImageError as error:
-            return error
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow releases the GIL while it decodes
-        for start in range(0, len(items), _CHUNK):
-            chunk = items[start : start + _CHUNK]
-            yield from zip(chunk, pool.map(attempt, chunk), strict=True)
-
-
-def _read_headers(items: Sequence[Item], data: DataParams, bad: _BadImages) -> list[tuple[Item, Header]]:
-    headers = []
-    # In threads too: Pillow has to decode a PNG to find its orientation.
-    for item, header in progress(_in_threads(read_header, items), "reading headers", len(items)):
-        if isinstance(header, BadImageError):
-            bad.add(item.name, header)
+    The form depends on the headers of all images. Most sets are read once all the same: the first images tell the form,
+    and only if another one turns out to be right, all are decoded again.
+    """
+    form = _choose_form([header for item in items[:_SAMPLE] if (header := _read_header(item))], data)
+    while True:
+        pixels = np.lib.format.open_memmap(scratch, "w+", np.uint8, (len(items), *form.shape))
+        attempts = in_parallel(partial(_attempt, items, form, pixels), len(items))
+        outcomes = list(progress(attempts, "decoding", len(items)))
+        headers = [header for header, _ in outcomes if header]
+        right = _choose_form(headers, data)
+        if right == form:
+            break
+        form = right
+    decoded = []
+    for row, (item, (header, result)) in enumerate(zip(items, outcomes, strict=True)):
+        if header is None or isinstance(result, BadImageError):
+            bad.add(item.name, result)
         else:
-            headers.append((item, header))
+            decoded.append(_Decoded(item, header, row, result))
     if not headers:
         bad.raise_if_any()
         raise UserError(f"data.source = {data.source!r} has no readable image")
-    return headers
+    sizes = len({header.size for header in headers})
+    if sizes > 1 and data.image_size == "auto":
+        print(f"images of {sizes} sizes are resized to {AUTO_SIZE} x {AUTO_SIZE}; data.image_size overrides this")
+    return decoded, form, pixels
 
 
-def _choose_color(headers: Sequence[tuple[Item, Header]], data: DataParams) -> Color:
-    if data.color != "auto":
-        return data.color
-    return "grey" if all(header.color == "grey" for _, header in headers) else "rgb"
+def _attempt(
+    items: Sequence[Item], form: _Form, pixels: Pixels, row: int
+) -> tuple[Header | None, _Digest | BadImageError]:
+    """The header of an image, and a digest of its pixels; or what is wrong with it."""
+    header = None
+    try:
+        with items[row].open() as image:
+            header = read_header(image)
+            pixels[row] = decode(image, form.color, form.size)
+    except BadImageError as error:
+        return header, error
+    return header, _digest(pixels[row])
 
 
-def _choose_size(headers: Sequence[tuple[Item, Header]], data: DataParams) -> tuple[int, int] | None:
-    """Height and width to resize to, in pixels; None if no image needs resizing."""
-    sizes = {(header.width, header.height) for _, header in headers}
-    if data.image_size != "auto":
-        square = (data.image_size, data.image_size)
-        return None if sizes == {square} else square
-    if len(sizes) == 1:
+def _digest(image: Pixels) -> _Digest:
+    channels = image.reshape(len(image), -1)
+    squares = np.square(channels, dtype=np.uint16)
+    return _Digest(
+        hashlib.sha256(image.tobytes()).hexdigest(),
+        channels.sum(axis=1, dtype=np.int64).tolist(),
+        squares.sum(axis=1, dtype=np.int64).tolist(),
+    )
+
+
+def _read_header(item: Item) -> Header | None:
+    try:
+        with item.open() as image:
+            return read_header(image)
+    except BadImageError:  # it is reported when all are decoded
         return None
-    print(f"images of {len(sizes)} sizes are resized to {AUTO_SIZE} x {AUTO_SIZE}; data.image_size overrides this")
-    return AUTO_SIZE, AUTO_SIZE
 
 
-def _decode_all(
-    headers: Sequence[tuple[Item, Header]], color: Color, size: tuple[int, int] | None, pixels: Pixels, bad: _BadImages
-) -> list[_Decoded]:
-    """Fill `pixels`, uint8 (N, C, H, W), row by row; the row of an image that cannot be decoded stays unused."""
-    decoded = []
-    images = _in_threads(partial(decode, color=color, size=size), [item for item, _ in headers])
-    for row, (item, image) in enumerate(progress(images, "decoding", len(headers))):
-        if isinstance(image, BadImageError):
-            bad.add(item.name, image)
-        else:
-            pixels[row] = image
-            decoded.append(_Decoded(item, headers[row][1], row, hashlib.sha256(image.tobytes()).hexdigest()))
-    return decoded
+def _choose_form(headers: Sequence[Header], data: DataParams) -> _Form:
+    is_grey = all(header.color == "grey" for header in headers) if data.color == "auto" else data.color == "grey"
+    sizes = {header.size for header in headers}
+    if data.image_size != "auto":
+        size = (data.image_size, data.image_size)
+    else:
+        size = sizes.pop() if len(sizes) == 1 else (AUTO_SIZE, AUTO_SIZE)
+    return _Form("grey" if is_grey else "rgb", size)
 
 
 def _without_conflicts(images: list[_Decoded], bad: _BadImages) -> list[_Decoded]:
     """Leave out identical images with different labels: the correct label is unknown."""
-    conflicts = find_label_conflicts([image.item for image in images], [image.sha256 for image in images])
+    conflicts = find_label_conflicts([image.item for image in images], [image.digest.sha256 for image in images])
     for group in conflicts:
         names = " and ".join(images[i].item.name for i in group)
         bad.add(names, "identical images with different labels")
@@ -247,22 +279,17 @@ def _write_manifest(path: Path, classes: Sequence[str], splits: dict[SplitName, 
         "name": [as_text(image.item.name) for image in images],
         "split": [name for name, members in splits.items() for _ in members],
         "class": [classes[image.item.label] for image in images],
-        "sha256": [image.sha256 for image in images],
+        "sha256": [image.digest.sha256 for image in images],
         "width": pa.array([image.header.width for image in images], pa.int32()),
         "height": pa.array([image.header.height for image in images], pa.int32()),
     }
     pq.write_table(pa.table(columns), path)
 
 
-def _channel_statistics(pixels: Pixels, rows: Sequence[int]) -> tuple[list[float], list[float]]:
+def _channel_statistics(images: Sequence[_Decoded], form: _Form) -> tuple[list[float], list[float]]:
     """Mean and standard deviation of each channel, pixels scaled to 0..1; exact, as the sums are integers."""
-    channels = pixels.shape[1]
-    total, squares = np.zeros(channels, np.int64), np.zeros(channels, np.int64)
-    for start in range(0, len(rows), _CHUNK):
-        chunk = pixels[list(rows[start : start + _CHUNK])].astype(np.int64)
-        total += chunk.sum(axis=(0, 2, 3))
-        squares += (chunk**2).sum(axis=(0, 2, 3))
-    count = len(rows) * pixels[0, 0].size
+    count = len(images) * math.prod(form.size)
+    total, squares = (np.sum(values, axis=0) for values in zip(*(image.digest[1:] for image in images), strict=True))
     mean = total / count
     std = np.sqrt(np.maximum(squares / count - mean**2, 1.0))  # at least one grey level: std is a divisor
     return (mean / 255).tolist(), (std / 255).tolist()
@@ -270,5 +297,7 @@ def _channel_statistics(pixels: Pixels, rows: Sequence[int]) -> tuple[list[float
 
 def _content_hash(classes: Sequence[str], splits: dict[SplitName, list[_Decoded]]) -> str:
     lines = [f"class {name}" for name in classes]
-    lines += [f"{name} {image.sha256} {image.item.label}" for name, members in splits.items() for image in members]
+    lines += [
+        f"{name} {image.digest.sha256} {image.item.label}" for name, members in splits.items() for image in members
+    ]
     return hashlib.sha256("\n".join(lines).encode("utf-8", "backslashreplace")).hexdigest()

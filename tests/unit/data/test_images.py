@@ -170,6 +170,18 @@ def test_an_image_is_resized_to_cover_and_cropped_at_the_centre(tmp_path: Path) 
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL.TiffImagePlugin")  # Pillow only warns of missing data
+def test_a_large_jpeg_is_decoded_at_a_fraction_of_its_size_and_looks_the_same(tmp_path: Path) -> None:
+    rows, columns = np.mgrid[0:900, 0:1200]
+    photo = np.stack((rows // 4, columns // 5, np.abs(rows - columns) // 5), axis=2).astype(np.uint8)
+    path = save(tmp_path / "large.jpg", photo, quality=95)
+    with open_image(path) as image:
+        pixels = decode(image, "rgb", (96, 96))
+        assert image.size == (150, 113), "an eighth, which still covers 96 x 96"
+    with Image.open(path) as image:
+        whole = np.asarray(ImageOps.fit(image.convert("RGB"), (96, 96), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
+    assert np.abs(pixels.astype(int) - whole).mean() < 2
+
+
 @pytest.mark.parametrize("suffix", ["jpg", "png", "gif", "tif", "webp", "bmp", "ppm", "pgm"])
 def test_a_truncated_file_is_a_bad_image(suffix: str, tmp_path: Path) -> None:
     photo = Image.fromarray(RANDOM.integers(0, 256, (64, 64, 3), dtype=np.uint8))

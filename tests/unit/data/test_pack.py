@@ -248,7 +248,12 @@ def test_auto_takes_the_images_own_size_and_colour(mode: str, channels: int, pac
     assert info.shape == [channels, 9, 12]
 
 
-def test_auto_is_rgb_if_any_image_is_and_128_pixels_if_sizes_differ(packed: Pack, tmp_path: Path) -> None:
+@pytest.mark.parametrize("sample", [1, 64])
+def test_auto_is_rgb_if_any_image_is_and_128_pixels_if_sizes_differ(
+    sample: int, packed: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if the images whose headers are read first are alike."""
+    monkeypatch.setattr("refit.data.pack._SAMPLE", sample)
     root = photos(tmp_path / "raw", mode="L")
     Image.new("RGB", (30, 20), "red").save(root / "cat/red.png")
     info, _ = packed(image_size="auto", color="auto")
