@@ -167,10 +167,9 @@ def test_a_signal_ends_the_fit_after_the_current_step_and_its_state_is_saved(
     [
         (OWN_WARM, signal.SIGTERM, None),
         (OWN_WARM, signal.SIGKILL, None),
-        (PLAIN, signal.SIGKILL, None),
         (PLAIN, signal.SIGTERM, signal.SIGTERM),
     ],
-    ids=["SIGTERM", "SIGKILL", "SIGKILL, plain", "SIGTERM also to the stage"],
+    ids=["SIGTERM", "SIGKILL", "SIGTERM also to the stage"],
 )
 def test_if_dvc_ends_the_fit_ends_after_the_current_step_and_its_state_is_saved(
     where: Mapping[str, str], number: signal.Signals, also: signal.Signals | None, project: Project, lock: Any
