@@ -212,7 +212,8 @@ def warn_of_doubt(challenger: Challenger, confidence: float) -> None:
               "promote.min_accuracy", file=sys.stderr)  # fmt: skip
     elif high - low > DOUBTFUL:
         print(f"warning: only {images:,} images have tested it, so its accuracy is only known to be between {low:.4f} "
-              f"and {high:.4f}; raise data.test, or add test images", file=sys.stderr)  # fmt: skip
+              f"and {high:.4f}; add test images, or raise data.test, which leaves fewer for training",
+              file=sys.stderr)  # fmt: skip
 
 
 def as_facts(challenger: Challenger, versus_champion: ChampionComparison | None, verdict: Verdict) -> list[Fact]:
