@@ -146,9 +146,9 @@ def test_a_wrong_import_is_named_with_both_of_its_ends() -> None:
     assert fault("pipelines/tools/x.py", "pipelines/y.py") is None
 
 
-def test_pipelines_import_no_torch_and_nothing_that_does() -> None:
+def test_pipelines_and_promote_import_no_torch_and_nothing_that_does() -> None:
     heavy = {"torch", "torchvision", "torchmetrics", "pytorch_lightning"}
-    for file in files("pipelines"):
+    for file in [*files("pipelines"), ROOT / "refit/commands/promote.py"]:
         todo, reached = [file], {file}
         while todo:
             at_import = {arrow.target for arrow in arrows_of(todo.pop()) if arrow.at_import}
