@@ -69,7 +69,13 @@ def test_what_cannot_be_compared_fails_with_one_line(project: Project, tmp_path:
     assert (
         line("gone") == "error: gone is not an experiment, commit, branch or tag; to list the experiments: dvc exp list"
     )
-    assert "error: the following arguments are required: A" in versus(project, ok=False)
+    missing = (
+        "error: A is missing: the experiment, commit, branch or tag to compare with the model in this folder, as in: "
+    )
+    assert line().startswith(f"{missing}make versus A=exp-name; ")
+    for given in ((), ("B=HEAD",)):  # not B in place of A
+        made = project.run("make", "--old-file=.venv/ready", "versus", *given, ok=False).stderr
+        assert made.startswith(missing)
     assert "error: unrecognized arguments: c" in versus(project, "a", "b", "c", ok=False)
     (project.root / OUTCOMES).rename(tmp_path / "away")
     assert line("HEAD").startswith("error: workspace has no test results (")
