@@ -130,7 +130,7 @@ promote: .venv/ready  ## make the current model MLflow's champion, if it is good
 
 .PHONY: versus
 versus: .venv/ready  ## compare experiment A with B, or with the current model: make versus A=NAME [B=NAME]
-	@python -m pipelines.tools.versus $(A) $(B)
+	@python -m pipelines.tools.versus "$(A)" $(B)
 
 .PHONY: compare
 compare: .venv/ready  ## compare the experiments of the last three commits, best validation accuracy first

@@ -16,7 +16,7 @@ from pipelines.dvc_graph import Graph, read_graph, read_sources
 from pipelines.stage_process import USER_ERROR, CommandFailedError, run_command, run_stage
 from pipelines.tools.doctor import mend_records
 from refit.params import PipelinesParams, load_params
-from refit.reports.summary import as_markdown, as_text, read_facts
+from refit.reports.summary import as_markdown, as_text, read_facts, read_steps
 from refit.runtime.environment import QUIET
 from refit.runtime.errors import UserError, print_error
 from refit.runtime.locks import only_process
@@ -66,7 +66,7 @@ async def bring_up_to_date(graph: Graph, limits: PipelinesParams) -> None:
     if failures := await _run_stages(graph, limits):
         raise TaskFailedError("; ".join(failures))
     facts = await asyncio.to_thread(read_facts)  # it may wait for MLflow
-    get_run_logger().info(as_text(facts))
+    get_run_logger().info(as_text(facts, read_steps()))
     await acreate_markdown_artifact(as_markdown(facts), key=SUMMARY_KEY)
 
 

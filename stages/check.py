@@ -12,7 +12,7 @@ from pathlib import Path
 
 from refit.artifacts.checked import write_checked
 from refit.artifacts.files import write_bytes
-from refit.data.sources import open_source
+from refit.data.sources import link_in_copy, open_source
 from refit.params import OUR_NETWORKS, OUR_SYSTEMS, WEIGHTS_FILES, Params, load_params
 from refit.runtime.errors import UserError
 from refit.runtime.stage import run_stage
@@ -24,6 +24,7 @@ USERS_FOLDERS = (Path("data/raw"), Path("data/new"), WEIGHTS_FILES)  # for files
 def main(params: Params) -> None:
     for folder in USERS_FOLDERS:
         folder.mkdir(parents=True, exist_ok=True)
+    link_in_copy(params.data.root)
     source = open_source(params.data)
     if params.model.system == "classifier":
         params.loss.check_class_weights(len(source.classes))

@@ -16,7 +16,7 @@ from refit.batches.folder import FolderLoader
 from refit.data.images import NO_IMAGE, find_images, find_others
 from refit.inference.predictor import columns_of_each, predict, read_model
 from refit.params import Params
-from refit.reports.predictions import least_certain, listed, write_predictions_page
+from refit.reports.predictions import least_certain, listed, never_in_doubt, write_predictions_page
 from refit.runtime.errors import UserError
 from refit.runtime.stage import run_stage
 from refit.tasks.task import TASKS
@@ -46,7 +46,8 @@ def main(params: Params) -> None:
     task = TASKS[model.task]
     answer = answers.pop(task.ANSWER).numpy()
     names = names[: len(answer)]  # a debug run predicts fewer
-    predictions = task.prediction_rows(answer, model.classes, params.predict.top_k, params.predict.abstain_below)
+    below = params.predict.abstain_below
+    predictions = task.prediction_rows(answer, model.classes, params.predict.top_k, below)
     columns = columns_of_each(answers, len(names))
     rows = [{"file": name, **row, **more} for name, row, more in zip(names, predictions, columns, strict=True)]
     of = "the test split" if test else "new images"
@@ -60,17 +61,18 @@ def main(params: Params) -> None:
         "unreadable": unreadable,
     }
     debug = model.debug or params.debug.shortens
-    if debug:
-        summary["debug"] = True
+    summary |= {"debug": True} if debug else {}
     shown = least_certain(rows)
     pixels = test.images[shown] if test else new_images.decode([new_images.files[i] for i in shown])
     with whole_folder(PREDICTIONS) as new:
         write_csv(new / "predictions.csv", rows)
         write_json(new / PREDICTIONS_SUMMARY.name, summary)
-        write_predictions_page(new / PREDICTIONS_PAGE.name, rows, pixels, model, of, unreadable, debug=debug)
+        write_predictions_page(new / PREDICTIONS_PAGE.name, rows, pixels, model, of, unreadable, below, debug=debug)
         for name, values in answers.items():
             if values.ndim > 1:  # such as embeddings: too wide for a table
                 np.save(new / f"{name}.npy", values.numpy())
+    if never := never_in_doubt(below, len(model.classes)):
+        print(f"warning: {never}; raise it", file=sys.stderr)
     count = "1 image" if len(rows) == 1 else f"{len(rows):,} images"
     print(f"predicted {count} ({of}) as one of {listed(model.classes)}; abstained on {summary['abstained']}")
     print(f"thumbnails, least certain first: {PREDICTIONS_PAGE}")

@@ -58,15 +58,19 @@ def main() -> None:
 
 
 def read_rows() -> Iterator[Row]:
-    """The workspace, the last commits and their experiments. Raises UserError outside a DVC repository."""
+    """The workspace, the last commit, and of those before it each that has experiments or was run on the workspace's
+    data, with their experiments. Raises UserError outside a DVC repository."""
     try:
         repo = Repo()
         states = repo.experiments.show(num=COMMITS)
     except DvcException as error:
         raise UserError(f"the experiments cannot be read: {error}") from None
+    data = None  # the workspace's, which comes first
     for number, state in enumerate(states):
         row = read_row(repo, state, state.name or (state.rev if state.rev == WORKSPACE else state.rev[:7]))
-        if row.metrics or number < 2:  # an older commit may never have been run
+        data = data or row.data
+        # An older commit may have been run by somebody else, on other data, or never.
+        if number < 2 or state.experiments or (row.metrics and row.data == data):
             yield row
         for experiment in state.experiments or []:
             found = experiment.executor.state if experiment.executor else "success"

@@ -42,6 +42,12 @@ class Tested(NamedTuple):
 
 
 def main(first: str, second: str) -> None:
+    """Raises UserError if there is no `first`, or the two cannot be compared."""
+    if not first:
+        raise UserError(
+            "A is missing: the experiment, commit, branch or tag to compare with the model in this folder, as in: "
+            "make versus A=exp-name; to list the experiments: dvc exp list"
+        )
     confidence = load_params().test.confidence
     a, b = read_tested(first), read_tested(second)
     if a.params.get("data.source") != b.params.get("data.source"):
@@ -126,6 +132,6 @@ def _aligned(rows: list[tuple[str, str]]) -> list[str]:
 
 if __name__ == "__main__":
     parser = command_parser()
-    parser.add_argument("first", metavar="A", help="an experiment, commit, branch or tag")
+    parser.add_argument("first", metavar="A", nargs="?", default="", help="an experiment, commit, branch or tag")
     parser.add_argument("second", metavar="B", nargs="?", default=HERE, help="another one; this workspace by default")
     run_command(main, parser)

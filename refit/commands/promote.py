@@ -17,8 +17,7 @@ from refit.artifacts.files import read_csv, read_json, whole_folder, write_bytes
 from refit.artifacts.model import model_name, read_record
 from refit.artifacts.paths import FINDINGS, MODEL, OUTCOMES, PREPARED, PROMOTION, TEST
 from refit.artifacts.prepared import Split, read_hashes, read_info, read_names, read_split
-from refit.evaluation.classification.report import wilson_interval
-from refit.evaluation.comparison import Comparison, Row, paired
+from refit.evaluation.comparison import Comparison, Row, paired, wilson_interval
 from refit.params import Params, PromoteParams, load_params
 from refit.reports.summary import Fact, as_lines, as_markdown
 from refit.runtime.command import command_parser, run_command
@@ -76,6 +75,7 @@ class Verdict(NamedTuple):
 
 def main(*, without_comparison: bool = False) -> None:
     params, challenger = load_params(), read_challenger()
+    print(f"looking up the champion in MLflow, to compare model {model_name(challenger.sha256)} with it", flush=True)
     # An earlier version of Refit named a model by its weights alone.
     before = find_version(EXPERIMENT, challenger.sha256) or find_version(EXPERIMENT, challenger.weights_sha256)
     champion, versus_champion = find_champion(EXPERIMENT), None
@@ -92,6 +92,7 @@ def main(*, without_comparison: bool = False) -> None:
         versus_champion = compare_with_champion(champion, challenger, params)
         verdict = decide(challenger, versus_champion, params.promote)
     if verdict.outcome == "promoted":
+        print("registering the model as the champion", flush=True)
         version, _ = register(MODEL, EXPERIMENT)
         if version.sha256 != challenger.sha256:
             raise UserError(f"{MODEL} has changed to {model_name(version.sha256)} in the meantime; run: make promote")
@@ -131,6 +132,7 @@ def read_challenger() -> Challenger:
 def compare_with_champion(champion: Version, challenger: Challenger, params: Params) -> ChampionComparison:
     """Compare both on the test images that the champion was not trained on. Raises UserError if that is impossible."""
     files, labels = ([row[column] for row in challenger.outcomes] for column in ("file", "actual"))
+    print(f"{champion.uri} predicts the {len(files):,} test images again, for the comparison", flush=True)
     with TemporaryDirectory() as folder:
         saved = fetch(champion, Path(folder))
         classes, predicted, hashes = predictions_of(saved.model_dir, champion, params)
@@ -212,7 +214,8 @@ def warn_of_doubt(challenger: Challenger, confidence: float) -> None:
               "promote.min_accuracy", file=sys.stderr)  # fmt: skip
     elif high - low > DOUBTFUL:
         print(f"warning: only {images:,} images have tested it, so its accuracy is only known to be between {low:.4f} "
-              f"and {high:.4f}; raise data.test, or add test images", file=sys.stderr)  # fmt: skip
+              f"and {high:.4f}; add test images, or raise data.test, which leaves fewer for training",
+              file=sys.stderr)  # fmt: skip
 
 
 def as_facts(challenger: Challenger, versus_champion: ChampionComparison | None, verdict: Verdict) -> list[Fact]:

@@ -1,11 +1,11 @@
 """Print a summary of the last run: `make summary`."""
 
-from refit.reports.summary import as_text, read_facts
+from refit.reports.summary import as_text, read_facts, read_steps
 from refit.runtime.command import run_command
 
 
 def main() -> None:
-    print(as_text(read_facts()))
+    print(as_text(read_facts(), read_steps()))
 
 
 if __name__ == "__main__":

@@ -64,9 +64,18 @@ def open_source(data: DataParams) -> Source:
     return SOURCES[kind](data)
 
 
+def link_in_copy(root: str) -> None:
+    """In an experiment's copy of the repository, link to the repository's own folder of images if git ignores it: DVC
+    copies only what git tracks."""
+    original = repository_root() / root
+    if original.is_dir() and not Path(root).exists() and ".." not in Path(root).parts:
+        Path(root).parent.mkdir(parents=True, exist_ok=True)
+        Path(root).symlink_to(original)
+
+
 def _remedy_in_copy(root: str) -> str:
-    """The end of an error about a folder that DVC did not bring into an experiment's copy of the repository; empty
-    outside such a copy."""
+    """The end of an error about a folder that an experiment's copy of the repository lacks or has without its images,
+    as data/raw, which git tracks but for what is in it; empty outside such a copy."""
     original = repository_root() / root
     if not original.is_dir() or original == Path(root).resolve():
         return ""

@@ -1,4 +1,7 @@
-"""Compare two classifiers on the same images: the difference of their accuracies, with a confidence interval."""
+"""Confidence intervals: of an accuracy, and of the difference of two classifiers' accuracies on the same images.
+
+It imports no PyTorch, so that commands which compare start at once.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -68,3 +71,13 @@ def compare(right: Bools, other_right: Bools, confidence: float) -> Comparison:
         low=max(difference - error, -1.0),
         high=min(difference + error, 1.0),
     )
+
+
+def wilson_interval(right: int, images: int, confidence: float) -> tuple[float, float]:
+    """Wilson score interval of a proportion (Wilson 1927), which also holds for few images and accuracies near 1."""
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    proportion = right / images
+    centre = (proportion + z**2 / (2 * images)) / (1 + z**2 / images)
+    half = z / (1 + z**2 / images) * (proportion * (1 - proportion) / images + z**2 / (4 * images**2)) ** 0.5
+    # For a proportion of 0 or 1 this avoids a rounding error: the bound equals the proportion.
+    return 0.0 if right == 0 else centre - half, 1.0 if right == images else centre + half

@@ -36,7 +36,7 @@ class Finding(NamedTuple):
     what: str
     """What was seen, with its figures."""
     remedy: str
-    """What may help, with the keys of params.yaml."""
+    """What may help. Commands are in backticks and work as pasted; the summary offers the first one."""
 
 
 class Report(Protocol):

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from refit.params.spelling import nearest
 from refit.params.types import Fraction, Section
@@ -13,6 +13,13 @@ OUR_NETWORKS = ("mlp", "cnn", "resnet9", "airbench")
 TORCHVISION = "torchvision:"
 WEIGHTS_FILES = Path("data/weights")
 WEIGHTS_SUFFIXES = (".safetensors", ".pt", ".pth")
+
+
+def _not_empty_text(weights: Any) -> Any:
+    if weights == "":  # as `dvc exp run -S model.weights=` sets it
+        raise ValueError(f"empty text is no weights; expected null (random weights), the name of torchvision's weights "
+                         f"such as DEFAULT, or a file below {WEIGHTS_FILES}/")  # fmt: skip
+    return weights
 
 
 class ModelParams(Section):
@@ -25,7 +32,7 @@ class ModelParams(Section):
     classifier, or the dotted path of your own module (docs/systems.md)."""
     network_arguments: dict[str, Any] = Field(default={})
     """Arguments of your own network, by the names in its signature."""
-    weights: Annotated[str, Field(min_length=1)] | None = None
+    weights: Annotated[Annotated[str, Field(min_length=1)] | None, BeforeValidator(_not_empty_text)] = None
     """The network's initial weights. null: random. A name such as DEFAULT: torchvision's weights of a torchvision
     network. A file below data/weights/ (.safetensors, .pt or .pth): a state_dict of the network, or the
     model.safetensors of a model that Refit trained. The last layer is initialised randomly if the file lacks it or its

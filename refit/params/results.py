@@ -23,7 +23,8 @@ class PredictParams(Section):
     top_k: Count = 3
     """Number of most probable classes in each row."""
     abstain_below: Fraction = 0.5
-    """Mark a prediction as abstained if its probability is lower than this."""
+    """Mark a prediction as abstained if its probability is lower than this. Only a value above 1 / classes has an
+    effect: with two classes, above 0.5."""
 
 
 class PromoteParams(Section):

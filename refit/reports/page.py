@@ -135,7 +135,11 @@ trained model.</p>
 {% if findings %}
 <ul class="advice">
 {% for finding in findings %}
-<li>{{ finding.what }}.<br><span class="quiet">What may help: {{ finding.remedy }}.</span></li>
+<li>{{ finding.what }}.<br><span class="quiet">What may help: \
+{% for part in finding.remedy.split("`") %}
+{% if loop.index is even %}<code>{{ part }}</code>{% else %}{{ part }}{% endif %}
+{% endfor %}
+.</span></li>
 {% endfor %}
 </ul>
 {% else %}

@@ -43,6 +43,7 @@ def write_predictions_page(
     model: ModelRecord,
     of: str,
     left_out: Sequence[Mapping[str, str]],
+    abstain_below: float,
     *,
     debug: bool,
 ) -> None:
@@ -50,7 +51,7 @@ def write_predictions_page(
 
     rows: of predictions.csv. pixels: the images that the page shows, uint8 (M, C, H, W), in the order of
     least_certain(rows). of: what the images are, such as `new images`. left_out: files without a prediction, each with
-    `file` and `why`. debug: whether to mark the page as that of a debug run.
+    `file` and `why`. abstain_below: that of predict. debug: whether to mark the page as that of a debug run.
     """
     predicted = Counter(str(row["label"]) for row in rows)
     html = page_template(_HTML, count="{:,}".format).render(
@@ -61,11 +62,23 @@ def write_predictions_page(
         model=model,
         classes=listed(model.classes),
         of=of,
+        abstain_below=f"{abstain_below:g}",
+        never=never_in_doubt(abstain_below, len(model.classes)),
         left_out=left_out[:_NAMED],
         left_out_count=len(left_out),
         debug=debug,
     )
     write_bytes(path, html.encode())
+
+
+def never_in_doubt(abstain_below: float, classes: int) -> str:
+    """Why no image can be in doubt; empty if one can, or if predict.abstain_below is 0, which says the same."""
+    if not 0 < abstain_below <= 1 / classes:
+        return ""
+    return (
+        f"predict.abstain_below is {abstain_below:g}: with {classes:,} classes no image is ever below it, as the most "
+        f"probable class has at least {1 / classes:.3g}"
+    )
 
 
 def listed(classes: Sequence[str]) -> str:
@@ -142,7 +155,12 @@ page has all.</p>
 {% if cards | length < images %}
 The {{ cards | length | count }} least certain of {{ images | count }}; predictions.csv beside this page has all.
 {% endif %}
-Each image is shown as the model sees it. In doubt: its probability is below predict.abstain_below.</p>
+Each image is shown as the model sees it. \
+{% if never %}
+{{ never }}.</p>
+{% else %}
+In doubt: its probability is below predict.abstain_below = {{ abstain_below }}.</p>
+{% endif %}
 <ul class="cards">
 {% for card in cards %}
 {% set doubt = card.row.abstained == "yes" %}

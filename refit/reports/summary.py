@@ -1,5 +1,6 @@
 """A summary of the last run, as text and as Markdown."""
 
+import re
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,15 +23,9 @@ from refit.artifacts.paths import (
 from refit.tracking.model_runs import find_run
 from refit.tracking.outbox import SYNC, models_in_outbox
 
-NEXT = """\
-What next
-  make mlflow                                  curves and pictures of every run
-  make compare                                 experiments, best first
-  make promote                                 promote the model if good enough
-  dvc exp run -S optimizer.weight_decay=0.1    try a change, keep both results
-  dvc exp run -S data.source=folder -S data.root=FOLDER
-                                               images in one folder per class"""
-
+_COMMAND = re.compile("`(.+?)`")  # in the advice
+_WIDE = 44  # columns of a command
+_NO_BREAK = "\N{NO-BREAK SPACE}"
 _CHOSEN_BY = {
     "auto": "from scale_batch",
     "find_lr": "from find_lr",
@@ -45,8 +40,19 @@ class Fact(NamedTuple):
     link: str | None = None
 
 
-def as_text(facts: Sequence[Fact]) -> str:
-    return "\n".join(["Result", *as_lines(facts), "", NEXT])
+class Step(NamedTuple):
+    """What the user may do next."""
+
+    command: str
+    what: str
+
+
+def as_text(facts: Sequence[Fact], steps: Sequence[Step]) -> str:
+    lines = [
+        f"  {command:<{_WIDE}} {what}" if len(command) <= _WIDE else f"  {command}\n{'':{_WIDE + 2}} {what}"
+        for command, what in steps
+    ]
+    return "\n".join(["Result", *as_lines(facts), "", "What next", *lines])
 
 
 def as_lines(facts: Sequence[Fact]) -> list[str]:
@@ -116,6 +122,28 @@ def read_facts(root: Path = Path()) -> list[Fact]:
     ]
 
 
+def read_steps(root: Path = Path()) -> list[Step]:
+    """What fits the run whose outputs are in `root`/data: the first command of its advice, before the rest.
+
+    Raises UserError if a file of the run is missing.
+    """
+    data, found = read_json(root / PREPARED / "dataset.json", "dvc repro"), read_json(root / FINDINGS, "dvc repro")
+    advised = [command for finding in found["findings"] for command in _COMMAND.findall(finding["remedy"])]
+    return [
+        Step(advised[0], "try the first advice")
+        if advised
+        else Step("dvc exp run -S optimizer.weight_decay=0.1", "try a change, keep both results"),
+        Step("make mlflow", "curves and pictures of every run"),
+        Step("make compare", "experiments, best first"),
+        Step("make promote", "promote the model if good enough"),
+        *(
+            [Step("dvc exp run -S data.source=folder -S data.root=FOLDER", "images in one folder per class")]
+            if data["source"] == "digits"
+            else []
+        ),
+    ]
+
+
 def _prediction_facts(root: Path, sha256: str) -> list[Fact]:
     """What this model predicted last; nothing if the predictions are of another model."""
     if not (root / PREDICTIONS_SUMMARY).is_file():
@@ -141,5 +169,7 @@ def mlflow_facts(sha256: str) -> list[Fact]:
 
 
 def _wrap(name: str, text: str) -> str:
-    return textwrap.fill(text, 80, initial_indent=f"  {name:<15}", subsequent_indent=" " * 17,
-                         break_long_words=False, break_on_hyphens=False)  # fmt: skip
+    """Filled lines; a command stays in one, so that it can be pasted."""
+    unbroken = _COMMAND.sub(lambda command: command[0].replace(" ", _NO_BREAK), text)
+    return textwrap.fill(unbroken, 80, initial_indent=f"  {name:<15}", subsequent_indent=" " * 17,
+                         break_long_words=False, break_on_hyphens=False).replace(_NO_BREAK, " ")  # fmt: skip

@@ -7,7 +7,6 @@ import traceback
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-
 _OURS = ("refit.", "stages.")
 
 

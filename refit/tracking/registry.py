@@ -143,6 +143,7 @@ def _version(known: "ModelVersion") -> Version:
 def _new_version(store: ModelStore, name: str, sha256: str) -> Version:
     import mlflow
     from mlflow.entities import LoggedModelStatus
+    from mlflow.utils.logging_utils import disable_logging, enable_logging
 
     run = store.find_run(sha256)
     if run is None and outbox_part(sha256, "fit").is_dir():
@@ -163,7 +164,12 @@ def _new_version(store: ModelStore, name: str, sha256: str) -> Version:
     if not ready:
         raise UserError(f"MLflow's run {run.info.run_name} holds no model: it could not be exported")
     mlflow.set_tracking_uri(store.uri)
-    return _version(mlflow.register_model(f"models:/{ready[0]}", name, tags={MODEL_TAG: sha256}))
+    # MLflow prints what succeeds, whatever its logging level. What fails is an exception.
+    disable_logging()  # type: ignore[no-untyped-call]
+    try:
+        return _version(mlflow.register_model(f"models:/{ready[0]}", name, tags={MODEL_TAG: sha256}))
+    finally:
+        enable_logging()  # type: ignore[no-untyped-call]
 
 
 def _saved_files(store: ModelStore, version: Version) -> set[str]:

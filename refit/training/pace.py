@@ -15,6 +15,8 @@ _VALIDATION = 0.4  # seconds of validating an image ÷ of training on one (bench
 _ENOUGH = 3.0  # seconds of steps that make an estimate
 _LONG = 600.0  # seconds of a fit that deserve advice
 _SIDE = 48  # pixels; larger images can be made smaller
+_WRONG = 0.25  # of the time of an epoch: an estimate that is further off is corrected
+_SHORT = 60.0  # seconds that are left; no correction for less
 
 
 def announce_pace(seconds_an_image: float, info: DatasetInfo, epochs: int, trainer: TrainerParams) -> str:
@@ -22,7 +24,7 @@ def announce_pace(seconds_an_image: float, info: DatasetInfo, epochs: int, train
 
     seconds_an_image: of a training step.
     """
-    epoch = seconds_an_image * (info.counts["train"] + _VALIDATION * info.counts["val"])
+    epoch = _seconds_an_epoch(seconds_an_image, info)
     side = max(info.shape[1:])
     line = f"about {duration(epoch)} an epoch, {duration(epoch * epochs)} for {epochs} epochs"
     if epoch * epochs < _LONG:
@@ -36,18 +38,27 @@ def announce_pace(seconds_an_image: float, info: DatasetInfo, epochs: int, train
     return f"{line}\nto shorten it: {'; '.join(remedies)}"
 
 
+def _seconds_an_epoch(seconds_an_image: float, info: DatasetInfo) -> float:
+    return seconds_an_image * (info.counts["train"] + _VALIDATION * info.counts["val"])
+
+
 class Pace(Callback):
-    """Prints announce_pace's line once, after the first seconds or the first epoch of a fit."""
+    """Prints announce_pace's line once, after the first seconds or the first epoch of a fit, and a corrected one if the
+    first epoch takes another time."""
 
     def __init__(self, info: DatasetInfo, trainer: TrainerParams) -> None:
         self.info, self.params = info, trainer
         self._began: float | None = None
         self._steps = 0
-        self._said = False
+        self._said: float | None = None  # seconds of an epoch
+        self._first = False  # whether the first epoch runs, from its start
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._first = self._began is None  # not called where a fit is resumed in the middle of an epoch
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any,
                            batch_idx: int) -> None:  # fmt: skip
-        if self._said or not trainer.is_global_zero:
+        if self._said is not None or not trainer.is_global_zero:
             return
         now = time.monotonic()
         if self._began is None:  # libraries warm up in the first step
@@ -56,7 +67,17 @@ class Pace(Callback):
         self._steps += 1
         if now - self._began < _ENOUGH and batch_idx + 1 < trainer.num_training_batches:
             return
-        self._said = True
         left = (trainer.max_epochs or 0) - trainer.current_epoch
         seconds = (now - self._began) / self._steps * trainer.num_training_batches / self.info.counts["train"]
+        self._said = _seconds_an_epoch(seconds, self.info)
         print(announce_pace(seconds, self.info, left, self.params), flush=True)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._began is None or self._said is None or not self._first:
+            return
+        steps = trainer.num_training_batches
+        epoch = (time.monotonic() - self._began) * steps / (steps - 1)  # with its validation
+        left = (trainer.max_epochs or 0) - trainer.current_epoch - 1
+        if abs(epoch - self._said) > _WRONG * self._said and max(epoch, self._said) * left > _SHORT:
+            print(f"an epoch takes {duration(epoch)}, not {duration(self._said)}: about {duration(epoch * left)} left",
+                  flush=True)  # fmt: skip

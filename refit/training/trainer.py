@@ -12,7 +12,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
-from pytorch_lightning.accelerators import CPUAccelerator
+from pytorch_lightning.accelerators import CPUAccelerator, CUDAAccelerator, MPSAccelerator, XLAAccelerator
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.profilers import Profiler
 
@@ -20,6 +20,7 @@ from refit.params import DebugParams, TrainerParams
 from refit.runtime.errors import UserError
 from refit.training.callbacks import EpochLines, TerminalBar
 
+_ACCELERATORS = {"gpu": CUDAAccelerator, "mps": MPSAccelerator, "tpu": XLAAccelerator, "cpu": CPUAccelerator}
 _LIBRARIES = ("torch", "torchvision", "pytorch-lightning", "torchmetrics", "numpy", "timm")  # timm for Muon
 
 
@@ -56,6 +57,12 @@ def make_trainer(
             **{"devices": 1, "logger": False, "enable_checkpointing": False, **options},
         )
     except (MisconfigurationException, ModuleNotFoundError) as error:
+        there = [name for name, kind in _ACCELERATORS.items() if kind.is_available()]
+        if params.accelerator not in there and not (params.accelerator == "gpu" and "mps" in there):
+            raise UserError(
+                f"trainer.accelerator = {params.accelerator!r}: PyTorch finds no {params.accelerator} on this machine, "
+                f"only {', '.join(there)}; set it to {' or '.join(['auto', *there])}"
+            ) from None
         devices = f", devices = {params.devices}" if "devices" in options else ""
         raise UserError(f"trainer.accelerator = {params.accelerator!r}{devices}: {error}") from None
 

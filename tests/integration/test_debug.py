@@ -136,7 +136,7 @@ def test_a_debug_run_is_marked_everywhere_and_never_registered(watched: Callable
     for output in ("model/model.json", "evaluation/fit.json", "evaluation/test.json", "predictions/summary.json"):
         assert told(output)["debug"] is True, output
     assert "A debug run" in Path("data/evaluation/report.html").read_text(encoding="utf-8")
-    assert "DEBUG RUN" in summary.as_text(summary.read_facts())
+    assert "DEBUG RUN" in "\n".join(summary.as_lines(summary.read_facts()))
     (run,) = MlflowClient().search_runs(["1"])
     assert run.data.tags["debug"] == "true"
     with pytest.raises(UserError, match="is a debug run, whose model cannot be registered"):
@@ -174,7 +174,7 @@ def test_a_real_run_is_not_marked_as_a_debug_run(watched: Callable[..., Steps]) 
     run_test_and_predict()
     assert told("model/model.json")["debug"] is False
     assert "debug" not in told("evaluation/fit.json") | told("evaluation/test.json")
-    assert "DEBUG" not in summary.as_text(summary.read_facts())
+    assert "DEBUG" not in "\n".join(summary.as_lines(summary.read_facts()))
 
 
 @pytest.mark.filterwarnings("ignore:.*LeafSpec")

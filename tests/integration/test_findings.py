@@ -68,7 +68,7 @@ def five_classes(split: str, images: Images, labels: Images) -> tuple[Images, Im
     [
         (few_of_two_classes, {}, "Little can be learned or said of 3 ("),
         (few_of_two_classes, {}, "is classified correctly"),
-        (few_of_two_classes, {}, "set loss.class_weights: balanced"),
+        (few_of_two_classes, {}, "`dvc exp run -S loss.class_weights=balanced`"),
         (wrong_labels, {}, "always answering with the largest class"),
         (another_test_set, {}, "the splits differ"),
         (few, {"fit__max_epochs": 30}, "Over-fitting: in the best epoch"),

@@ -60,8 +60,14 @@ def test_the_first_and_a_better_model_are_promoted_and_a_worse_one_is_not(
     trained: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bad = trained(learning_rate=1e-4, fit__max_epochs=1)
+    capsys.readouterr()
     promote.main()
     assert verdict()["outcome"] == "promoted"
+    said = capsys.readouterr()
+    looking, registering, title, *_ = said.out.splitlines()
+    assert looking == f"looking up the champion in MLflow, to compare model {verdict()['model']} with it"
+    assert (registering, title) == ("registering the model as the champion", "Promotion")
+    assert all(line.startswith("warning: ") for line in said.err.splitlines()), "MLflow's own lines are not for people"
     promote.main()
     assert (verdict()["outcome"], verdict()["why"]) == ("unchanged", "models:/refit/1 is already this model")
 
@@ -79,9 +85,9 @@ def test_the_first_and_a_better_model_are_promoted_and_a_worse_one_is_not(
     champion = find_champion("refit")
     assert champion is not None
     assert (champion.number, champion.sha256) == ("2", better)
-    assert "models:/refit/2 is now the champion: it replaces models:/refit/1" in " ".join(
-        capsys.readouterr().out.split()
-    )
+    said = capsys.readouterr()
+    assert "models:/refit/2 is now the champion: it replaces models:/refit/1" in " ".join(said.out.split())
+    assert "\nmodels:/refit/1 predicts the 359 test images again, for the comparison\n" in said.out
 
     assert trained(learning_rate=1e-4, fit__max_epochs=1) == bad
     promote.main()

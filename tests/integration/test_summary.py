@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from refit.artifacts.model import model_sha256
-from refit.reports.summary import as_markdown, as_text, read_facts
+from refit.reports.summary import as_markdown, as_text, read_facts, read_steps
 from refit.tracking.runs import TrackedRun
 from refit.tracking.store import tracking_uri
 from tests.unit.reports.test_summary import repository  # noqa: F401, a fixture
@@ -20,7 +20,7 @@ def test_the_summary_gives_the_run_s_name_id_and_url(repository: Path) -> None: 
     run._client.set_terminated(run._run_id, "FINISHED")
     assert tracking_uri().startswith(f"sqlite:///{repository}")
     page = f"http://127.0.0.1:5000/#/experiments/1/runs/{run.run_id}?workflowType=machine_learning"
-    assert f"digits / cnn, {run.run_id}\n  {page}\n" in as_text(read_facts())
+    assert f"digits / cnn, {run.run_id}\n  {page}\n" in as_text(read_facts(), read_steps())
     assert f"| MLflow run | [digits / cnn, {run.run_id}]({page}) |" in as_markdown(read_facts())
 
 

@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 
 from refit.params.reads import READS
 from refit.runtime import fingerprint
-from tests.fixtures.project import Project, make_photos, make_project
+from tests.fixtures.project import Project, copy_of, make_photos, make_project
 
 ALL = ["check", "prepare", "scale_batch", "find_lr", "fit", "test", "predict"]
 
@@ -213,6 +213,22 @@ def test_experiments_run_in_a_temporary_folder_and_from_the_queue(project: Proje
     project.run("dvc", "exp", "apply", "apart")
     assert yaml.safe_load((project.root / "params.yaml").read_text())["predict"]["top_k"] == 2
     assert len(finished_runs(project)) == 1  # still one model: only the predictions differ
+
+
+def test_an_experiment_in_a_copy_reads_ignored_images_and_keeps_their_relative_path(
+    finished: Project, tmp_path: Path
+) -> None:
+    project = copy_of(finished, tmp_path / "project")
+    photos = project.root / "data/raw/photos"
+    make_photos(photos, 20, seed=0)
+    keys = ("-S", "data.source=folder", "-S", "data.root=data/raw/photos", "-S", "data.image_size=16")
+    project.run("dvc", "exp", "run", "--temp", "--name", "photos", *keys, "prepare", REFIT_WARM="0")
+    project.run("dvc", "exp", "apply", "photos")
+    assert yaml.safe_load((project.root / "params.yaml").read_text())["data"]["root"] == "data/raw/photos"
+    assert str(project.root) not in (project.root / "dvc.lock").read_text()
+    assert "prepare" not in project.stale(), "the images are the same as in the copy"
+    assert len(list(photos.rglob("*.jpg"))) == 40
+    assert not photos.is_symlink()
 
 
 def test_images_and_weights_tracked_by_dvc_are_pushed_and_pulled_into_a_clone(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import csv
 import re
 from pathlib import Path
 
-from tests.fixtures.project import Project, make_photos
+from tests.fixtures.project import Project, copy_of, make_photos
 
 OUTCOMES = "data/evaluation/outcomes.csv"
 
@@ -69,7 +69,13 @@ def test_an_impossible_comparison_fails_with_a_one_line_error(project: Project, 
     assert (
         line("gone") == "error: gone is not an experiment, commit, branch or tag; to list the experiments: dvc exp list"
     )
-    assert "error: the following arguments are required: A" in versus(project, ok=False)
+    missing = (
+        "error: A is missing: the experiment, commit, branch or tag to compare with the model in this folder, as in: "
+    )
+    assert line().startswith(f"{missing}make versus A=exp-name; ")
+    for given in ((), ("B=HEAD",)):  # not B in place of A
+        made = project.run("make", "--old-file=.venv/ready", "versus", *given, ok=False).stderr
+        assert made.startswith(missing)
     assert "error: unrecognized arguments: c" in versus(project, "a", "b", "c", ok=False)
     (project.root / OUTCOMES).rename(tmp_path / "away")
     assert line("HEAD").startswith("error: workspace has no test results (")
@@ -123,3 +129,23 @@ def test_the_table_shows_a_dash_for_a_metric_of_another_model_or_other_data(proj
     first = shown.index("data")
     assert shown[first : shown.index("seed")] == ["data", "test_acc", "val_acc", "val_loss", "changed_params"]
     assert set(shown[:first]) <= {"Experiment", "rev", "typ", "Created", "parent", "State", "Executor"}
+
+
+def test_an_earlier_commit_is_shown_if_it_has_experiments_or_was_run_on_this_folder_s_data(
+    finished: Project, tmp_path: Path
+) -> None:
+    project = copy_of(finished, tmp_path / "project")
+    first = project.run("git", "rev-parse", "--short=7", "HEAD").stdout.strip()
+    project.set_param("data.source", "folder")
+    project.set_param("data.root", tmp_path / "photos")
+    project.commit()
+    project.commit()
+    assert {data: set(table) - {"experiment"} for data, table in compare(project, 140).items()} == {
+        "photos": {"workspace", "main"}
+    }
+    project.set_param("data.source", "digits")
+    assert set(compare(project, 140)["digits"]) == {"experiment", "workspace", first}
+    project.run("git", "checkout", "--quiet", "--force", first)
+    project.run("dvc", "exp", "save", "--name", "kept")
+    project.run("git", "checkout", "--quiet", "main")
+    assert set(compare(project, 140)["digits"]) == {"experiment", first, "kept"}

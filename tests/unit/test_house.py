@@ -146,9 +146,9 @@ def test_a_wrong_import_is_reported_with_both_folders() -> None:
     assert fault("pipelines/tools/x.py", "pipelines/y.py") is None
 
 
-def test_pipelines_do_not_import_torch_directly_or_indirectly() -> None:
+def test_pipelines_and_promote_do_not_import_torch_directly_or_indirectly() -> None:
     heavy = {"torch", "torchvision", "torchmetrics", "pytorch_lightning"}
-    for file in files("pipelines"):
+    for file in [*files("pipelines"), ROOT / "refit/commands/promote.py"]:
         todo, reached = [file], {file}
         while todo:
             at_import = {arrow.target for arrow in arrows_of(todo.pop()) if arrow.at_import}

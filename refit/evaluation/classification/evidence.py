@@ -12,6 +12,7 @@ from refit.evaluation.classification.baselines import Baselines, majority, neare
 from refit.evaluation.classification.findings import Evidence
 from refit.evaluation.classification.report import ClassificationReport
 from refit.evaluation.comparison import compare
+from refit.params.dotted import flatten
 from refit.tasks.classification import Floats, predictions
 
 
@@ -22,7 +23,7 @@ def gather(report: ClassificationReport, answer: Floats, tested: Split, system: 
     """
     train, info = read_split("train"), read_info()
     neighbours = nearest_neighbours(train.images, train.labels, tested.images)
-    fitted, rate, params = read_json(FIT, "dvc repro fit"), read_learning_rate(), read_fit_params()
+    fitted, rate = read_json(FIT, "dvc repro fit"), read_learning_rate()
     rates = [row["learning_rate"] for row in read_numbers(LEARNING_RATE_CURVE)]
     return Evidence(
         report=report,
@@ -36,6 +37,5 @@ def gather(report: ClassificationReport, answer: Floats, tested: Split, system: 
         learning_rate=rate.learning_rate,
         tested_rates=(min(rates), max(rates)) if rates else None,
         network_weights=sum(weight.numel() for weight in system.parameters()),
-        pretrained=params["model"]["weights"] is not None,
-        class_weights=params["loss"]["class_weights"] != "none",
+        params=flatten(read_fit_params()),
     )

@@ -4,14 +4,17 @@ Each rule says what it saw, and nothing where the evidence may be chance. A heal
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
+from typing import Any
 
 from refit.evaluation.classification.baselines import NEIGHBOURS, SIDE, Baselines
 from refit.evaluation.classification.report import ClassificationReport, ClassMetrics
 from refit.evaluation.comparison import Comparison
 from refit.evaluation.tested import Finding
+from refit.params import OUR_NETWORKS
+from refit.params.model import TORCHVISION
 
 _CHANCE = 0.01  # an observation that is less probable by chance is a finding
 _WIDE = 0.1  # half of the interval of the test accuracy
@@ -45,9 +48,8 @@ class Evidence:
     """The lowest and the highest rate of the range test; None if there was none."""
     network_weights: int
     """Numbers that the network learns."""
-    pretrained: bool
-    class_weights: bool
-    """Whether the loss weights the classes."""
+    params: Mapping[str, Any]
+    """Those of the fit, by dotted key."""
 
 
 def find(evidence: Evidence) -> list[Finding]:
@@ -72,8 +74,10 @@ def _no_better_than_neighbours(seen: Evidence) -> Iterator[Finding]:
             f"The test accuracy, {seen.report.accuracy:.3f}, is not shown to be better than that of the {NEIGHBOURS} "
             f"nearest training images of {SIDE} x {SIDE} pixels: {seen.baselines.neighbours:.3f} (difference "
             f"{beside.difference:+.3f}, {beside.low:+.3f} to {beside.high:+.3f})",
-            f"the network has learned little: {_longer(seen)}a larger data.image_size, another "
-            "optimizer.learning_rate, or pretrained model.weights",
+            "the network has learned little: "
+            + _any_of(
+                _longer(seen), "a larger data.image_size", "another optimizer.learning_rate", _pretrained_weights(seen)
+            ),
         )
 
 
@@ -84,9 +88,12 @@ def _classes_never_found(seen: Evidence) -> Iterator[Finding]:
         uneven = max(seen.train_images) >= _UNEVEN * min(seen.train_images)
         yield Finding(
             f"No image of {_names(missed)} is classified correctly (test images: {_counts(missed)})",
-            "set loss.class_weights: balanced, or add images of these classes"
-            if uneven and not seen.class_weights
-            else "add images of these classes, or check their labels; more fit.max_epochs",
+            _any_of(
+                _class_weights(seen) if uneven else "",
+                "more images of these classes",
+                "a check of their labels",
+                _longer(seen),
+            ),
         )
 
 
@@ -100,7 +107,7 @@ def _rare_classes(seen: Evidence) -> Iterator[Finding]:
     if rare:
         yield Finding(
             f"Little can be learned or said of {', '.join(rare)}: the largest class has {most:,} training images",
-            "add images of these classes" + ("" if seen.class_weights else ", or set loss.class_weights: balanced"),
+            _any_of("more images of these classes", _class_weights(seen)),
         )
 
 
@@ -114,18 +121,18 @@ def _memorised(seen: Evidence) -> Iterator[Finding]:
         yield Finding(
             f"Over-fitting: in the best epoch the accuracy is {train:.3f} on the training images and {val:.3f} on the "
             "validation images",
-            "more images, augment.flip, augment.crop_area or augment.policy, a smaller network, or pretrained "
-            "model.weights",
+            _any_of("more images", _augmentation(seen), "a smaller network", _pretrained_weights(seen)),
         )
 
 
 def _loss_rose(seen: Evidence) -> Iterator[Finding]:
     best, last = seen.history[seen.best_epoch - 1].get("val_loss"), seen.history[-1].get("val_loss")
     if best is not None and last is not None and 0 < _RISE * best < last and seen.best_epoch <= len(seen.history) / 2:
+        fewer = min(len(seen.history) - 1, max(2, round(1.2 * seen.best_epoch)))
         yield Finding(
             f"Over-fitting: the validation loss was lowest in epoch {seen.best_epoch} of {len(seen.history)} "
             f"({best:.3f}) and rose to {last:.3f}",
-            f"fewer fit.max_epochs, such as {max(2, round(1.2 * seen.best_epoch))}, or more augmentation",
+            _any_of(_change("fewer epochs", f"fit.max_epochs={fewer}"), _augmentation(seen)),
         )
 
 
@@ -139,7 +146,7 @@ def _still_falling(seen: Evidence) -> Iterator[Finding]:
         yield Finding(
             f"The validation loss was still falling at the end: {before:.3f} to {last:.3f} in the last "
             f"{'epoch' if tail == 1 else f'{tail} epochs'} of {epochs}",
-            f"more fit.max_epochs, such as {2 * epochs}",
+            _longer(seen),
         )
 
 
@@ -161,12 +168,11 @@ def _splits_differ(seen: Evidence) -> Iterator[Finding]:
 
 def _few_images(seen: Evidence) -> Iterator[Finding]:
     images = sum(seen.train_images)
-    if not seen.pretrained and seen.network_weights > _FEW * images:
+    if seen.params["model.weights"] is None and seen.network_weights > _FEW * images:
         yield Finding(
             f"The network learns {seen.network_weights:,} weights from {images:,} training images, without pretrained "
             "ones",
-            "pretrained weights (model.network: torchvision:resnet18 with model.weights: DEFAULT), a smaller "
-            "model.network or model.width, or more images",
+            _any_of(_pretrained_weights(seen), "a smaller model.network or model.width", "more images"),
         )
 
 
@@ -176,7 +182,7 @@ def _few_test_images(seen: Evidence) -> Iterator[Finding]:
         yield Finding(
             f"With {report.images:,} test images the accuracy is only known to be between {report.accuracy_low:.2f} "
             f"and {report.accuracy_high:.2f}",
-            "more test images: raise data.test, or put more into test/",
+            "more test images: put more into test/, or raise data.test, which leaves fewer images for training",
         )
 
 
@@ -185,7 +191,7 @@ def _learning_rate_at_the_edge(seen: Evidence) -> Iterator[Finding]:
         yield Finding(
             "The range test of find_lr found no learning rate at which the loss falls; the fit used "
             f"optimizer.fallback_learning_rate = {seen.learning_rate:g}",
-            "set optimizer.learning_rate, and check the labels with `make sanity`",
+            "check the labels with `make sanity`, or set optimizer.learning_rate",
         )
     elif seen.chosen_by == "find_lr" and seen.tested_rates is not None:
         lowest, highest = seen.tested_rates
@@ -193,7 +199,7 @@ def _learning_rate_at_the_edge(seen: Evidence) -> Iterator[Finding]:
             yield Finding(
                 f"The range test of find_lr chose a learning rate of {seen.learning_rate:.2g}, at the edge of the "
                 f"tested range, {lowest:.0e} to {highest:.0e}",
-                "try optimizer.learning_rate: 0.001, and compare with `make versus`",
+                _change("a usual rate", "optimizer.learning_rate=0.001"),
             )
 
 
@@ -212,9 +218,49 @@ _RULES: tuple[Callable[[Evidence], Iterator[Finding]], ...] = (
 )
 
 
+def _any_of(*options: str) -> str:
+    """The options in a row; an empty one is left out."""
+    *others, last = filter(None, options)
+    return f"{', '.join(others)}, or {last}" if others else last
+
+
+def _change(what: str, *settings: str) -> str:
+    """An option with its command. Each setting is KEY=VALUE."""
+    return f"{what} (`{' '.join(['dvc exp run', *(f'-S {setting}' for setting in settings)])}`)"
+
+
 def _longer(seen: Evidence) -> str:
     """More epochs can help only if the last one was the best."""
-    return "more fit.max_epochs, " if seen.best_epoch == len(seen.history) else ""
+    epochs = len(seen.history)
+    return _change("more epochs", f"fit.max_epochs={2 * epochs}") if seen.best_epoch == epochs else ""
+
+
+def _class_weights(seen: Evidence) -> str:
+    """Empty if the loss weights the classes already, or has no classes to weight."""
+    of_classes = seen.params["model.system"] == "classifier" and seen.params["loss.class_weights"] == "none"
+    return _change("a loss that weights the classes", "loss.class_weights=balanced") if of_classes else ""
+
+
+def _augmentation(seen: Evidence) -> str:
+    """The first kind that is off. Not flips: a mirror image may be of another class."""
+    for key, off, value in (("augment.crop_area", 1.0, "0.35"), ("augment.policy", "none", "trivialaugment")):
+        if seen.params[key] == off:
+            return _change("augmentation", f"{key}={value}")
+    return ""
+
+
+def _pretrained_weights(seen: Evidence) -> str:
+    """torchvision's, with the network that has them. Empty if there are weights already, or the network is the user's
+    own."""
+    network = seen.params["model.network"]
+    if seen.params["model.weights"] is not None or seen.params["model.system"] != "classifier":
+        return ""
+    if network.startswith(TORCHVISION):
+        return _change("pretrained weights", "model.weights=DEFAULT")
+    if network not in OUR_NETWORKS:
+        return ""
+    ours = [f"{key}=null" for key in ("model.width", "model.dropout") if seen.params[key] is not None]
+    return _change("pretrained weights", f"model.network={TORCHVISION}resnet18", "model.weights=DEFAULT", *ours)
 
 
 def _interval(report: ClassificationReport) -> str:

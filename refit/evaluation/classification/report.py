@@ -6,7 +6,6 @@ the recall of a class without images, is None, never NaN.
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +18,7 @@ from sklearn.metrics import (
     roc_curve,
 )
 
+from refit.evaluation.comparison import wilson_interval
 from refit.runtime.errors import UserError
 from refit.tasks.classification import predictions
 
@@ -185,16 +185,6 @@ def worst_mistakes(probabilities: NDArray[np.floating], labels: Ints, count: int
     wrong = np.flatnonzero(predictions(probabilities) != labels)
     order = np.argsort(-probabilities[wrong].max(axis=1), kind="stable")
     return wrong[order][:count].astype(np.int64)
-
-
-def wilson_interval(right: int, images: int, confidence: float) -> tuple[float, float]:
-    """Wilson score interval of a proportion (Wilson 1927), which also holds for few images and accuracies near 1."""
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
-    proportion = right / images
-    centre = (proportion + z**2 / (2 * images)) / (1 + z**2 / images)
-    half = z / (1 + z**2 / images) * (proportion * (1 - proportion) / images + z**2 / (4 * images**2)) ** 0.5
-    # For a proportion of 0 or 1 this avoids a rounding error: the bound equals the proportion.
-    return 0.0 if right == 0 else centre - half, 1.0 if right == images else centre + half
 
 
 def _negative_log_likelihood(probabilities: Floats, labels: Ints) -> float:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from refit.data.sources import Item, Source, open_source
+from refit.data.sources import Item, Source, link_in_copy, open_source
 from refit.runtime.errors import UserError
 from tests.fixtures import Changed
 
@@ -138,19 +138,38 @@ def test_a_missing_root_fails_with_an_error_that_names_it(source: str, changed: 
 def test_images_missing_in_an_experiment_s_temporary_copy_give_an_error_with_the_remedy(
     changed: Changed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("cat", "dog"):
-        fill(tmp_path / "main/data/raw/photos", f"{name}/1.png")
-    (tmp_path / "copy/data/raw").mkdir(parents=True)
-    monkeypatch.chdir(tmp_path / "copy")
+    for root in ("main/data/raw/photos", "beside"):
+        fill(tmp_path / root, "cat/1.png", "dog/1.png")
+    copy = tmp_path / "main/.dvc/tmp/exps/copy"
+    (copy / "data/raw").mkdir(parents=True)
+    monkeypatch.chdir(copy)
     monkeypatch.setenv("DVC_ROOT", str(tmp_path / "main"))
-    data = changed({"data.source": "folder", "data.root": "data/raw/photos"}).data
-    remedy = rf"as git ignores it; queue the experiment with -S data\.root={tmp_path}/main/data/raw/photos, or version"
-    for _ in range(2):
+    for root in ("data/raw", "../beside"):  # git has the former, though not what is in it
+        link_in_copy(root)
+        remedy = rf"as git ignores it; queue the experiment with -S data\.root={tmp_path}/main/{root}, or version"
         with pytest.raises(UserError, match=remedy):
-            open_source(data)
-        Path("data/raw/photos").mkdir(exist_ok=True)
+            open_source(changed({"data.source": "folder", "data.root": root}).data)
     works = changed({"data.source": "folder", "data.root": f"{tmp_path}/main/data/raw/photos"}).data
     assert open_source(works).classes == ("cat", "dog")
+
+
+def test_images_that_git_ignores_are_linked_into_an_experiment_s_copy(
+    changed: Changed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(tmp_path / "main/data/raw/photos", "cat/1.png", "dog/1.png")
+    (tmp_path / "copy").mkdir()
+    monkeypatch.chdir(tmp_path / "copy")
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path / "main"))
+    link_in_copy("data/raw/photos")
+    assert open_source(changed({"data.source": "folder", "data.root": "data/raw/photos"}).data).classes == (
+        "cat",
+        "dog",
+    )
+    link_in_copy("data/raw/gone")
+    assert not Path("data/raw/gone").is_symlink()
+    monkeypatch.chdir(tmp_path / "main")
+    link_in_copy("data/raw/photos")
+    assert not Path("data/raw/photos").is_symlink()
 
 
 @pytest.mark.parametrize("name", ["MNIST", "FashionMNIST", "KMNIST", "USPS", "CIFAR10", "CIFAR100", "SVHN", "STL10"])

@@ -1,9 +1,9 @@
-"""The comparison of two classifiers on the same images."""
+"""Intervals of one classifier, and of the difference of two on the same images."""
 
 import numpy as np
 import pytest
 
-from refit.evaluation.comparison import compare, paired
+from refit.evaluation.comparison import compare, paired, wilson_interval
 
 
 def outcomes(both: int, only_this: int, only_other: int, neither: int) -> tuple[np.ndarray, np.ndarray]:
@@ -59,3 +59,14 @@ def test_the_interval_stays_within_minus_one_and_one() -> None:
     found = compare(*outcomes(0, 2, 0, 0), confidence=0.99)
     assert found.high == 1
     assert found.low < 0
+
+
+def test_the_interval_of_eight_right_in_ten_is_wilsons() -> None:
+    assert wilson_interval(8, 10, 0.95) == pytest.approx((0.4901625, 0.9433178), abs=1e-6)
+
+
+def test_the_interval_of_a_perfect_score_ends_at_one_and_keeps_doubt_below() -> None:
+    low, high = wilson_interval(360, 360, 0.95)
+    assert high == 1.0
+    assert low == pytest.approx(360 / (360 + 1.959964**2), abs=1e-6)
+    assert wilson_interval(0, 360, 0.95) == pytest.approx((0.0, 1 - low))

@@ -198,6 +198,13 @@ def test_a_value_out_of_bounds_names_its_key_and_the_rule(key: str, value: objec
     assert rule in line
 
 
+def test_empty_model_weights_fail_with_the_three_possible_values(values: Values) -> None:
+    assert fault(values({"model.weights": ""})) == (
+        "model.weights: empty text is no weights; expected null (random weights), the name of torchvision's weights "
+        "such as DEFAULT, or a file below data/weights/"
+    )
+
+
 def test_a_metric_that_refit_s_systems_do_not_log_cannot_be_monitored(values: Values) -> None:
     text = fault(values({"fit.monitor": "val_acc"}))
     assert text == (

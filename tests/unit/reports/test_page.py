@@ -47,7 +47,13 @@ def write_page(path: Path, debug: bool = False, *, advice: bool = True, curve: b
         path,
         section,
         "ab" * 32,
-        [Finding("No image of <b>two</b> is found", "set loss.class_weights: balanced")] if advice else [],
+        [
+            Finding(
+                "No image of <b>two</b> is found", "a loss that weights the classes (`dvc exp run -S <b>=2`), or more"
+            )
+        ]
+        if advice
+        else [],
         data={"source": "<i>folder</i>", "images": 1234},
         tuning={"learning rate": 0.02},
         training={"best epoch": 2},
@@ -66,7 +72,10 @@ def test_the_page_escapes_names_and_loads_nothing(tmp_path: Path) -> None:
     assert all(link.startswith(("data:", "#")) for link in page.links)
     for text in ("<b>&", "<script>", "<i>folder</i>", "<img src=x onerror=alert(1)>.png", '"><b>'):
         assert text in page.text
-    for text in ("No image of <b>two</b> is found.", "What may help: set loss.class_weights: balanced."):
+    for text in (
+        "No image of <b>two</b> is found.",
+        "What may help: a loss that weights the classes (dvc exp run -S <b>=2), or more.",
+    ):
         assert text in page.text
     for text in ("50.0\N{NO-BREAK SPACE}%", "1,234", "model.width", "null", "false"):
         assert text in page.text

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from refit.artifacts.model import model_name, model_sha256
-from refit.reports.summary import as_markdown, as_text, read_facts
+from refit.reports.summary import as_markdown, as_text, read_facts, read_steps
 from refit.runtime.errors import UserError
 
 MODELS = Path(__file__).resolve().parents[2] / "fixtures/models"
@@ -48,7 +48,7 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_summary_shows_every_metric_in_26_lines_of_80_columns(repository: Path) -> None:
-    text = as_text(read_facts())
+    text = as_text(read_facts(), read_steps())
     flat = " ".join(text.split())
     for figure in (
         "digits: 1,169 train, 269 val, 359 test images of 10 classes, 1x8x8",
@@ -72,10 +72,10 @@ def test_the_summary_shows_every_metric_in_26_lines_of_80_columns(repository: Pa
 
 
 def test_metrics_of_another_model_are_marked_as_stale(repository: Path) -> None:
-    assert "TEST IS STALE" not in as_text(read_facts())
+    assert "TEST IS STALE" not in as_text(read_facts(), read_steps())
     shutil.copy(MODELS / "format_2_autoencoder/model.json", repository / "data/model")
     assert "TEST IS STALE" in as_markdown(read_facts())
-    assert "of another model; run: dvc repro" in " ".join(as_text(read_facts()).split())
+    assert "of another model; run: dvc repro" in " ".join(as_text(read_facts(), read_steps()).split())
 
 
 def test_markdown_is_one_table_with_a_link_to_the_report(repository: Path) -> None:
@@ -87,26 +87,42 @@ def test_markdown_is_one_table_with_a_link_to_the_report(repository: Path) -> No
 
 def test_the_summary_can_be_written_from_another_folder(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir("/")
-    assert "0.9861" in as_text(read_facts(repository))
+    assert "0.9861" in as_text(read_facts(repository), read_steps(repository))
 
 
 @pytest.mark.parametrize("missing", [*FILES, "data/model/model.json"])
 def test_a_missing_file_is_named_in_a_user_error(missing: str, repository: Path) -> None:
     (repository / missing).unlink()
     with pytest.raises(UserError, match=missing) as error:
-        as_text(read_facts())
+        as_text(read_facts(), read_steps())
     assert "run: dvc repro" in str(error.value)
 
 
 def test_the_summary_ends_with_the_findings_and_their_remedies(repository: Path) -> None:
     path = repository / "data/evaluation/findings.json"
     found = json.loads(path.read_text())
-    found["findings"] = [{"what": "No image of hat is found", "remedy": "set loss.class_weights: balanced"}]
+    command = "dvc exp run -S loss.class_weights=balanced -S model.network=torchvision:resnet18"
+    found["findings"] = [
+        {"what": "The splits differ", "remedy": "check their images"},
+        {"what": "No image of hat is found", "remedy": f"a loss with weights (`{command}`), or `make sanity`"},
+    ]
     path.write_text(json.dumps(found))
-    advice = "No image of hat is found. What may help: set loss.class_weights: balanced"
+    advice = f"No image of hat is found. What may help: a loss with weights (`{command}`), or `make sanity`"
     assert read_facts()[-1] == ("advice", advice, None)
-    assert advice in " ".join(as_text(read_facts()).split())
+    assert advice in " ".join(as_text(read_facts(), read_steps()).split())
     assert advice in as_markdown(read_facts())
+    text = as_text(read_facts(), read_steps())
+    assert f"\n{'':17}(`{command}`),\n" in text, "a command that is broken into lines cannot be pasted"
+    assert text.partition("What next\n")[2].startswith(f"  {command}\n{'':47}try the first advice\n  make mlflow ")
+    assert "weight_decay" not in text
+
+
+def test_photos_are_offered_only_to_whom_trained_on_the_digits(repository: Path) -> None:
+    assert "data.source=folder" in as_text(read_facts(), read_steps())
+    path = repository / "data/prepared/dataset.json"
+    path.write_text(json.dumps(FILES["data/prepared/dataset.json"] | {"source": "folder"}))
+    assert "data.source=folder" not in as_text(read_facts(), read_steps())
+    assert "dvc exp run -S optimizer.weight_decay=0.1    try a change" in as_text(read_facts(), read_steps())
 
 
 def test_the_last_predictions_are_shown_with_their_classes_only_if_from_this_model(
@@ -119,8 +135,8 @@ def test_the_last_predictions_are_shown_with_their_classes_only_if_from_this_mod
               "model_knows": "2 classes: ant, bee"}  # fmt: skip
     (folder / "summary.json").write_text(json.dumps(values))
     line = "predictions.html: 1,234 images (new images), 5 in doubt, as one of 2 classes: ant, bee"
-    assert line in " ".join(as_text(read_facts()).split())
+    assert line in " ".join(as_text(read_facts(), read_steps()).split())
     (folder / "summary.json").write_text(json.dumps(values | {"of": "the test split"}))
-    assert "1,234 images (the test split), 5 in doubt MLflow" in " ".join(as_text(read_facts()).split())
+    assert "1,234 images (the test split), 5 in doubt MLflow" in " ".join(as_text(read_facts(), read_steps()).split())
     (folder / "summary.json").write_text(json.dumps(values | {"model_sha256": "0" * 64}))
-    assert "predictions.html" not in as_text(read_facts())
+    assert "predictions.html" not in as_text(read_facts(), read_steps())

@@ -142,6 +142,21 @@ def test_an_uncertain_prediction_is_marked_as_abstained_and_counted(changed: Cha
     assert all((float(row["probability"]) <= certain[3]) == (row["abstained"] == "yes") for row in rows())
 
 
+@pytest.mark.parametrize(("abstain_below", "never"), [(0.0, False), (0.1, True), (0.11, False)])
+def test_the_page_shows_when_an_image_is_in_doubt_and_a_warning_says_that_it_can_never_be(
+    abstain_below: float, never: bool, changed: Changed, capsys: pytest.CaptureFixture[str]
+) -> None:
+    draw("1.png")
+    predict.main(changed({"predict.abstain_below": abstain_below}))
+    why = (
+        "predict.abstain_below is 0.1: with 10 classes no image is ever below it, as the most probable class has at "
+        "least 0.1"
+    )
+    assert capsys.readouterr().err == (f"warning: {why}; raise it\n" if never else "")
+    assert (f" {why}." in page()) == never
+    assert (f"its probability is below predict.abstain_below = {abstain_below:g}." in page()) != never
+
+
 @pytest.mark.parametrize(("top_k", "listed"), [(1, 1), (3, 3), (99, 10)])
 def test_a_row_lists_the_top_k_classes(top_k: int, listed: int, changed: Changed) -> None:
     draw("1.png")

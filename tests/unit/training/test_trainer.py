@@ -18,5 +18,16 @@ ABSENT = {
 
 @pytest.mark.parametrize("accelerator", [name for name, absent in ABSENT.items() if absent])
 def test_an_unavailable_accelerator_fails_with_an_error_that_names_its_key(accelerator: str, changed: Changed) -> None:
-    with pytest.raises(UserError, match=rf"trainer\.accelerator = '{accelerator}'"):
+    with pytest.raises(
+        UserError, match=rf"trainer\.accelerator = '{accelerator}': .* no {accelerator} .*; set it to auto"
+    ):
         make_trainer(changed({"trainer.accelerator": accelerator}).trainer)
+
+
+@pytest.mark.skipif(not ABSENT["gpu"], reason="this machine has a GPU")
+def test_where_there_is_only_a_cpu_the_error_says_so(changed: Changed) -> None:
+    with pytest.raises(UserError) as raised:
+        make_trainer(changed({"trainer.accelerator": "gpu"}).trainer)
+    assert str(raised.value) == (
+        "trainer.accelerator = 'gpu': PyTorch finds no gpu on this machine, only cpu; set it to auto or cpu"
+    )

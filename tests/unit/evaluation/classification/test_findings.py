@@ -2,15 +2,20 @@
 
 import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import yaml
+from dvc.utils.hydra import apply_overrides
 
 from refit.evaluation.classification.baselines import Baselines, majority, nearest_neighbours
 from refit.evaluation.classification.findings import Evidence, find
 from refit.evaluation.classification.report import ClassificationReport, evaluate
 from refit.evaluation.comparison import compare
+from refit.params import Params, check_params, load_params
+from refit.params.dotted import flatten
 
 CLASSES = ["cat", "dog", "hat"]
 
@@ -37,6 +42,7 @@ def compared(both: int, only_model: int, only_neighbours: int, neither: int) -> 
     return compare(np.repeat([True, True, False, False], counts), np.repeat([True, False, True, False], counts), 0.95)
 
 
+PARAMS = flatten(Params().model_dump())
 HEALTHY = Evidence(
     report=report_of({"cat": (93, 100), "dog": (92, 100), "hat": (94, 100)}),
     baselines=Baselines(majority=0.333, neighbours=0.7),
@@ -49,8 +55,7 @@ HEALTHY = Evidence(
     learning_rate=0.003,
     tested_rates=(1e-6, 1.0),
     network_weights=100_000,
-    pretrained=False,
-    class_weights=False,
+    params=PARAMS,
 )
 
 
@@ -58,69 +63,76 @@ def test_a_healthy_run_has_no_findings() -> None:
     assert find(HEALTHY) == []
 
 
+BALANCED = PARAMS | {"loss.class_weights": "balanced"}
 WITHOUT_HATS = report_of({"cat": (140, 140), "dog": (140, 140), "hat": (0, 20)})
 POOR = report_of({"cat": (35, 100), "dog": (36, 100), "hat": (34, 100)})
 
 
-@pytest.mark.parametrize(
-    ("changes", "what", "remedy"),
-    [
-        (
-            {"report": POOR, "history": history_of([1.1, 1.1], train=0.36, val=0.35), "best_epoch": 1},
-            r"^The test accuracy, 0\.350 \(0\.298 to 0\.406\), .*largest class: 0\.333$", "make sanity",
-        ),
-        (
-            {"report": report_of({"cat": (60, 100), "dog": (60, 100), "hat": (60, 100)}),
-             "baselines": Baselines(0.333, 0.61), "beside_neighbours": compared(150, 30, 33, 87),
-             "history": history_of([1.1, 1.1], train=0.62, val=0.6), "best_epoch": 1},
-            r"^The test accuracy, 0\.600, .* 5 nearest .*: 0\.610 \(difference -0\.010, -0\.06\d to \+0\.04\d\)$",
-            "model.weights",
-        ),
-        (
-            {"report": WITHOUT_HATS, "train_images": (560, 560, 80)},
-            r"^No image of hat is classified correctly \(test images: 20\)$", "loss.class_weights: balanced",
-        ),
-        (
-            {"report": WITHOUT_HATS, "train_images": (560, 560, 80), "class_weights": True},
-            r"^No image of hat is classified", "add images of these classes",
-        ),
-        (
-            {"history": history_of([1.0, 0.41, 0.4], train=0.999, val=0.8), "best_epoch": 3, "report":
-             report_of({"cat": (80, 100), "dog": (80, 100), "hat": (81, 100)})},
-            r"^Over-fitting: .* 0\.999 on the training images and 0\.800", "augment.flip",
-        ),
-        (
-            {"history": history_of([1.0, 0.4, 0.5, 0.6, 0.7, 0.8]), "best_epoch": 2},
-            r"^Over-fitting: .* lowest in epoch 2 of 6 \(0\.400\) and rose to 0\.800$", "fit.max_epochs, such as 2",
-        ),
-        (
-            {"history": history_of([1.0, 0.8, 0.6]), "best_epoch": 3},
-            r"^The validation loss was still falling at the end: 0\.800 to 0\.600 in the last epoch of 3$",
-            "fit.max_epochs, such as 6",
-        ),
-        (
-            {"report": report_of({"cat": (75, 100), "dog": (76, 100), "hat": (74, 100)})},
-            r"^The accuracy is 0\.930 on 300 validation images and 0\.750 on 300 test images; by chance .* of \de-\d+$",
-            "the splits differ",
-        ),
-        (
-            {"train_images": (400, 400, 8)},
-            r"^Little can be .* of hat \(8 training and 100 test images\): the largest class has 400 training images$",
-            "add images of these classes, or set loss.class_weights: balanced",
-        ),
-        (
-            {"network_weights": 11_000_000},
-            r"^The network learns 11,000,000 weights from 1,200 training images", "model.weights",
-        ),
-        (
-            {"report": report_of({"cat": (3, 3), "dog": (3, 3), "hat": (2, 2)})},
-            r"^With 8 test images the accuracy is only known to be between 0\.68 and 1\.00$", "data.test",
-        ),
-        ({"chosen_by": "fallback", "learning_rate": 0.001}, "found no learning rate .* = 0.001$", "learning_rate"),
-        ({"learning_rate": 8e-6}, r"chose a learning rate of 8e-06, at the edge of .* 1e-06 to 1e\+00$", "0.001"),
-        ({"learning_rate": 0.4}, "chose a learning rate of 0.4, at the edge", "0.001"),
-    ],
-)  # fmt: skip
+FAULTS: list[tuple[dict[str, Any], str, str]] = [
+    (
+        {"report": POOR, "history": history_of([1.1, 1.1], train=0.36, val=0.35), "best_epoch": 1},
+        r"^The test accuracy, 0\.350 \(0\.298 to 0\.406\), .*largest class: 0\.333$", "make sanity",
+    ),
+    (
+        {"report": report_of({"cat": (60, 100), "dog": (60, 100), "hat": (60, 100)}),
+         "baselines": Baselines(0.333, 0.61), "beside_neighbours": compared(150, 30, 33, 87),
+         "history": history_of([1.1, 1.1], train=0.62, val=0.6), "best_epoch": 1},
+        r"^The test accuracy, 0\.600, .* 5 nearest .*: 0\.610 \(difference -0\.010, -0\.06\d to \+0\.04\d\)$",
+        "another optimizer.learning_rate, or pretrained weights (`dvc exp run -S model.network=torchvision:resnet18 ",
+    ),
+    (
+        {"report": WITHOUT_HATS, "train_images": (560, 560, 80)},
+        r"^No image of hat is classified correctly \(test images: 20\)$",
+        "a loss that weights the classes (`dvc exp run -S loss.class_weights=balanced`), more images of these classes",
+    ),
+    (
+        {"report": WITHOUT_HATS, "train_images": (560, 560, 80), "params": BALANCED},
+        r"^No image of hat is classified", "more images of these classes, a check of their labels, or more epochs (`",
+    ),
+    (
+        {"history": history_of([1.0, 0.41, 0.4], train=0.999, val=0.8), "best_epoch": 3, "report":
+         report_of({"cat": (80, 100), "dog": (80, 100), "hat": (81, 100)})},
+        r"^Over-fitting: .* 0\.999 on the training images and 0\.800", "(`dvc exp run -S augment.crop_area=0.35`)",
+    ),
+    (
+        {"history": history_of([1.0, 0.4, 0.5, 0.6, 0.7, 0.8]), "best_epoch": 2},
+        r"^Over-fitting: .* lowest in epoch 2 of 6 \(0\.400\) and rose to 0\.800$",
+        "fewer epochs (`dvc exp run -S fit.max_epochs=2`)",
+    ),
+    (
+        {"history": history_of([1.0, 0.8, 0.6]), "best_epoch": 3},
+        r"^The validation loss was still falling at the end: 0\.800 to 0\.600 in the last epoch of 3$",
+        "more epochs (`dvc exp run -S fit.max_epochs=6`)",
+    ),
+    (
+        {"report": report_of({"cat": (75, 100), "dog": (76, 100), "hat": (74, 100)})},
+        r"^The accuracy is 0\.930 on 300 validation images and 0\.750 on 300 test images; by chance .* of \de-\d+$",
+        "the splits differ",
+    ),
+    (
+        {"train_images": (400, 400, 8)},
+        r"^Little can be .* of hat \(8 training and 100 test images\): the largest class has 400 training images$",
+        "more images of these classes, or a loss that weights the classes (`dvc exp run -S loss.class_weights=",
+    ),
+    (
+        {"network_weights": 11_000_000},
+        r"^The network learns 11,000,000 weights from 1,200 training images",
+        "(`dvc exp run -S model.network=torchvision:resnet18 -S model.weights=DEFAULT`), a smaller model.network",
+    ),
+    (
+        {"report": report_of({"cat": (3, 3), "dog": (3, 3), "hat": (2, 2)})},
+        r"^With 8 test images the accuracy is only known to be between 0\.68 and 1\.00$",
+        "raise data.test, which leaves fewer images for training",
+    ),
+    ({"chosen_by": "fallback", "learning_rate": 0.001}, "found no learning rate .* = 0.001$", "`make sanity`"),
+    ({"learning_rate": 8e-6}, r"chose a learning rate of 8e-06, at the edge of .* 1e-06 to 1e\+00$",
+     "(`dvc exp run -S optimizer.learning_rate=0.001`)"),
+    ({"learning_rate": 0.4}, "chose a learning rate of 0.4, at the edge", "0.001"),
+]  # fmt: skip
+"""Changes to HEALTHY, a pattern of what is found, and a part of the remedy."""
+
+
+@pytest.mark.parametrize(("changes", "what", "remedy"), FAULTS)
 def test_a_fault_is_reported_with_its_metrics_and_a_remedy(changes: dict[str, Any], what: str, remedy: str) -> None:
     (finding,) = find(replace(HEALTHY, **changes))
     assert remedy in finding.remedy
@@ -135,13 +147,46 @@ def test_a_fault_is_reported_with_its_metrics_and_a_remedy(changes: dict[str, An
         {"history": history_of([1.0, 0.4, 0.41, 0.42, 0.41, 0.42]), "best_epoch": 2},
         {"history": history_of([0.3])[:1], "best_epoch": 1},
         {"history": [{"epoch": 1, "val_reward": 3.0}], "best_epoch": 1},  # a user's own system
-        {"network_weights": 11_000_000, "pretrained": True},
+        {"network_weights": 11_000_000, "params": PARAMS | {"model.weights": "data/weights/mine.safetensors"}},
         {"chosen_by": "params", "learning_rate": 1e-6, "tested_rates": None},
         {"learning_rate": 0.005, "tested_rates": (1e-6, 0.05)},  # the range test ended when the loss diverged
     ],
 )
 def test_chance_and_intended_settings_give_no_finding(changes: dict[str, Any]) -> None:
     assert find(replace(HEALTHY, **changes)) == []
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {},
+        {"model.width": 32, "model.dropout": 0.3},
+        {"model.network": "torchvision:resnet50"},
+        {"model.network": "mine.Network", "model.network_arguments": {"depth": 2}},
+        {"model.system": "autoencoder"},
+        {"model.weights": "data/weights/mine.safetensors"},
+        {"loss.class_weights": "balanced", "augment.crop_area": 0.5, "augment.policy": "randaugment"},
+    ],
+    ids=str,
+)
+def test_every_command_of_the_advice_works_as_pasted_and_changes_something(
+    keys: dict[str, Any], tmp_path: Path
+) -> None:
+    before = Params().model_dump()
+    for key, value in keys.items():
+        section, name = key.split(".")
+        before[section][name] = value
+    params = flatten(check_params(before).model_dump())
+    for changes, _, _ in FAULTS:
+        for finding in find(replace(HEALTHY, **changes | {"params": params})):
+            for command in re.findall("`(.+?)`", finding.remedy):
+                if command == "make sanity":
+                    continue
+                assert command.startswith("dvc exp run -S ")
+                file = tmp_path / "params.yaml"
+                file.write_text(yaml.safe_dump(before))
+                apply_overrides(file, command.removeprefix("dvc exp run -S ").split(" -S "))
+                assert load_params(file) != check_params(before), command
 
 
 def test_the_majority_baseline_uses_the_train_split() -> None:

@@ -12,7 +12,6 @@ from refit.evaluation.classification.report import (
     CURVE_POINTS,
     ClassificationReport,
     evaluate,
-    wilson_interval,
     worst_mistakes,
 )
 from refit.runtime.errors import UserError
@@ -38,17 +37,6 @@ def random_images(images: int, classes: int) -> tuple[Floats, Ints]:
     logits[np.arange(images), labels] += 1.5
     odds = np.exp(logits)
     return (odds / odds.sum(axis=1, keepdims=True)).astype(np.float32), labels
-
-
-def test_the_interval_of_8_of_10_is_wilson_s() -> None:
-    assert wilson_interval(8, 10, 0.95) == pytest.approx((0.4901625, 0.9433178), abs=1e-6)
-
-
-def test_the_interval_of_a_perfect_score_ends_at_one_but_starts_below() -> None:
-    low, high = wilson_interval(360, 360, 0.95)
-    assert high == 1.0
-    assert low == pytest.approx(360 / (360 + 1.959964**2), abs=1e-6)
-    assert wilson_interval(0, 360, 0.95) == pytest.approx((0.0, 1 - low))
 
 
 def test_metrics_of_four_images_match_hand_calculation() -> None:
