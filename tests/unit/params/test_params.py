@@ -242,7 +242,7 @@ NO_EFFECT: list[tuple[str, object, dict[str, object], str]] = [
     ("model.test_time_flip", True, {"model.system": "autoencoder"}, "model.system to classifier"),
     ("model.embedding", 32, {}, "model.system to autoencoder"),
     ("model.system_arguments", {"margin": 1}, {}, "model.system to your own system"),
-    ("model.network_arguments", {"depth": 1}, {}, "model.network to your own network"),
+    ("model.network_arguments", {"depth": 1}, {}, "model.network to one of torchvision's or timm's, or your own"),
     ("model.width", 32, {"model.network": "torchvision:resnet18"}, "model.network to one of mlp, cnn, "),
     ("model.dropout", 0.5, {"model.network": "mine.Network"}, "model.network to one of mlp, cnn, "),
     ("optimizer.warm_up", 0.2, {"optimizer.schedule": "constant"}, "one_cycle, triangular or cosine_warm_up"),
