@@ -5,7 +5,7 @@ from operator import attrgetter
 from typing import Any, NamedTuple
 
 from refit.params.dotted import as_in_yaml
-from refit.params.model import OUR_NETWORKS, OUR_SYSTEMS
+from refit.params.model import OUR_NETWORKS, OUR_SYSTEMS, TIMM
 from refit.params.params import Params
 from refit.params.spelling import nearest
 
@@ -33,6 +33,10 @@ def _is_not_ours(network: str) -> bool:
     return network not in OUR_NETWORKS
 
 
+def _is_not_timm_s(network: str) -> bool:
+    return not network.startswith(TIMM)
+
+
 # Left out, because one params.yaml serves several data sets, machines and sweeps: data.root, bad_images, val and test
 # (a source may not need them), batch.max_size and optimizer.fallback_learning_rate (without auto), batch.memory_budget
 # (with an accelerator), and debug (fast_dev_run overrides the rest).
@@ -50,6 +54,7 @@ CHOICES = (
     ),
     Choice("model.width", "model.network", _is_not_ours, f"one of {', '.join(OUR_NETWORKS)}"),
     Choice("model.dropout", "model.network", _is_not_ours, f"one of {', '.join(OUR_NETWORKS)}"),
+    Choice("optimizer.layer_decay", "model.network", _is_not_timm_s, f"a network of timm, {TIMM}NAME"),
     Choice(
         "optimizer.warm_up", "optimizer.schedule", _one_of("cosine", "plateau", "constant"),
         "one_cycle, triangular or cosine_warm_up",

@@ -25,6 +25,8 @@ class Pictures:
 
     learning_rate: bytes | None
     """None if no range test was run."""
+    frozen_learning_rate: bytes | None
+    """Of the frozen epochs; None without a range test of theirs."""
     training: bytes
     confusion: bytes
     reliability: bytes
@@ -165,6 +167,9 @@ vote of the nearest training images, shrunk to 8 x 8 pixels, {{ baselines.neighb
 {{ facts(tuning) }}
 {% if "learning_rate" in pictures %}
 {{ picture("learning_rate", "Training loss by learning rate") }}
+{% endif %}
+{% if "frozen_learning_rate" in pictures %}
+{{ picture("frozen_learning_rate", "Training loss by learning rate, of the frozen epochs") }}
 {% endif %}
 
 <h2 id="training">Training</h2>

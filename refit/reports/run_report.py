@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from refit.artifacts.choices import read_batch, read_learning_rate
+from refit.artifacts.choices import LearningRateChoice, read_batch, read_learning_rate
 from refit.artifacts.files import read_json, read_numbers, whole_folder, write_bytes
 from refit.artifacts.model import ModelRecord, read_fit_params
-from refit.artifacts.paths import FIT, HISTORY, LEARNING_RATE_CURVE, PICTURES, REPORT
+from refit.artifacts.paths import FIT, FROZEN_LEARNING_RATE_CURVE, HISTORY, LEARNING_RATE_CURVE, PICTURES, REPORT
 from refit.artifacts.prepared import read_info
 from refit.evaluation.classification import ClassificationReport
 from refit.evaluation.findings import Finding
@@ -36,13 +36,9 @@ def write_run_report(
     """
     info, batch, rate = read_info(), read_batch(), read_learning_rate()
     fitted = read_json(FIT, "dvc repro fit")
-    curve = read_numbers(LEARNING_RATE_CURVE)
     pictures = Pictures(
-        learning_rate=plots.learning_rate_curve(
-            [row["learning_rate"] for row in curve], [row["loss"] for row in curve], rate.suggestion, rate.learning_rate
-        )
-        if curve
-        else None,
+        learning_rate=_range_test(LEARNING_RATE_CURVE, rate),
+        frozen_learning_rate=_range_test(FROZEN_LEARNING_RATE_CURVE, rate.frozen),
         training=plots.training_curves(read_numbers(HISTORY), fitted["epoch"]),
         confusion=plots.confusion_matrix(report),
         reliability=plots.reliability_diagram(report),
@@ -77,6 +73,7 @@ def write_run_report(
             "micro-batch": f"{batch.accumulate_grad_batches} x {batch.micro_batch} on {batch.hardware}",
             "learning rate": rate.learning_rate,
             "chosen by": rate.chosen_by,
+            **({"learning rate of the frozen epochs": rate.frozen.learning_rate} if rate.frozen else {}),
         },
         training={
             "best epoch": fitted["epoch"],
@@ -90,3 +87,11 @@ def write_run_report(
         debug=debug,
     )
     return [LEARNING_RATE_CURVE, REPORT, *sorted(PICTURES.iterdir())]
+
+
+def _range_test(file: Path, choice: LearningRateChoice | None) -> bytes | None:
+    curve = read_numbers(file)
+    if choice is None or not curve:
+        return None
+    rates, losses = [row["learning_rate"] for row in curve], [row["loss"] for row in curve]
+    return plots.learning_rate_curve(rates, losses, choice.suggestion, choice.learning_rate)

@@ -38,13 +38,18 @@ def backbone_parameters(system: nn.Module) -> set[nn.Parameter]:
     return {weight for layer in backbone(system) for weight in layer.parameters(recurse=False)}
 
 
+def timm_network(network: nn.Module) -> nn.Module | None:
+    """The network of timm in `network`, after the layers that Refit puts before it; None if it is another's."""
+    while isinstance(network, nn.Sequential) and len(network) and not hasattr(network, "get_classifier"):
+        network = network[-1]
+    return network if hasattr(network, "get_classifier") else None
+
+
 def _classifiers(network: nn.Module) -> list[nn.Module]:
     """The layers of a timm network's classifiers; empty for any other network."""
-    while isinstance(network, nn.Sequential) and len(network) and not hasattr(network, "get_classifier"):
-        network = network[-1]  # Refit puts layers before it
-    if not hasattr(network, "get_classifier"):
+    if (timms := timm_network(network)) is None:
         return []
-    found: Any = network.get_classifier()  # type: ignore[operator]
+    found: Any = timms.get_classifier()  # type: ignore[operator]
     return [layer for one in (found if isinstance(found, tuple) else (found,)) for layer in _layers(one)]
 
 

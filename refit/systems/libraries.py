@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from refit.params import TIMM, TORCHVISION, nearest
 from refit.runtime.downloads import fault_of, hub_urls, is_in_hub_cache
 from refit.runtime.errors import UserError
-from refit.systems.head import head_names
+from refit.systems.head import head_names, timm_network
 
 State = dict[str, Tensor]
 
@@ -249,6 +249,25 @@ _DENSE_LAYER = re.compile(r"(denselayer\d+\.)(norm|conv)\.([12])\.")
 def library_of(network: str) -> Library | None:
     """The library that `network`, a value of model.network, names; None for Refit's own networks and the user's."""
     return next((library for library in _LIBRARIES if network.startswith(library.prefix)), None)
+
+
+def depths(system: nn.Module) -> dict[nn.Parameter, int]:
+    """For each weight of a timm network in `system.network`: how many of timm's groups of layers are between it and
+    the head, which has 0. Raises UserError for any other network."""
+    import timm.optim
+    from timm.models import group_parameters
+
+    network: Any = timm_network(getattr(system, "network", system))
+    if network is None:
+        raise UserError(
+            f"optimizer.layer_decay needs a {TIMM} network as `network` of {type(system).__name__}; set it to 1.0"
+        )
+    if hasattr(network, "group_matcher"):
+        group_of = group_parameters(network, network.group_matcher(coarse=False), reverse=True)
+    else:
+        group_of = timm.optim.auto_group_layers(network)  # type: ignore[attr-defined, no-untyped-call]
+    last = max(group_of.values())
+    return {weight: last - group_of.get(name, last) for name, weight in network.named_parameters()}
 
 
 def without_adapter(network: nn.Module) -> nn.Module:

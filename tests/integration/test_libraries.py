@@ -14,6 +14,7 @@ from pytorch_lightning.callbacks import Callback
 from safetensors.torch import save_file
 from torch import Tensor
 
+from refit.artifacts.checked import stage_params
 from refit.artifacts.model import read_record
 from refit.artifacts.paths import MODEL
 from refit.data.pack import pack
@@ -86,6 +87,35 @@ def test_an_interrupted_fit_of_a_network_of_timm_ends_with_the_same_bits(network
     assert min(resumed.drawn) > 6
     assert same(resumed.end, whole.end)
     assert same(resumed_weights, weights)
+
+
+def test_the_learning_rate_falls_from_group_to_group_of_layers_in_the_range_test_and_in_the_fit(
+    fitted: Fit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With its share of backbone_learning_rate, and in the order from the head on."""
+    rates: list[list[float]] = []
+    step = torch.optim.AdamW.step
+
+    def watched(optimizer: torch.optim.AdamW, *args: Any, **keys: Any) -> Any:
+        result = step(optimizer, *args, **keys)
+        rates.append([group["lr"] for group in optimizer.param_groups])
+        return result
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", watched)
+    keys: dict[str, Any] = {
+        "model__network": "timm:vit_tiny_patch16_224", "model__width": None, "model__dropout": None,
+        "optimizer__layer_decay": 0.5, "optimizer__backbone_learning_rate": 0.1, "optimizer__schedule": "constant",
+        "debug__limit_train_batches": 2, "fit__max_epochs": 1,
+    }  # fmt: skip
+    fitted(**keys)
+    find_lr.main(stage_params("find_lr"))
+    in_fit, in_range_test = rates[0], rates[10]
+    expected = [1.0, *(0.1 * 0.5**depth for depth in range(1, 14))]  # twelve blocks and the embeddings of patches
+    for found in (in_fit, in_range_test):
+        factors = [rate / found[0] for rate in found]
+        assert sorted(set(factors), reverse=True) == pytest.approx(expected)
+        assert factors[:2] == [1.0, 1.0], "the head's groups are not the first"
+    assert in_fit[0] == 0.01
 
 
 class FirstLoss(Callback):

@@ -36,6 +36,7 @@ def write_page(path: Path, debug: bool = False, *, advice: bool = True, curve: b
     report = evaluate(probabilities, labels, ["<b>&", "two", "<script>"], 0.95, 10)
     pictures = Pictures(
         learning_rate=plots.learning_rate_curve([1e-3, 1e-2, 1e-1], [2.0, 1.0, 3.0], 0.01, 0.02) if curve else None,
+        frozen_learning_rate=None,
         training=plots.training_curves(HISTORY, 2),
         confusion=plots.confusion_matrix(report),
         reliability=plots.reliability_diagram(report),

@@ -71,6 +71,14 @@ def test_a_person_reads_every_figure_in_26_lines_of_80_columns(repository: Path)
     assert max(map(len, text.splitlines())) <= 80
 
 
+def test_the_rate_of_the_frozen_epochs_is_told_where_there_are_some(repository: Path) -> None:
+    assert "frozen" not in as_text(read_facts())
+    rate = FILES["data/tuning/learning_rate.json"]
+    both = {**rate, "frozen": {"learning_rate": 0.0512, "chosen_by": "find_lr", "suggestion": 0.0512}}
+    (repository / "data/tuning/learning_rate.json").write_text(json.dumps(both))
+    assert "| in frozen epochs | 0.0512, from find_lr" in as_markdown(read_facts())
+
+
 def test_figures_of_another_model_are_told_as_such(repository: Path) -> None:
     assert "TEST IS STALE" not in as_text(read_facts())
     shutil.copy(MODELS / "format_2_autoencoder/model.json", repository / "data/model")

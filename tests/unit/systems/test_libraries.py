@@ -13,6 +13,7 @@ import torch
 import torchvision
 from safetensors.torch import save_file
 from timm.layers.drop import DropPath
+from timm.optim._param_groups import param_groups_layer_decay
 from torch import Tensor, nn
 
 from refit.params import ModelParams
@@ -297,6 +298,26 @@ def test_weights_that_were_downloaded_are_used_without_the_internet(
     check_weights_can_be_had(params)
     load_weights(built := build(params), params)
     assert torch.equal(inner(built).norm.weight, state["norm.weight"])
+
+
+@pytest.mark.parametrize("network", [VIT, CONVNEXT, EFFICIENTNET, DISTILLED, "timm:pit_ti_224"])
+def test_the_depth_of_a_weight_is_the_number_of_timm_s_groups_between_it_and_the_head(network: str) -> None:
+    size = 224 if "pit" in network else 32
+    system = nn.Module()
+    system.network = built = build(model(network), size=size)
+    depth, timms = libraries.depths(system), inner(built)
+    heads = [weight for layer in head(built) for weight in layer.parameters()]
+    assert {depth[weight] for weight in heads} == {0}
+    assert max(depth.values()) > 1
+    by_timm = param_groups_layer_decay(timms, layer_decay=0.5)
+    assert {weight: group["lr_scale"] for group in by_timm for weight in group["params"]} == {
+        weight: 0.5**number for weight, number in depth.items()
+    }
+
+
+def test_a_system_without_a_network_of_timm_has_no_depths() -> None:
+    with pytest.raises(UserError, match=r"optimizer\.layer_decay needs a timm: network as `network` of Linear; set it"):
+        libraries.depths(nn.Linear(2, 2))
 
 
 def test_refit_s_own_networks_are_built_without_importing_timm() -> None:

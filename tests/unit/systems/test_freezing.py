@@ -4,7 +4,7 @@ import pytest
 from torch import nn
 
 from refit.runtime.errors import UserError
-from refit.training.finetuning import FrozenBackbone
+from refit.systems.freezing import FrozenBackbone
 
 
 def test_weights_that_a_users_network_froze_itself_stay_frozen() -> None:
