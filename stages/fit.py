@@ -66,7 +66,8 @@ def main(params: Params) -> None:
         try:
             history, best = train(
                 system, data, params.fit, params.trainer, params.debug, devices, shared.accumulate_grad_batches, state,
-                [Pace(info, params.trainer), *watchers(loggers)], loggers.each,
+                rate.frozen.learning_rate if rate.frozen else None, [Pace(info, params.trainer), *watchers(loggers)],
+                loggers.each,
             )  # fmt: skip
         except BaseException:
             loggers.fail()
@@ -97,7 +98,10 @@ def announce(batch: BatchChoice, rate: LearningRateChoice, hardware: str) -> Non
             "here, run: dvc repro --force --single-item scale_batch",
             file=sys.stderr,
         )
-    print(f"learning rate {rate.learning_rate:.3g} from {rate.chosen_by}, effective batch {batch.effective_batch}")
+    frozen = f" ({rate.frozen.learning_rate:.3g} in the frozen epochs)" if rate.frozen else ""
+    print(
+        f"learning rate {rate.learning_rate:.3g}{frozen} from {rate.chosen_by}, effective batch {batch.effective_batch}"
+    )
 
 
 if __name__ == "__main__":

@@ -30,6 +30,8 @@ class LearningRateChoice:
     learning_rate: float
     chosen_by: Literal["params", "find_lr", "fallback"]
     suggestion: float | None
+    frozen: "LearningRateChoice | None" = None
+    """Of the frozen epochs; None where there are none, or where they have the same learning rate."""
 
 
 def read_batch(path: Path = BATCH) -> BatchChoice:
@@ -37,7 +39,9 @@ def read_batch(path: Path = BATCH) -> BatchChoice:
 
 
 def read_learning_rate(path: Path = LEARNING_RATE) -> LearningRateChoice:
-    return LearningRateChoice(**read_json(path, "dvc repro find_lr"))
+    values = read_json(path, "dvc repro find_lr")
+    frozen = values.pop("frozen", None)
+    return LearningRateChoice(**values, frozen=LearningRateChoice(**frozen) if frozen else None)
 
 
 def resolved_params(params: Params, batch: BatchChoice, rate: LearningRateChoice) -> dict[str, Any]:

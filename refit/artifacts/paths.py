@@ -13,6 +13,7 @@ PREPARED_REPORT = Path("data/prepared_report.json")
 BATCH = Path("data/tuning/batch.json")
 LEARNING_RATE = Path("data/tuning/learning_rate.json")
 LEARNING_RATE_CURVE = Path("data/tuning/learning_rate.csv")
+FROZEN_LEARNING_RATE_CURVE = Path("data/tuning/frozen_learning_rate.csv")
 
 MODEL = Path("data/model")
 FIT = Path("data/evaluation/fit.json")

@@ -5,12 +5,13 @@ from typing import Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from refit.params.spelling import nearest
+from refit.params.spelling import nearest, nearest_network
 from refit.params.types import Fraction, Section
 
 OUR_SYSTEMS = ("classifier", "autoencoder")
 OUR_NETWORKS = ("mlp", "cnn", "resnet9", "airbench")
-TORCHVISION = "torchvision:"
+TORCHVISION, TIMM = "torchvision:", "timm:"
+LIBRARIES = (TORCHVISION, TIMM)
 WEIGHTS_FILES = Path("data/weights")
 WEIGHTS_SUFFIXES = (".safetensors", ".pt", ".pth")
 
@@ -28,15 +29,16 @@ class ModelParams(Section):
     system_arguments: dict[str, Any] = Field(default={})
     """Arguments of your own system, by the names in its signature."""
     network: str = "cnn"
-    """The network: mlp, cnn, resnet9 or airbench (Refit's own, for small images), torchvision:NAME for any torchvision
-    classifier, or the dotted path of your own module (docs/systems.md)."""
+    """The network: mlp, cnn, resnet9 or airbench (Refit's own, for small images), torchvision:NAME or timm:NAME for any
+    classifier of these libraries, or the dotted path of your own module (docs/systems.md)."""
     network_arguments: dict[str, Any] = Field(default={})
-    """Arguments of your own network, by the names in its signature."""
+    """Arguments of your own network, by the names in its signature; or of a network of torchvision or timm, such as
+    drop_path_rate."""
     weights: Annotated[Annotated[str, Field(min_length=1)] | None, BeforeValidator(_not_empty_text)] = None
-    """The network's initial weights. null: random. A name such as DEFAULT: torchvision's weights of a torchvision
-    network. A file below data/weights/ (.safetensors, .pt or .pth): a state_dict of the network, or the
-    model.safetensors of a model that Refit trained. The last layer is initialised randomly if the file lacks it or its
-    number of outputs differs. Only the training stages read the weights."""
+    """The network's initial weights. null: random. A name such as DEFAULT: weights that torchvision or timm has for its
+    network (timm: a tag). A file below data/weights/ (.safetensors, .pt or .pth): a state_dict of the network, or the
+    model.safetensors of a model that Refit trained. The last layer is new if the file lacks it or its number of outputs
+    differs. Only the training stages read the weights."""
     embedding: Annotated[int, Field(ge=2, le=4096)] = 64
     """Length of the autoencoder's embeddings."""
     width: Annotated[int, Field(ge=4, le=1024)] | None = None
@@ -52,10 +54,11 @@ class ModelParams(Section):
         if self.system not in OUR_SYSTEMS and "." not in self.system:
             raise ValueError(f"system {self.system!r} is unknown{nearest(self.system, [*OUR_SYSTEMS])}; expected "
                              f"{', '.join(OUR_SYSTEMS)} or a dotted path")  # fmt: skip
-        # Importing torchvision or the user's module is slow: refit/systems checks that the rest of the name exists.
-        if self.network not in OUR_NETWORKS and not self.network.startswith(TORCHVISION) and "." not in self.network:
-            raise ValueError(f"network {self.network!r} is unknown{_nearest_network(self.network)}; expected "
-                             f"{', '.join(OUR_NETWORKS)}, {TORCHVISION}NAME or a dotted path")  # fmt: skip
+        # Importing a library or the user's module is slow: refit/systems checks that the rest of the name exists.
+        if self.network not in OUR_NETWORKS and not self.network.startswith(LIBRARIES) and "." not in self.network:
+            near = nearest_network(self.network, [*OUR_NETWORKS], TORCHVISION, TIMM)
+            raise ValueError(f"network {self.network!r} is unknown{near}; expected {', '.join(OUR_NETWORKS)}, "
+                             f"{TORCHVISION}NAME, {TIMM}NAME or a dotted path")  # fmt: skip
         return self
 
     @model_validator(mode="after")
@@ -63,9 +66,9 @@ class ModelParams(Section):
         if self.weights is None:
             return self
         if "." not in self.weights:
-            if not self.network.startswith(TORCHVISION):
-                raise ValueError(f"weights {self.weights!r} is a name, but only torchvision's networks have named "
-                                 f"weights; expected a file below {WEIGHTS_FILES}/, or null")  # fmt: skip
+            if not self.network.startswith(LIBRARIES):
+                raise ValueError(f"weights {self.weights!r} is a name, but only networks of torchvision and timm have "
+                                 f"named weights; expected a file below {WEIGHTS_FILES}/, or null")  # fmt: skip
             return self
         path = Path(self.weights)
         if path.suffix not in WEIGHTS_SUFFIXES:
@@ -75,12 +78,3 @@ class ModelParams(Section):
             raise ValueError(f"weights {self.weights!r} is not below {WEIGHTS_FILES}/, the folder that dvc.yaml "
                              "watches; move the file there")  # fmt: skip
         return self
-
-
-def _nearest_network(name: str) -> str:
-    from torchvision import models  # seconds, but only after a mistake
-
-    theirs = models.list_models(module=models)
-    if name in theirs:
-        return nearest(name, [name], TORCHVISION)
-    return nearest(name, [*OUR_NETWORKS]) or nearest(name, theirs, TORCHVISION)

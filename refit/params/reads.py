@@ -8,11 +8,12 @@ READS: dict[str, tuple[str, ...]] = {
     "prepare": ("seed", "data"),
     # The initial weights and the order of the images do not change how much memory a step takes.
     "scale_batch": ("model", "batch", *_DEVICE, "trainer.precision"),
-    # The range test sets the learning rate of all layers at each step, so there is no schedule and no factor.
+    # The range test sets the learning rate at each step, so there is no schedule.
     "find_lr": (
         "seed", "augment", "model", "loss",
         "optimizer.name", "optimizer.learning_rate", "optimizer.fallback_learning_rate", "optimizer.weight_decay",
-        "optimizer.momentum", *_DEVICE, "trainer.precision",
+        "optimizer.momentum", "optimizer.backbone_learning_rate", "optimizer.layer_decay", "fit.freeze_epochs",
+        *_DEVICE, "trainer.precision",
     ),
     "fit": (
         "seed", "augment", "model", "optimizer", "loss",

@@ -5,7 +5,7 @@ from operator import attrgetter
 from typing import Any, NamedTuple
 
 from refit.params.dotted import as_in_yaml
-from refit.params.model import OUR_NETWORKS, OUR_SYSTEMS, TORCHVISION
+from refit.params.model import OUR_NETWORKS, OUR_SYSTEMS, TIMM
 from refit.params.params import Params
 from refit.params.spelling import nearest
 
@@ -29,12 +29,12 @@ def _one_of(*values: Any) -> Callable[[Any], bool]:
     return lambda value: value in values
 
 
-def _is_ours_or_torchvision(network: str) -> bool:
-    return network in OUR_NETWORKS or network.startswith(TORCHVISION)
-
-
 def _is_not_ours(network: str) -> bool:
     return network not in OUR_NETWORKS
+
+
+def _is_not_timm_s(network: str) -> bool:
+    return not network.startswith(TIMM)
 
 
 # Left out, because one params.yaml serves several data sets, machines and sweeps: data.root, bad_images, val and test
@@ -48,9 +48,13 @@ CHOICES = (
     Choice("model.test_time_flip", "model.system", _one_of("autoencoder"), "classifier"),
     Choice("model.embedding", "model.system", _one_of("classifier"), "autoencoder"),
     Choice("model.system_arguments", "model.system", _one_of(*OUR_SYSTEMS), "your own system"),
-    Choice("model.network_arguments", "model.network", _is_ours_or_torchvision, "your own network"),
+    Choice(
+        "model.network_arguments", "model.network", _one_of(*OUR_NETWORKS),
+        "one of torchvision's or timm's, or your own network",
+    ),
     Choice("model.width", "model.network", _is_not_ours, f"one of {', '.join(OUR_NETWORKS)}"),
     Choice("model.dropout", "model.network", _is_not_ours, f"one of {', '.join(OUR_NETWORKS)}"),
+    Choice("optimizer.layer_decay", "model.network", _is_not_timm_s, f"a network of timm, {TIMM}NAME"),
     Choice(
         "optimizer.warm_up", "optimizer.schedule", _one_of("cosine", "plateau", "constant"),
         "one_cycle, triangular or cosine_warm_up",

@@ -25,8 +25,11 @@ class OptimizerParams(Section):
     learning_rate: Literal["auto"] | Positive = "auto"
     """Peak learning rate. auto: the rate that find_lr suggests."""
     backbone_learning_rate: Positive = 1.0
-    """Factor on the learning rate of all layers before the network's head, in fit, such as 0.1 for fine-tuning. 1: the
-    same rate. find_lr's range test does not apply it."""
+    """Factor on the learning rate of all layers before the network's head, such as 0.1 for fine-tuning. 1: the same
+    rate. find_lr's range test applies it too."""
+    layer_decay: Annotated[float, real(gt=0, le=1), NOT_BOOL] = 1.0
+    """Layer-wise learning-rate decay of a network of timm: each group of layers has this fraction of the learning rate
+    of the group after it, the head the whole (Bao et al. 2021), such as 0.75. 1: the same rate."""
     fallback_learning_rate: Positive = 0.001
     """Learning rate if learning_rate is auto and find_lr has no suggestion; a warning then says so."""
     weight_decay: Annotated[float, real(ge=0), NOT_BOOL] = 0.05
@@ -34,9 +37,10 @@ class OptimizerParams(Section):
     momentum: Fraction = 0.9
     """Nesterov momentum of sgd and muon, or the first beta of adamw."""
     schedule: Literal["one_cycle", "triangular", "cosine", "cosine_warm_up", "plateau", "constant"] = "one_cycle"
-    """Learning rate over the whole fit. one_cycle: rises to the peak and falls to zero, both along a cosine.
-    triangular: the same in straight lines. cosine: only falls. cosine_warm_up: rises in a straight line, falls along a
-    cosine. plateau: falls after epochs in which val_loss did not improve. All but plateau change at each step."""
+    """Learning rate over the fit, without its frozen epochs. one_cycle: rises to the peak and falls to zero, both along
+    a cosine. triangular: the same in straight lines. cosine: only falls. cosine_warm_up: rises in a straight line,
+    falls along a cosine. plateau: falls after epochs in which val_loss did not improve. All but plateau change at each
+    step."""
     warm_up: Annotated[float, real(gt=0, lt=1), NOT_BOOL] = 0.3
     """Fraction of the fit's steps in which the learning rate of one_cycle, triangular and cosine_warm_up rises."""
     plateau_factor: Annotated[float, real(gt=0, lt=1), NOT_BOOL] = 0.1
@@ -78,7 +82,8 @@ class FitParams(Section):
     gradient to [-gradient_clip_val, gradient_clip_val]."""
     freeze_epochs: Annotated[int, Field(ge=0)] = 0
     """Number of first epochs in which only the head learns: the network's last layer with weights, and the layers of a
-    system outside its network. Batch norm before it keeps its statistics. 0: off. See model.weights."""
+    system outside its network. Batch norm before it keeps its statistics. These epochs have a constant learning rate,
+    which find_lr chooses by a range test of its own. 0: off. See model.weights."""
     averaging: Literal["none", "swa", "ema"] = "none"
     """Which weights are validated and kept. none: the trained weights. ema: their exponential moving average over the
     steps, batch norm's statistics included. swa: their mean over the ends of the epochs from swa_start on, with batch

@@ -49,7 +49,7 @@ def write_report(
     """Write the page. The same arguments give the same bytes.
 
     data, tuning, training: a name and a value per line. params: sections of keys and values, as in params.yaml.
-    pictures: PNG files, `training` and, if a range test was run, `learning_rate`. debug: whether to mark the page as
+    pictures: PNG files, `training` and, of the range tests that were run, `learning_rate` and `frozen_learning_rate`. debug: whether to mark the page as
     that of a debug run. Names and values are escaped, so they cannot contain HTML.
     """
     html = page_template(_HTML, section.blocks, number=number, metric=metric).render(
@@ -153,6 +153,9 @@ trained model.</p>
 {{ facts(tuning) }}
 {% if "learning_rate" in pictures %}
 {{ picture("learning_rate", "Training loss by learning rate") }}
+{% endif %}
+{% if "frozen_learning_rate" in pictures %}
+{{ picture("frozen_learning_rate", "Training loss by learning rate, of the frozen epochs") }}
 {% endif %}
 
 <h2 id="training">Training</h2>

@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from refit.artifacts.choices import read_batch, read_learning_rate
+from refit.artifacts.choices import LearningRateChoice, read_batch, read_learning_rate
 from refit.artifacts.files import read_json, read_numbers, whole_folder, write_bytes
 from refit.artifacts.model import read_fit_params
-from refit.artifacts.paths import FIT, HISTORY, LEARNING_RATE_CURVE, PICTURES, REPORT
+from refit.artifacts.paths import FIT, FROZEN_LEARNING_RATE_CURVE, HISTORY, LEARNING_RATE_CURVE, PICTURES, REPORT
 from refit.artifacts.prepared import read_info
 from refit.evaluation.tested import Evaluation, Tested
 from refit.reports import plots
@@ -25,11 +25,11 @@ def write_run_report(
     info, batch, rate = read_info(), read_batch(), read_learning_rate()
     fitted = read_json(FIT, "dvc repro fit")
     section = SECTIONS[tested.model.task](tested, evaluation, outcomes)
-    pictures = {"training": plots.training_curves(read_numbers(HISTORY), fitted["epoch"])}
-    if curve := read_numbers(LEARNING_RATE_CURVE):
-        pictures["learning_rate"] = plots.learning_rate_curve(
-            [row["learning_rate"] for row in curve], [row["loss"] for row in curve], rate.suggestion, rate.learning_rate
-        )
+    pictures = {
+        "training": plots.training_curves(read_numbers(HISTORY), fitted["epoch"]),
+        **_range_test("learning_rate", LEARNING_RATE_CURVE, rate),
+        **_range_test("frozen_learning_rate", FROZEN_LEARNING_RATE_CURVE, rate.frozen),
+    }
     with whole_folder(PICTURES) as folder:
         for name, png in {**pictures, **section.pictures}.items():
             write_bytes(folder / f"{name}.png", png)
@@ -49,6 +49,7 @@ def write_run_report(
             "micro-batch": f"{batch.accumulate_grad_batches} x {batch.micro_batch} on {batch.hardware}",
             "learning rate": rate.learning_rate,
             "chosen by": rate.chosen_by,
+            **({"learning rate of the frozen epochs": rate.frozen.learning_rate} if rate.frozen else {}),
         },
         training={
             "best epoch": fitted["epoch"],
@@ -60,3 +61,12 @@ def write_run_report(
         debug=tested.debug,
     )
     return [LEARNING_RATE_CURVE, REPORT, *sorted(PICTURES.iterdir())]
+
+
+def _range_test(name: str, file: Path, choice: LearningRateChoice | None) -> dict[str, bytes]:
+    """The picture of a range test by its name; empty if there was none."""
+    curve = read_numbers(file)
+    if choice is None or not curve:
+        return {}
+    rates, losses = [row["learning_rate"] for row in curve], [row["loss"] for row in curve]
+    return {name: plots.learning_rate_curve(rates, losses, choice.suggestion, choice.learning_rate)}

@@ -101,7 +101,11 @@ def read_facts(root: Path = Path()) -> list[Fact]:
         *warnings,
         Fact("data", f"{data['source']}: {counts} images of {len(data['classes'])} classes, {shape}"),
         Fact("batch size", f"{batch['effective_batch']} images = {parts}, {_CHOSEN_BY[batch['chosen_by']]}"),
-        Fact("learning rate", f"{rate['learning_rate']:.3g}, {_CHOSEN_BY[rate['chosen_by']]}"),
+        *(
+            Fact(name, f"{choice['learning_rate']:.3g}, {_CHOSEN_BY[choice['chosen_by']]}")
+            for name, choice in (("learning rate", rate), ("in frozen epochs", rate.get("frozen")))
+            if choice
+        ),
         Fact("best epoch", f"{fit['epoch']} of {fit['epochs']}, {validation}"),
         Fact(
             "test accuracy",

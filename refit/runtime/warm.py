@@ -14,6 +14,7 @@ import hashlib
 import importlib
 import json
 import os
+import re
 import runpy
 import selectors
 import signal
@@ -48,6 +49,8 @@ _LATER = (
     "pyarrow.parquet",
     "jinja2",
 )
+_TIMM = ("timm", "timm.optim")
+_NAMES_TIMM = re.compile(r"^ +(network: timm:|name: muon\b)", re.MULTILINE)
 _PROJECT = ("refit", "stages")
 _NUMBER = struct.Struct("i")
 _PATIENCE = 5.0  # seconds that a client may take to send its request
@@ -177,7 +180,7 @@ class _Server:
         os.environ.update(QUIET | os.environ)
         os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # the other way to find GPUs rules out a fork
         self._import(_FIRST)
-        later = deque(_LATER)
+        later = deque([*_timm_if_named(), *_LATER])
         self.events.register(self.listener, selectors.EVENT_READ, self._accept)
         self.events.register(self.owner_fd, selectors.EVENT_READ, self._owner_ended)
         while True:
@@ -254,6 +257,13 @@ class _Server:
             self.events.unregister(client)
         with client, suppress(OSError):
             client.send(_NUMBER.pack(os.waitstatus_to_exitcode(status)))
+
+
+def _timm_if_named() -> Iterable[str]:
+    """timm, which takes each stage a second to import, if params.yaml names one of its networks or its Muon."""
+    with suppress(OSError, UnicodeDecodeError):
+        return _TIMM if _NAMES_TIMM.search(Path("params.yaml").read_text(encoding="utf-8")) else ()
+    return ()
 
 
 def _run_stage(module: str, stage: str, streams: list[int], server: int) -> NoReturn:

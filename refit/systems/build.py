@@ -65,17 +65,17 @@ def assemble(
     names, if any. Raises UserError as build_system."""
     system_class = _system_class(blueprint.system)
 
-    def network(outputs: int) -> nn.Module:
+    def network(outputs: int, *, to_logits: bool = True) -> nn.Module:
         built = build_network(
             blueprint.network, blueprint.network_arguments, blueprint.shape, outputs, blueprint.mean, blueprint.std
         )
         if start is not None and start.weights is not None:
-            load_weights(built, start)
+            load_weights(built, start, to_logits=to_logits)
         return built
 
     provided: Provided = {
         "network": lambda: network(len(blueprint.classes)),
-        "encoder": lambda: network(blueprint.embedding),
+        "encoder": lambda: network(blueprint.embedding, to_logits=False),
         "classes": lambda: len(blueprint.classes),
         "shape": lambda: blueprint.shape,
         "mean": lambda: list(blueprint.mean),

@@ -9,11 +9,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F  # noqa: N812
-import torchvision
 from torch import Tensor, nn
 
-from refit.params import OUR_NETWORKS, ModelParams, nearest
+from refit.params import OUR_NETWORKS, ModelParams
 from refit.runtime.errors import UserError
+from refit.systems.libraries import Library, library_of
 from refit.systems.user_code import Provided, check_arguments, construct, user_class
 
 
@@ -45,19 +45,8 @@ def network_arguments(model: ModelParams) -> dict[str, Any]:
 
 def _build(name: str, arguments: Mapping[str, Any], shape: tuple[int, int, int], outputs: int) -> nn.Module:
     in_channels = shape[0]
-    if name.startswith("torchvision:"):
-        check_torchvision_name(name)
-        network: nn.Module = torchvision.models.get_model(name.partition(":")[2], weights=None, num_classes=outputs)
-        network = nn.Sequential(GreyToRgb(), network) if in_channels == 1 else network
-        try:
-            _check_outputs(network, shape, outputs, name)
-        except (AssertionError, RuntimeError) as error:  # raised by torchvision for a size that it does not accept
-            reason = " ".join(str(error).split())
-            raise UserError(
-                f"model.network = {name!r} does not accept images of {shape[1]}x{shape[2]} pixels: {reason}; "
-                "set another data.image_size"
-            ) from None
-        return network
+    if library := library_of(name):
+        return _from_library(library, name, arguments, shape, outputs)
     if name in OUR_NETWORKS:
         return _OURS[name](math.prod(shape) if name == "mlp" else in_channels, outputs, **arguments)
     network_class = _users_network(name)
@@ -67,10 +56,27 @@ def _build(name: str, arguments: Mapping[str, Any], shape: tuple[int, int, int],
     return built
 
 
+def _from_library(
+    library: Library, name: str, arguments: Mapping[str, Any], shape: tuple[int, int, int], outputs: int
+) -> nn.Module:
+    try:
+        network = library.build(name, arguments, shape, outputs)
+        _check_outputs(network, shape, outputs, name)
+    except UserError:
+        raise
+    except Exception as error:  # noqa: BLE001, the libraries raise anything for a size that they do not accept
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"model.network = {name!r} does not accept images of {shape[1]}x{shape[2]} pixels: {reason}; "
+            "set another data.image_size"
+        ) from None
+    return network
+
+
 def check_network(model: ModelParams) -> None:
     """Raises UserError unless the network that `model` names can be found and built."""
-    if model.network.startswith("torchvision:"):
-        check_torchvision_name(model.network)
+    if library := library_of(model.network):
+        library.check(model.network, model.network_arguments)
     elif model.network not in OUR_NETWORKS:
         provided = {"shape", "in_channels", "outputs"}
         check_arguments(_users_network(model.network), provided, model.network_arguments, "model.network_arguments")
@@ -106,19 +112,6 @@ def _users_network(name: str) -> type:
     if issubclass(network, LightningModule):
         raise UserError(f"model.network = {name!r} is a system, not a network; set model.system to it")
     return network
-
-
-def check_torchvision_name(network: str) -> None:
-    """Raises UserError unless `network` is "torchvision:" and the name of one of its image classifiers."""
-    name = network.partition(":")[2]
-    known = torchvision.models.list_models(module=torchvision.models)
-    # Only these two return a second output in training.
-    known = [other for other in known if other not in ("googlenet", "inception_v3")]
-    if name not in known:
-        raise UserError(
-            f"model.network = {network!r} is unknown{nearest(name, known, 'torchvision:')}; "
-            "expected torchvision: and a classifier of torchvision.models, such as resnet18"
-        )
 
 
 def fit_whitening(network: nn.Module, images: npt.NDArray[np.uint8]) -> None:
@@ -301,10 +294,3 @@ class Normalize(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         # In place after the first: for a batch of photos, one more copy costs as much as the arithmetic.
         return torch.div(images.to(self.mean.dtype), 255).sub_(self.mean).div_(self.std)
-
-
-class GreyToRgb(nn.Module):
-    """Repeats the channel of a grey image for a network that expects three channels."""
-
-    def forward(self, images: Tensor) -> Tensor:
-        return images.expand(-1, 3, -1, -1)

@@ -9,27 +9,48 @@ from pytorch_lightning.utilities.types import OptimizerLRScheduler
 
 from refit.params import OptimizerParams
 from refit.runtime.errors import UserError
+from refit.systems.freezing import FrozenBackbone
 from refit.systems.head import backbone_parameters
+from refit.systems.libraries import depths
+
+FACTOR = "learning_rate_factor"
+"""Of a parameter group: its learning rate ÷ that of the head. Missing where it is 1."""
 
 
 def configure_optimizers(
     system: pl.LightningModule, params: OptimizerParams, learning_rate: float
 ) -> OptimizerLRScheduler:
     """The optimizer and the schedule for all weights of `system`, in the form that Lightning's configure_optimizers
-    returns. The number of steps is from the system's trainer."""
+    returns. The number of steps is from the system's trainer. With a FrozenBackbone among its callbacks the schedule
+    begins after the frozen epochs, whose learning rate is constant."""
     optimizer = make_optimizer(system, params, learning_rate)
-    if params.schedule == "constant":
+    frozen = next((one for one in system.trainer.callbacks if isinstance(one, FrozenBackbone)), None)  # type: ignore[attr-defined]
+    if params.schedule == "constant" and frozen is None:
         return optimizer
+    by_epoch = params.schedule == "plateau"
+    epochs = system.trainer.max_epochs or 1
+    updates = epochs if by_epoch else int(system.trainer.estimated_stepping_batches)  # of the learning rate
+    delay = min(frozen.epochs, epochs) * (updates // epochs) if frozen else 0
+    scheduler = _scheduler(optimizer, params, max(updates - delay, 1))
+    if frozen:
+        scheduler = Delayed(scheduler, delay, frozen.learning_rate or learning_rate)
+    when = {"monitor": "val_loss", "reduce_on_plateau": True} if by_epoch else {"interval": "step"}
+    config: Any = {"scheduler": scheduler, **when}
+    return {"optimizer": optimizer, "lr_scheduler": config}
+
+
+def _scheduler(
+    optimizer: torch.optim.Optimizer, params: OptimizerParams, steps: int
+) -> torch.optim.lr_scheduler.LRScheduler:
+    if params.schedule == "constant":
+        return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
     if params.schedule == "plateau":
-        plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
+        return torch.optim.lr_scheduler.ReduceLROnPlateau(
             optimizer, factor=params.plateau_factor, patience=params.plateau_patience
         )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": plateau, "monitor": "val_loss"}}
-    steps = int(system.trainer.estimated_stepping_batches)
-    scheduler: torch.optim.lr_scheduler.LRScheduler
     if params.schedule == "cosine":
-        scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
-    elif params.schedule == "cosine_warm_up":
+        return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
+    if params.schedule == "cosine_warm_up":
         warm_up_steps = max(1, round(params.warm_up * steps))
 
         def fraction_of_peak(step: int) -> float:
@@ -37,20 +58,47 @@ def configure_optimizers(
                 return (step + 1) / (warm_up_steps + 1)
             return 0.5 + 0.5 * math.cos(math.pi * (step - warm_up_steps) / max(1, steps - warm_up_steps))
 
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, fraction_of_peak)
-    else:
-        warm_up = params.warm_up
-        if warm_up * steps == 1:  # OneCycleLR would divide 0 by 0 for a warm-up of exactly one step
-            warm_up *= 1 + 1e-9
-        scheduler = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer,
-            [group["lr"] for group in optimizer.param_groups],
-            total_steps=steps,
-            pct_start=warm_up,
-            anneal_strategy="linear" if params.schedule == "triangular" else "cos",
-            cycle_momentum=False,
-        )
-    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return torch.optim.lr_scheduler.LambdaLR(optimizer, fraction_of_peak)
+    warm_up = params.warm_up
+    if warm_up * steps == 1:  # OneCycleLR would divide 0 by 0 for a warm-up of exactly one step
+        warm_up *= 1 + 1e-9
+    return torch.optim.lr_scheduler.OneCycleLR(
+        optimizer,
+        [group["lr"] for group in optimizer.param_groups],
+        total_steps=steps,
+        pct_start=warm_up,
+        anneal_strategy="linear" if params.schedule == "triangular" else "cos",
+        cycle_momentum=False,
+    )
+
+
+class Delayed(torch.optim.lr_scheduler.LRScheduler):
+    """A schedule that begins after `delay` updates. Until then the learning rate is constant."""
+
+    def __init__(self, schedule: torch.optim.lr_scheduler.LRScheduler, delay: int, learning_rate: float) -> None:
+        # Not the base class's, which would update the rates.
+        self.schedule, self.delay, self.updates = schedule, delay, 0
+        self.optimizer = schedule.optimizer
+        self.first = [group["lr"] for group in self.optimizer.param_groups]
+        self._set([learning_rate * group.get(FACTOR, 1.0) for group in self.optimizer.param_groups])
+
+    def step(self, *metrics: Any) -> None:
+        self.updates += 1
+        if self.updates == self.delay:
+            self._set(self.first)
+        elif self.updates > self.delay:
+            self.schedule.step(*metrics)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"updates": self.updates, "schedule": self.schedule.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.updates = state_dict["updates"]
+        self.schedule.load_state_dict(state_dict["schedule"])
+
+    def _set(self, rates: list[float]) -> None:
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
 
 
 def make_optimizer(system: pl.LightningModule, params: OptimizerParams, learning_rate: float) -> torch.optim.Optimizer:
@@ -83,15 +131,21 @@ def parameter_groups(system: pl.LightningModule, params: OptimizerParams, learni
     ]
     # Frozen weights get their own groups too: a fused kernel cannot update an unfrozen weight, which has no momentum
     # yet, together with weights that have it.
-    if params.backbone_learning_rate == 1 and all(weight.requires_grad for weight in system.parameters()):
+    if params.backbone_learning_rate == params.layer_decay == 1 and all(w.requires_grad for w in system.parameters()):
         return groups
     backbone = backbone_parameters(system)
-    parts = [
-        group | {"params": [weight for weight in group["params"] if (weight in backbone) == is_backbone],
-                 "lr": learning_rate * (params.backbone_learning_rate if is_backbone else 1)}
-        for is_backbone in (False, True) for group in groups
-    ]  # fmt: skip
-    return [group for group in parts if group["params"]]
+    depth = depths(system) if params.layer_decay != 1 else {}
+    parts: dict[tuple[bool, int, float], list[torch.nn.Parameter]] = {}
+    for number, group in enumerate(groups):
+        for weight in group["params"]:
+            factor = params.layer_decay ** depth.get(weight, 0)
+            factor *= params.backbone_learning_rate if weight in backbone else 1.0
+            parts.setdefault((weight in backbone, number, factor), []).append(weight)
+    from_head = sorted(parts.items(), key=lambda part: (*part[0][:2], -part[0][2]))
+    return [
+        groups[number] | {"params": weights, "lr": factor * learning_rate, FACTOR: factor}
+        for (_, number, factor), weights in from_head
+    ]
 
 
 def _muon(system: pl.LightningModule, params: OptimizerParams, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:

@@ -10,11 +10,11 @@ from pytorch_lightning.loggers import Logger
 from refit.artifacts.paths import DIVERGED
 from refit.batches.datamodule import PreparedData
 from refit.params import DebugParams, FitParams, TrainerParams
+from refit.systems.freezing import FrozenBackbone
 from refit.training.averaging import make_average
 from refit.training.callbacks import Best, History
 from refit.training.distributed import OwnRandomness
 from refit.training.divergence import FiniteLoss
-from refit.training.finetuning import FrozenBackbone
 from refit.training.profile import make_profiler, show_profile
 from refit.training.resume import FitState
 from refit.training.trainer import make_trainer, translate_lightning_errors
@@ -29,12 +29,14 @@ def train(
     devices: Mapping[str, Any],
     accumulate_grad_batches: int,
     state: FitState,
+    frozen_rate: float | None = None,
     watchers: Sequence[Callback] = (),
     loggers: Sequence[Logger] = (),
 ) -> tuple[History, Best]:
     """Fit `system`, resuming from `state` if there is one. It ends with the weights of its best epoch.
 
-    `watchers` and `loggers` change no result. On several devices each process calls this function, and only the first
+    `frozen_rate` is the learning rate of the frozen epochs; None for the peak of those after them. `watchers` and
+    `loggers` change no result. On several devices each process calls this function, and only the first
     has loggers.
     """
     if trainer_params.compile:
@@ -56,7 +58,7 @@ def train(
     if average is not None:
         callbacks.append(average)
     if fit.freeze_epochs:
-        callbacks.append(FrozenBackbone(fit.freeze_epochs))
+        callbacks.append(FrozenBackbone(fit.freeze_epochs, frozen_rate))
     if trainer_params.world_size > 1:
         callbacks.append(OwnRandomness(data.seed))
     trainer = make_trainer(

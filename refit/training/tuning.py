@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stderr
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -23,6 +23,8 @@ from refit.batches.datamodule import Batch, PreparedData, TrainLoader
 from refit.params import BatchParams, OptimizerParams, TrainerParams
 from refit.runtime.errors import UserError
 from refit.runtime.progress import Lines
+from refit.systems.freezing import FrozenBackbone
+from refit.systems.optimizers import FACTOR
 from refit.training.trainer import hardware_class, make_trainer
 
 MIN_STEPS_AN_EPOCH = 16
@@ -36,6 +38,7 @@ _DIVERGED = 4.0  # times the first losses
 _FEWEST = 10  # steps from which nothing can be concluded
 _FLAT = 1e-3  # nats per decade of learning rate: a smaller slope is rounding error
 
+Curve = list[dict[str, float]]
 FloatArray = npt.NDArray[np.float64]
 
 
@@ -106,11 +109,50 @@ def range_test_batch(effective_batch: int, train_images: int) -> int:
     return size
 
 
-def find_learning_rate(
+def find_both_learning_rates(
     system: pl.LightningModule, data: PreparedData, optimizer: OptimizerParams, trainer_params: TrainerParams
-) -> tuple[LearningRateChoice, list[dict[str, float]]]:
-    """The learning-rate range test of Smith (2017): the chosen rate and the loss curve."""
-    with TemporaryDirectory() as folder, isolate_rng(), _steps_shown(system):
+) -> tuple[LearningRateChoice, Curve, Curve]:
+    """For a fit with frozen epochs: the learning rate of the epochs after them, with that of the frozen epochs; and the
+    two curves. Each is found as the fit will use it: the first by training the head alone; the second by training all
+    layers after the head has learned for an epoch, because a new head would hide what the layers before it need."""
+    frozen = FrozenBackbone(1)
+    of_frozen, frozen_curve = find_learning_rate(system, data, optimizer, trainer_params, frozen)
+    _train_head(system, data, trainer_params, FrozenBackbone(1, of_frozen.learning_rate))
+    choice, curve = find_learning_rate(system, data, optimizer, trainer_params)
+    return replace(choice, frozen=of_frozen), curve, frozen_curve
+
+
+def _train_head(
+    system: pl.LightningModule, data: PreparedData, trainer_params: TrainerParams, frozen: FrozenBackbone
+) -> None:
+    """Train for an epoch with a frozen backbone, at the constant learning rate of `frozen`."""
+    with TemporaryDirectory() as folder, isolate_rng():
+        trainer = make_trainer(
+            trainer_params,
+            callbacks=[frozen],
+            quiet=True,
+            default_root_dir=folder,
+            max_epochs=1,
+            accumulate_grad_batches=data.effective_batch // data.batch_size,
+            limit_val_batches=0,
+        )
+        trainer.fit(system, datamodule=data)
+    frozen.set_frozen(False)
+
+
+def find_learning_rate(
+    system: pl.LightningModule,
+    data: PreparedData,
+    optimizer: OptimizerParams,
+    trainer_params: TrainerParams,
+    frozen: FrozenBackbone | None = None,
+) -> tuple[LearningRateChoice, Curve]:
+    """The learning-rate range test of Smith (2017): the chosen rate and the loss curve.
+
+    A parameter group whose learning rate has a factor keeps it: the test finds the head's rate. With `frozen` only the
+    head learns, as in the frozen epochs of a fit.
+    """
+    with TemporaryDirectory() as folder, isolate_rng(), _as_in_the_fit(system, frozen):
         range_test = make_trainer(
             trainer_params,
             default_root_dir=folder,
@@ -140,21 +182,39 @@ def find_learning_rate(
 
 
 @contextmanager
-def _steps_shown(system: pl.LightningModule) -> Iterator[None]:
-    """Print a line now and then, for output that is not a terminal, where Lightning's bar is not shown. It patches the
-    system, because the Tuner removes the Trainer's callbacks."""
-    lines, hook = Lines("range test, step", LEARNING_RATE_STEPS), system.on_train_batch_end
+def _as_in_the_fit(system: pl.LightningModule, frozen: FrozenBackbone | None) -> Iterator[None]:
+    """Freeze the backbone, keep the factors of the parameter groups, and print a line now and then where the output is
+    not a terminal. It patches the system, because the Tuner removes the Trainer's callbacks and its rates are those of
+    all groups."""
+    lines = Lines("range test, step", LEARNING_RATE_STEPS)
+    begin, scale, end = system.on_train_epoch_start, system.on_before_optimizer_step, system.on_train_batch_end
+
+    def begins() -> None:
+        begin()
+        if frozen is not None:
+            frozen.hold(system)
+
+    def scaled(optimizer: torch.optim.Optimizer) -> None:
+        scale(optimizer)
+        for group in optimizer.param_groups:
+            group["lr"] *= group.get(FACTOR, 1.0)  # the Tuner's schedule sets it anew after each step
 
     def ran(outputs: Any, batch: Batch, batch_idx: int) -> None:
-        hook(outputs, batch, batch_idx)
+        end(outputs, batch, batch_idx)
         if not sys.stderr.isatty():
             lines.show(system.trainer.global_step)
 
+    if frozen is not None:
+        frozen.freeze(system)
+    system.on_train_epoch_start = begins  # type: ignore[method-assign]
+    system.on_before_optimizer_step = scaled  # type: ignore[method-assign]
     system.on_train_batch_end = ran  # type: ignore[method-assign]
     try:
         yield
     finally:
-        del system.on_train_batch_end
+        del system.on_train_epoch_start, system.on_before_optimizer_step, system.on_train_batch_end
+        if frozen is not None:
+            frozen.set_frozen(False)
 
 
 def suggest_learning_rate(rates: FloatArray, losses: FloatArray) -> float | None:

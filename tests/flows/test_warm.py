@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from dvc.utils.hydra import apply_overrides
 
 from refit.runtime import warm
 from refit.runtime.environment import QUIET
@@ -209,6 +210,20 @@ def test_a_stopped_stage_continues_after_sigcont(toy: WarmToy) -> None:
         assert dvc.wait(timeout=PATIENCE) == 0
 
 
+@pytest.mark.parametrize(
+    ("model", "name", "named"),
+    [("cnn", "adamw", False), ("timm:vit_tiny_patch16_224", "adamw", True), ("cnn", "muon", True)],
+)
+def test_timm_is_imported_beforehand_only_if_params_yaml_names_it(
+    model: str, name: str, named: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert not warm._timm_if_named()
+    (tmp_path / "params.yaml").write_text((PROJECT / "params.yaml").read_text())
+    apply_overrides(tmp_path / "params.yaml", [f"model.network={model}", f"optimizer.name={name}"])
+    assert bool(warm._timm_if_named()) == named
+
+
 def test_the_preloaded_libraries_start_no_thread_use_no_gpu_and_are_all_that_the_stages_import() -> None:
     """Otherwise a fork of the process that imported them would not be safe, or would save no time."""
     code = """
@@ -220,7 +235,7 @@ def refuse(*_):
     raise AssertionError("a GPU was looked for in a way that bars a fork")
 
 torch._C._cuda_getDeviceCount = torch._C._cuda_init = refuse
-for library in (*warm._FIRST, *warm._LATER):
+for library in (*warm._FIRST, *warm._TIMM, *warm._LATER):
     importlib.import_module(library)
 assert threading.active_count() == 1, threading.enumerate()
 before = set(sys.modules)

@@ -130,7 +130,7 @@ def test_muon_is_tuned_like_the_other_optimizers(changed: Changed, build: Build,
 
 
 def _stepped(system: Any) -> torch.optim.Optimizer:
-    system.trainer = SimpleNamespace(precision="32-true", gradient_clip_val=1.0)
+    system.trainer = SimpleNamespace(precision="32-true", gradient_clip_val=1.0, callbacks=[])
     optimizer: torch.optim.Optimizer = system.configure_optimizers()
     for weight in system.parameters():
         weight.grad = torch.ones_like(weight)

@@ -101,6 +101,13 @@ KINDS: dict[str, dict[str, object]] = {
     "swa without batch norm": {"fit.averaging": "swa", "fit.swa_start": 0.0, "model.network": "mlp"},
     "frozen at first": {"fit.freeze_epochs": 1, "optimizer.backbone_learning_rate": 0.1},
     "frozen at first, sgd": {"fit.freeze_epochs": 1, "optimizer.name": "sgd"},
+    "frozen at first, plateau": {
+        "fit.freeze_epochs": 1,
+        "optimizer.schedule": "plateau",
+        "optimizer.plateau_patience": 0,
+        "fit.max_epochs": 4,
+    },
+    "frozen at first, constant": {"fit.freeze_epochs": 1, "optimizer.schedule": "constant"},
     "augmented in a thread": {"augment.shift": 2, "augment.cutout": 2},
     "early stopping": {"fit.patience": 1, "fit.max_epochs": 4},
     "sgd": {"optimizer.name": "sgd", "optimizer.schedule": "cosine"},

@@ -61,11 +61,11 @@ def test_the_interval_stays_within_minus_one_and_one() -> None:
     assert found.low < 0
 
 
-def test_the_interval_of_eight_right_in_ten_is_wilsons() -> None:
+def test_the_interval_of_8_of_10_is_wilson_s() -> None:
     assert wilson_interval(8, 10, 0.95) == pytest.approx((0.4901625, 0.9433178), abs=1e-6)
 
 
-def test_the_interval_of_a_perfect_score_ends_at_one_and_keeps_doubt_below() -> None:
+def test_the_interval_of_a_perfect_score_ends_at_one_but_starts_below() -> None:
     low, high = wilson_interval(360, 360, 0.95)
     assert high == 1.0
     assert low == pytest.approx(360 / (360 + 1.959964**2), abs=1e-6)

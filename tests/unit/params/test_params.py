@@ -31,7 +31,7 @@ KEYS = [
     "model.system", "model.system_arguments", "model.network", "model.network_arguments", "model.weights",
     "model.embedding", "model.width", "model.dropout", "model.test_time_flip",
     "batch.size", "batch.max_size", "batch.memory_budget",
-    "optimizer.name", "optimizer.learning_rate", "optimizer.backbone_learning_rate",
+    "optimizer.name", "optimizer.learning_rate", "optimizer.backbone_learning_rate", "optimizer.layer_decay",
     "optimizer.fallback_learning_rate", "optimizer.weight_decay", "optimizer.momentum", "optimizer.schedule",
     "optimizer.warm_up", "optimizer.plateau_factor", "optimizer.plateau_patience",
     "loss.label_smoothing", "loss.class_weights",
@@ -113,7 +113,7 @@ def test_a_params_yaml_of_last_year_still_means_the_same() -> None:
 
 @pytest.mark.parametrize("key", KEYS)
 def test_a_missing_key_takes_its_default(key: str) -> None:
-    values = yaml.safe_load(LAST_YEAR.read_text())
+    values = yaml.safe_load((ROOT / "params.yaml").read_text())
     section, _, name = key.partition(".")
     del (values[section] if name else values)[name or section]
     assert check_params(values) == Params()
@@ -249,9 +249,10 @@ NO_EFFECT: list[tuple[str, object, dict[str, object], str]] = [
     ("model.test_time_flip", True, {"model.system": "autoencoder"}, "model.system to classifier"),
     ("model.embedding", 32, {}, "model.system to autoencoder"),
     ("model.system_arguments", {"margin": 1}, {}, "model.system to your own system"),
-    ("model.network_arguments", {"depth": 1}, {}, "model.network to your own network"),
+    ("model.network_arguments", {"depth": 1}, {}, "model.network to one of torchvision's or timm's, or your own"),
     ("model.width", 32, {"model.network": "torchvision:resnet18"}, "model.network to one of mlp, cnn, "),
     ("model.dropout", 0.5, {"model.network": "mine.Network"}, "model.network to one of mlp, cnn, "),
+    ("optimizer.layer_decay", 0.7, {}, "model.network to a network of timm, timm:NAME"),
     ("optimizer.warm_up", 0.2, {"optimizer.schedule": "constant"}, "one_cycle, triangular or cosine_warm_up"),
     ("optimizer.plateau_factor", 0.5, {}, "optimizer.schedule to plateau"),
     ("optimizer.plateau_patience", 1, {}, "optimizer.schedule to plateau"),

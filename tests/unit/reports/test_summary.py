@@ -71,6 +71,14 @@ def test_the_summary_shows_every_metric_in_26_lines_of_80_columns(repository: Pa
     assert max(map(len, text.splitlines())) <= 80
 
 
+def test_the_rate_of_the_frozen_epochs_is_shown_if_there_are_some(repository: Path) -> None:
+    assert "frozen" not in as_text(read_facts(), read_steps())
+    rate = FILES["data/tuning/learning_rate.json"]
+    both = {**rate, "frozen": {"learning_rate": 0.0512, "chosen_by": "find_lr", "suggestion": 0.0512}}
+    (repository / "data/tuning/learning_rate.json").write_text(json.dumps(both))
+    assert "| in frozen epochs | 0.0512, from find_lr" in as_markdown(read_facts())
+
+
 def test_metrics_of_another_model_are_marked_as_stale(repository: Path) -> None:
     assert "TEST IS STALE" not in as_text(read_facts(), read_steps())
     shutil.copy(MODELS / "format_2_autoencoder/model.json", repository / "data/model")
@@ -117,7 +125,7 @@ def test_the_summary_ends_with_the_findings_and_their_remedies(repository: Path)
     assert "weight_decay" not in text
 
 
-def test_photos_are_offered_only_to_whom_trained_on_the_digits(repository: Path) -> None:
+def test_the_summary_offers_photos_only_after_a_run_on_the_digits(repository: Path) -> None:
     assert "data.source=folder" in as_text(read_facts(), read_steps())
     path = repository / "data/prepared/dataset.json"
     path.write_text(json.dumps(FILES["data/prepared/dataset.json"] | {"source": "folder"}))

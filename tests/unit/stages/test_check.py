@@ -24,6 +24,10 @@ def test_check_writes_the_committed_schema(
     assert (workspace / "docs/params.schema.json").read_bytes() == (ROOT / "docs/params.schema.json").read_bytes()
 
 
+def timm_model(name: str, **keys: object) -> dict[str, object]:
+    return model_params(network=f"timm:{name}", width=None, dropout=None, **keys).model_dump()
+
+
 def own_model(arguments: dict[str, int]) -> dict[str, object]:
     return model_params(system="refit.systems.classifier.Classifier", system_arguments=arguments).model_dump()
 
@@ -55,6 +59,12 @@ def own_model(arguments: dict[str, int]) -> dict[str, object]:
         ("model.weights", "data/weights/gone.pth", "model.weights = 'data/weights/gone.pth' does not exist; put"),
         ("model.network", "resnet18", "network 'resnet18' is unknown; did you mean torchvision:resnet18?"),
         ("model.network", "efficientnet_b7x", "did you mean torchvision:efficientnet_b7?"),
+        ("model.network", "vit_tiny_patch16_224", "did you mean timm:vit_tiny_patch16_224?"),
+        ("model.network", "convnext_ato", "did you mean timm:convnext_atto?"),
+        ("model", timm_model("vit_tiny_patch16_225"), "'timm:vit_tiny_patch16_225' is unknown; did you mean timm:vit_"),
+        ("model", timm_model("test_vit", network_arguments={"drop": 1}), "do not fit timm:test_vit"),
+        ("model", timm_model("test_vit", weights="data/weights/gone.pth"), "gone.pth' does not exist; put the file"),
+        ("model", timm_model("test_vit", weights="r161_in1k"), "'r161_in1k' is unknown; did you mean r160_in1k?"),
         ("loss.class_weights", [1.0, 2.0], "loss.class_weights has 2 weights for 10 classes; expected one per class"),
         ("predict.images", "data/newer", "predict.images = 'data/newer' is not a folder; create it"),
     ],

@@ -42,7 +42,7 @@ def test_weight_decay_applies_to_weights_but_not_to_norms_and_biases(name: str, 
         model__network=network, model__width=4, optimizer__name=name, optimizer__weight_decay=0.3,
         optimizer__schedule="constant",
     )  # fmt: skip
-    system.trainer = SimpleNamespace(precision="32-true", gradient_clip_val=1.0)
+    system.trainer = SimpleNamespace(precision="32-true", gradient_clip_val=1.0, callbacks=[])
     optimizer: Any = system.configure_optimizers()
     decay = {id(p): group["weight_decay"] for group in optimizer.param_groups
              for p in group["params"]}  # fmt: skip
@@ -56,16 +56,18 @@ def test_weight_decay_applies_to_weights_but_not_to_norms_and_biases(name: str, 
 @pytest.mark.parametrize(("name", "expected"), [("adamw", torch.optim.AdamW), ("sgd", torch.optim.SGD)])
 def test_the_chosen_optimizer_gets_its_settings(name: str, expected: Any, build: Build) -> None:
     system = build(0.02, optimizer__name=name, optimizer__momentum=0.8, optimizer__schedule="constant")
-    system.trainer = SimpleNamespace(precision="32-true", gradient_clip_val=1.0)
+    system.trainer = SimpleNamespace(precision="32-true", gradient_clip_val=1.0, callbacks=[])
     optimizer: Any = system.configure_optimizers()
     assert isinstance(optimizer, expected)
     group = optimizer.param_groups[0]
     assert group["lr"] == 0.02
     assert (group["betas"][0] if name == "adamw" else group["momentum"]) == 0.8
     assert group["fused"] is True
-    system.trainer = SimpleNamespace(precision="16-mixed", gradient_clip_val=1.0)  # Lightning cannot clip if fused
+    system.trainer = SimpleNamespace(
+        precision="16-mixed", gradient_clip_val=1.0, callbacks=[]
+    )  # Lightning cannot clip if fused
     assert system.configure_optimizers().param_groups[0]["fused"] is False
-    system.trainer = SimpleNamespace(precision="bf16-mixed", gradient_clip_val=1.0)
+    system.trainer = SimpleNamespace(precision="bf16-mixed", gradient_clip_val=1.0, callbacks=[])
     assert system.configure_optimizers().param_groups[0]["fused"] is True
     assert group.get("nesterov", True)
 

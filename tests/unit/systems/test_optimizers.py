@@ -24,7 +24,7 @@ def test_muon_updates_the_hidden_layers_matrices_and_adamw_everything_else(
     keys = {"model.system": system, "model.network": "cnn", "optimizer.name": "muon", "optimizer.schedule": "constant"}
     params = changed({**keys, "optimizer.weight_decay": 0.3, "optimizer.momentum": 0.8})
     made: Any = build_system(params.model, read_info(digits), params.optimizer, params.loss, 0.01)
-    made.trainer = SimpleNamespace(precision="32-true", gradient_clip_val=1.0)
+    made.trainer = SimpleNamespace(precision="32-true", gradient_clip_val=1.0, callbacks=[])
     optimizer = made.configure_optimizers()
     for weight in made.parameters():
         weight.grad = torch.ones_like(weight)
@@ -47,7 +47,7 @@ def test_a_muon_step_is_orthogonal_and_the_other_weights_take_an_adamw_step(buil
         model__network="mlp", model__width=64, optimizer__name="muon", optimizer__schedule="constant",
         optimizer__weight_decay=0.1,
     )  # fmt: skip
-    system.trainer = SimpleNamespace(precision="32-true", gradient_clip_val=1.0)
+    system.trainer = SimpleNamespace(precision="32-true", gradient_clip_val=1.0, callbacks=[])
     first, hidden, last = (module.weight for module in system.modules() if isinstance(module, nn.Linear))
     before = {weight: weight.detach().clone() for weight in (first, hidden, last)}
     for weight in system.parameters():
@@ -78,6 +78,7 @@ def test_depthwise_kernels_are_updated_by_adamw(changed: Changed) -> None:
 class Shallow(pl.LightningModule):
     def __init__(self) -> None:
         super().__init__()
+        self.trainer = pl.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False)
         self.layers = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Linear(8, 8))
 
 

@@ -56,7 +56,7 @@ def test_the_time_is_announced_once_and_stays_if_it_was_right(run: Epochs, capsy
     assert line == "about 22 s an epoch, 4 min for 11 epochs"
 
 
-def test_an_estimate_that_the_first_epoch_shows_to_be_wrong_is_corrected_once(
+def test_a_wrong_estimate_is_corrected_once_after_the_first_epoch(
     run: Epochs, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run(3, step=2.0, validation=20.0)
@@ -64,11 +64,11 @@ def test_an_estimate_that_the_first_epoch_shows_to_be_wrong_is_corrected_once(
     assert line == "an epoch takes 42 s, not 22 s: about 7 min left"
 
 
-def test_nothing_is_corrected_in_a_short_fit(run: Epochs, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_short_fit_corrects_no_estimate(run: Epochs, capsys: pytest.CaptureFixture[str]) -> None:
     run(3, step=0.1, validation=2.0)
     assert len(capsys.readouterr().out.splitlines()) == 1
 
 
-def test_nothing_is_corrected_by_the_rest_of_an_epoch(run: Epochs, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_rest_of_a_resumed_epoch_corrects_no_estimate(run: Epochs, capsys: pytest.CaptureFixture[str]) -> None:
     run(3, step=2.0, validation=20.0, resumed=True)
     assert len(capsys.readouterr().out.splitlines()) == 1

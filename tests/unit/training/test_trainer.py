@@ -25,7 +25,7 @@ def test_an_unavailable_accelerator_fails_with_an_error_that_names_its_key(accel
 
 
 @pytest.mark.skipif(not ABSENT["gpu"], reason="this machine has a GPU")
-def test_where_there_is_only_a_cpu_the_error_says_so(changed: Changed) -> None:
+def test_on_a_machine_with_only_a_cpu_the_accelerator_error_says_so(changed: Changed) -> None:
     with pytest.raises(UserError) as raised:
         make_trainer(changed({"trainer.accelerator": "gpu"}).trainer)
     assert str(raised.value) == (

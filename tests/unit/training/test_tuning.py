@@ -382,7 +382,7 @@ def test_the_stages_write_what_the_next_one_reads(
     assert (batch.effective_batch, batch.micro_batch, batch.chosen_by) == (32, 32, "auto")
     assert rate.chosen_by == "find_lr"
     assert {path.name for path in (prepared_workspace / "data/tuning").iterdir()} == {
-        "batch.json", "learning_rate.json", "learning_rate.csv"
+        "batch.json", "learning_rate.json", "learning_rate.csv", "frozen_learning_rate.csv"
     }  # fmt: skip
 
 

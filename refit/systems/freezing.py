@@ -20,8 +20,11 @@ class FrozenBackbone(Callback):
     the batch.
     """
 
-    def __init__(self, epochs: int) -> None:
+    def __init__(self, epochs: int, learning_rate: float | None = None) -> None:
+        """`learning_rate` is that of the frozen epochs, in which it is constant; None for the peak of those after
+        them."""
         self.epochs = epochs
+        self.learning_rate = learning_rate
         self.weights: list[nn.Parameter] = []
         self.norms: list[nn.Module] = []
 
@@ -43,11 +46,16 @@ class FrozenBackbone(Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # Not in setup: sync_batchnorm replaces these layers after it, and Lightning then warns of layers in eval mode.
-        self.norms = [layer for layer in backbone(pl_module) if isinstance(layer, _BATCH_NORMS)]
+        self.hold(pl_module)
         self.set_frozen(trainer.current_epoch < self.epochs)  # a resumed fit may begin within an epoch
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.set_frozen(trainer.current_epoch < self.epochs)
+
+    def hold(self, system: nn.Module) -> None:
+        """Keep the statistics of batch norm in the backbone, and use them. The weights are frozen before."""
+        self.norms = [layer for layer in backbone(system) if isinstance(layer, _BATCH_NORMS)]
+        self.set_frozen(True)
 
     def set_frozen(self, frozen: bool) -> None:
         for weight in self.weights:

@@ -4,7 +4,7 @@ import pytest
 from torch import nn
 
 from refit.runtime.errors import UserError
-from refit.training.finetuning import FrozenBackbone
+from refit.systems.freezing import FrozenBackbone
 
 
 def test_weights_frozen_by_a_user_s_network_stay_frozen() -> None:
