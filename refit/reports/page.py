@@ -49,8 +49,8 @@ def write_report(
     """Write the page. The same arguments give the same bytes.
 
     data, tuning, training: a name and a value per line. params: sections of keys and values, as in params.yaml.
-    pictures: PNG files, `training` and, of the range tests that were run, `learning_rate` and `frozen_learning_rate`. debug: whether to mark the page as
-    that of a debug run. Names and values are escaped, so they cannot contain HTML.
+    pictures: PNG files, `training` and, of the range tests that were run, `learning_rate` and `frozen_learning_rate`.
+    debug: whether to mark the page as that of a debug run. Names and values are escaped, so they cannot contain HTML.
     """
     html = page_template(_HTML, section.blocks, number=number, metric=metric).render(
         section=section,
