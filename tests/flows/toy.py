@@ -45,7 +45,10 @@ _SUMMARY = """
 def read_facts():
     return [("accuracy", "0.5")]
 
-def as_text(facts) -> str:
+def read_steps():
+    return []
+
+def as_text(facts, steps) -> str:
     return "\\n".join(f"{name} {value}" for name, value in facts)
 
 def as_markdown(facts) -> str:
