@@ -31,7 +31,7 @@ class LearningRateChoice:
     chosen_by: Literal["params", "find_lr", "fallback"]
     suggestion: float | None
     frozen: "LearningRateChoice | None" = None
-    """Of the frozen epochs; None where there are none, or where they have the same learning rate."""
+    """The choice for the frozen epochs. None without frozen epochs, or if they use the same learning rate."""
 
 
 def read_batch(path: Path = BATCH) -> BatchChoice:

@@ -53,7 +53,7 @@ class Library(ABC):
 
     @abstractmethod
     def pretrained(self, name: str) -> dict[str, Pretrained]:
-        """The weights by their names; DEFAULT is among them unless there are none."""
+        """The weights by name. One name is DEFAULT; a network without weights gives an empty dictionary."""
 
     @abstractmethod
     def input_of(self, name: str) -> tuple[Sequence[float], Sequence[float]]:

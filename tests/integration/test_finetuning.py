@@ -14,11 +14,10 @@ from pytorch_lightning.callbacks import Callback
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from refit.artifacts.checked import stage_params
 from refit.artifacts.choices import BatchChoice, LearningRateChoice, read_learning_rate
 from refit.artifacts.files import read_numbers, write_json
 from refit.artifacts.paths import BATCH, FROZEN_LEARNING_RATE_CURVE, HISTORY, LEARNING_RATE, LEARNING_RATE_CURVE, MODEL
-from refit.params import Params
-from refit.params.reads import READS
 from refit.systems.classifier import Classifier
 from refit.systems.head import backbone_parameters
 from refit.training import tuning
@@ -187,24 +186,20 @@ def modes_of_norms(patch: pytest.MonkeyPatch) -> list[set[bool]]:
     return modes
 
 
-def prepare_range_test(values: Values, **keys: Any) -> None:
+def run_find_lr(values: Values, **keys: Any) -> None:
+    """The stage `find_lr` with these keys changed."""
     write_json(BATCH, asdict(BatchChoice(64, 64, 1, "params", "cpu", None, [])))
     quick: dict[str, Any] = {"model.network": "cnn", "model.width": 4, "tracking.loggers": []}
     Path("params.yaml").write_text(json.dumps(values(quick | {key.replace("__", "."): v for key, v in keys.items()})))
-
-
-def only_read(changed: Changed, **keys: Any) -> Params:
-    quick: dict[str, Any] = {"model.network": "cnn", "model.width": 4}
-    return changed(quick | {key.replace("__", "."): value for key, value in keys.items()}).only(*READS["find_lr"])
+    find_lr.main(stage_params("find_lr"))
 
 
 def test_the_range_test_keeps_the_ratio_of_the_backbone_s_rate_to_the_head_s(
-    prepared_workspace: Path, values: Values, changed: Changed, monkeypatch: pytest.MonkeyPatch
+    prepared_workspace: Path, values: Values, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     keys = {"optimizer__backbone_learning_rate": 0.1}
-    prepare_range_test(values, **keys)
     seen = Rates(monkeypatch)
-    find_lr.main(only_read(changed, **keys))
+    run_find_lr(values, **keys)
     assert len(seen.rates) > 50
     for head_weights, head_others, weights, others in seen.rates:
         assert head_weights == head_others
@@ -215,10 +210,9 @@ def test_the_range_test_keeps_the_ratio_of_the_backbone_s_rate_to_the_head_s(
 
 
 def test_frozen_epochs_get_a_range_test_of_their_own_in_which_the_backbone_is_frozen(
-    prepared_workspace: Path, values: Values, changed: Changed, monkeypatch: pytest.MonkeyPatch
+    prepared_workspace: Path, values: Values, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     keys = {"fit__freeze_epochs": 1}
-    prepare_range_test(values, **keys)
     seen = Rates(monkeypatch)
     modes = modes_of_norms(monkeypatch)
     trained: list[dict[str, Tensor]] = []
@@ -231,7 +225,7 @@ def test_frozen_epochs_get_a_range_test_of_their_own_in_which_the_backbone_is_fr
         return result
 
     monkeypatch.setattr(tuning, "find_learning_rate", watched)
-    find_lr.main(only_read(changed, **keys))
+    run_find_lr(values, **keys)
     choice = read_learning_rate()
     assert choice.frozen is not None
     assert (choice.chosen_by, choice.frozen.chosen_by) == ("find_lr", "find_lr")
@@ -259,8 +253,7 @@ def test_a_new_head_on_a_good_backbone_learns_in_the_frozen_epoch_at_first_try(
         "model__width": 16, "model__weights": "data/weights/planted.safetensors", "fit__freeze_epochs": 1,
         "fit__max_epochs": 3,
     }  # fmt: skip
-    prepare_range_test(values, **keys)
-    find_lr.main(only_read(changed, **keys))
+    run_find_lr(values, **keys)
     losses = Losses()
     with watched_by(losses):
         fit.main(changed({"model.network": "cnn", **{key.replace("__", "."): value for key, value in keys.items()}}))
@@ -279,7 +272,7 @@ class Losses(Callback):
         self.seen.append(float(loss.detach()))
 
 
-def test_a_number_is_the_rate_of_the_frozen_epochs_too(prepared_workspace: Path, changed: Changed) -> None:
-    find_lr.main(only_read(changed, fit__freeze_epochs=1, optimizer__learning_rate=0.02))
+def test_a_number_is_the_rate_of_the_frozen_epochs_too(prepared_workspace: Path, values: Values) -> None:
+    run_find_lr(values, fit__freeze_epochs=1, optimizer__learning_rate=0.02)
     assert read_learning_rate() == LearningRateChoice(0.02, "params", None)
     assert json.loads(LEARNING_RATE.read_text())["frozen"] is None

@@ -100,7 +100,7 @@ def folder_of(file: str) -> str:
 
 
 def fault_of(arrow: Arrow) -> str | None:
-    """The fault of an import; None if there is none."""
+    """What is wrong with an import; None for an allowed one."""
     source, target = arrow.source, arrow.target
     here = folder_of(source)
     if not target.endswith(".py"):
