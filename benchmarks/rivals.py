@@ -2,6 +2,7 @@
 
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
@@ -83,6 +84,40 @@ class Clock(pl.Callback):
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.seconds = time.perf_counter() - self.began
+
+
+class BareSystem(pl.LightningModule):
+    """The loss and the optimizer of raw_loop, and nothing else."""
+
+    def __init__(self, network: nn.Module, steps: int) -> None:
+        super().__init__()
+        self.network = network
+        self.steps = steps
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        images, labels = batch
+        return F.cross_entropy(self.network(images), labels)
+
+    def configure_optimizers(self) -> dict[str, object]:  # type: ignore[override]
+        optimizer = torch.optim.AdamW(self.parameters(), 1e-3, fused=True)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=self.steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def bare_trainer(network: nn.Module, train: Split, batch_size: int) -> float:
+    """Seconds of an epoch of Lightning's Trainer with no metrics, loggers, validation or saved states; `network` takes
+    uint8 images."""
+    images, labels = torch.from_numpy(train.images), torch.from_numpy(train.labels)
+    rows = torch.randperm(len(labels)).split(batch_size)  # type: ignore[no-untyped-call]
+    batches: Any = [[images[batch], labels[batch]] for batch in rows]
+    loader: DataLoader[Any] = DataLoader(batches, batch_size=None)
+    clock = Clock()
+    trainer = pl.Trainer(
+        max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, callbacks=[clock],
+        enable_progress_bar=False, enable_model_summary=False, gradient_clip_val=1.0,
+    )  # fmt: skip
+    trainer.fit(BareSystem(network, len(rows)), loader)
+    return clock.seconds
 
 
 def template(network: nn.Module, train: Split, batch_size: int, workers: int) -> float:
