@@ -21,11 +21,11 @@ ENVIRONMENT = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}
 _SINGLE_SCRIPT = """
 from refit.params import load_params
 from refit.params.reads import READS
-from stages import check, prepare, scale_batch, find_lr, fit, test, predict
+from stages import check, prepare, scale_batch, find_lr, features, fit, test, predict
 
 params = load_params()
 check.main(params)
-for stage in (prepare, scale_batch, find_lr, fit, test, predict):
+for stage in (prepare, scale_batch, find_lr, features, fit, test, predict):
     stage.main(params.only(*READS[stage.__name__.removeprefix("stages.")]))
 """
 

@@ -23,6 +23,9 @@ def main(params: Params) -> None:
             write_csv(file, points)
         else:
             write_bytes(file, b"learning_rate,loss\n")  # DVC warns of an empty file
+    if choice.chosen_by == "head":
+        print("no learning rate: fit trains the head alone, by a method that needs none")
+        return
     if choice.frozen is not None:
         tell(choice.frozen, " of the frozen epochs")
     tell(choice, "", "" if curve else ": no range test")
@@ -30,6 +33,8 @@ def main(params: Params) -> None:
 
 def choose(params: Params) -> tuple[LearningRateChoice, Curve, Curve]:
     """The learning rate, the curve of its range test, and that of the test of the frozen epochs' rate."""
+    if params.fit.train == "head":
+        return LearningRateChoice(0.0, "head", suggestion=None), [], []
     stated = params.optimizer.learning_rate
     if stated != "auto":
         return LearningRateChoice(stated, "params", suggestion=None), [], []

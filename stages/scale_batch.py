@@ -5,6 +5,7 @@ from dataclasses import asdict
 import pytorch_lightning as pl
 
 from refit.artifacts.checked import stage_params
+from refit.artifacts.choices import BatchChoice
 from refit.artifacts.files import write_json
 from refit.artifacts.paths import BATCH
 from refit.artifacts.prepared import read_info
@@ -13,10 +14,18 @@ from refit.params import AugmentParams, OptimizerParams, Params, load_params
 from refit.runtime.stage import run_stage
 from refit.systems.build import build_system
 from refit.training.pace import announce_pace
+from refit.training.trainer import hardware_class
 from refit.training.tuning import choose_effective_batch, scale_batch
+
+OF_HEAD_ALONE = 16  # images; without gradients they take little memory, and a CPU gains nothing by more
 
 
 def main(params: Params) -> None:
+    if params.fit.train == "head":
+        hardware = hardware_class(params.trainer)
+        write_json(BATCH, asdict(BatchChoice(OF_HEAD_ALONE, OF_HEAD_ALONE, 1, "head", hardware, None, [])))
+        print("no batch size: fit trains the head alone, on all images at once")
+        return
     info = read_info()
     effective_batch = choose_effective_batch(params.batch, info.counts["train"])
     # Neither the seed nor the optimizer nor the augmentation changes the result: the scaler assumes the largest

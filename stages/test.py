@@ -5,7 +5,7 @@ from refit.artifacts.files import whole_folder, write_csv, write_json
 from refit.artifacts.metrics import write_test_metrics
 from refit.artifacts.model import model_name
 from refit.artifacts.paths import FINDINGS, OUTCOMES, TABLES, TEST
-from refit.artifacts.prepared import read_names, read_split
+from refit.artifacts.prepared import Split, read_names, read_split
 from refit.batches.datamodule import EVALUATION_FACTOR, EvaluationLoader
 from refit.evaluation.evaluations import EVALUATIONS
 from refit.evaluation.tested import Tested
@@ -13,6 +13,8 @@ from refit.inference.predictor import TestAnswers, columns_of_each, read_model
 from refit.params import Params
 from refit.reports.run_report import write_run_report
 from refit.runtime.stage import run_stage
+from refit.systems.classifier import Classifier
+from refit.systems.features import Head, features_of
 from refit.tasks.task import TASKS
 from refit.tracking.loggers import log_to_model
 from refit.training.trainer import inference_trainer, translate_lightning_errors
@@ -45,11 +47,15 @@ def run_test(params: Params) -> Tested:
     """Run the model on the test images."""
     system, model = read_model()
     split = read_split("test")
-    loader = EvaluationLoader(split, EVALUATION_FACTOR * model.batch_size)
+    asked, inputs = system, split
+    if isinstance(system, Classifier) and (features := features_of(model, system, "test")) is not None:
+        asked = Head(system)  # what the layers before it say of these images is known
+        inputs = Split(features, split.labels[: len(features)])  # type: ignore[arg-type]
+    loader = EvaluationLoader(inputs, EVALUATION_FACTOR * model.batch_size)
     collected = TestAnswers(model.task)
     trainer = inference_trainer(params.trainer, callbacks=[collected], limit_test_batches=params.debug.test_batches)
     with translate_lightning_errors(params.debug):
-        trainer.test(system, loader, verbose=False)
+        trainer.test(asked, loader, verbose=False)
     answers = collected.gather(system)
     answer = answers.pop(TASKS[model.task].ANSWER).numpy()
     logged = {name: float(value) for name, value in trainer.callback_metrics.items()}

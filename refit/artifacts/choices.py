@@ -16,7 +16,8 @@ class BatchChoice:
     effective_batch: int
     micro_batch: int
     accumulate_grad_batches: int
-    chosen_by: Literal["params", "auto"]
+    chosen_by: Literal["params", "auto", "head"]
+    """head: only the head is trained, so no training step has to fit."""
     hardware: str
     """The hardware class on which the micro-batch was found."""
     memory_budget: int | None
@@ -28,7 +29,8 @@ class BatchChoice:
 @dataclass(frozen=True)
 class LearningRateChoice:
     learning_rate: float
-    chosen_by: Literal["params", "find_lr", "fallback"]
+    chosen_by: Literal["params", "find_lr", "fallback", "head"]
+    """head: only the head is trained, by a method that needs no learning rate, which is 0 here."""
     suggestion: float | None
     frozen: "LearningRateChoice | None" = None
     """The choice for the frozen epochs. None without frozen epochs, or if they use the same learning rate."""
@@ -48,7 +50,8 @@ def resolved_params(params: Params, batch: BatchChoice, rate: LearningRateChoice
     """The sections of `params` as plain values, with the chosen values in place of `auto`, and without what changes no
     result."""
     values = params.model_dump(mode="json", exclude={"fit": {"save_state_every"}})
-    values["optimizer"]["learning_rate"] = rate.learning_rate
+    if rate.chosen_by != "head":
+        values["optimizer"]["learning_rate"] = rate.learning_rate
     values["batch"] = {
         "size": batch.effective_batch,
         "micro_batch": batch.micro_batch,

@@ -18,8 +18,8 @@ WEIGHTS_SUFFIXES = (".safetensors", ".pt", ".pth")
 
 def _not_empty_text(weights: Any) -> Any:
     if weights == "":  # as `dvc exp run -S model.weights=` sets it
-        raise ValueError(f"empty text is no weights; expected null (random weights), the name of torchvision's weights "
-                         f"such as DEFAULT, or a file below {WEIGHTS_FILES}/")  # fmt: skip
+        raise ValueError("empty text is no weights; expected null (random weights), the name of torchvision's or "
+                         f"timm's weights such as DEFAULT, or a file below {WEIGHTS_FILES}/")  # fmt: skip
     return weights
 
 

@@ -1,5 +1,6 @@
 """The values of params.yaml that each stage is given. No other value can change what the stage writes."""
 
+from refit.params.model import ModelParams
 from refit.params.training import FitParams
 
 _DEVICE = ("trainer.accelerator", "trainer.threads", "trainer.deterministic")
@@ -7,13 +8,17 @@ _DEVICE = ("trainer.accelerator", "trainer.threads", "trainer.deterministic")
 READS: dict[str, tuple[str, ...]] = {
     "prepare": ("seed", "data"),
     # The initial weights and the order of the images do not change how much memory a step takes.
-    "scale_batch": ("model", "batch", *_DEVICE, "trainer.precision"),
+    "scale_batch": ("model", "batch", "fit.train", *_DEVICE, "trainer.precision"),
     # The range test sets the learning rate at each step, so there is no schedule.
     "find_lr": (
         "seed", "augment", "model", "loss",
         "optimizer.name", "optimizer.learning_rate", "optimizer.fallback_learning_rate", "optimizer.weight_decay",
         "optimizer.momentum", "optimizer.backbone_learning_rate", "optimizer.layer_decay", "fit.freeze_epochs",
-        *_DEVICE, "trainer.precision",
+        "fit.train", *_DEVICE, "trainer.precision",
+    ),
+    "features": (
+        "seed", *(f"model.{name}" for name in ModelParams.model_fields if name != "test_time_flip"), "fit.train",
+        "debug", *_DEVICE,
     ),
     "fit": (
         "seed", "augment", "model", "optimizer", "loss",

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from operator import attrgetter
 from typing import Any, NamedTuple
 
+from refit.params.data import AugmentParams
 from refit.params.dotted import as_in_yaml
 from refit.params.model import OUR_NETWORKS, OUR_SYSTEMS, TIMM
 from refit.params.params import Params
@@ -12,7 +13,7 @@ from refit.params.spelling import nearest
 
 def broken_rules(params: Params) -> Iterator[str]:
     """One message for each broken rule; it names the keys and how to fix them."""
-    for rule in (_no_effect, _devices, _fsdp, _freezing, _monitor):
+    for rule in (_no_effect, _devices, _fsdp, _freezing, _head_alone, _monitor):
         yield from rule(params)
 
 
@@ -39,7 +40,8 @@ def _is_not_timm_s(network: str) -> bool:
 
 # Left out, because one params.yaml serves several data sets, machines and sweeps: data.root, bad_images, val and test
 # (a source may not need them), batch.max_size and optimizer.fallback_learning_rate (without auto), batch.memory_budget
-# (with an accelerator), and debug (fast_dev_run overrides the rest).
+# (with an accelerator), debug (fast_dev_run overrides the rest), and of fit.train = head the keys that most fits state,
+# so that a probe and a fine-tuning differ in one key.
 CHOICES = (
     Choice("augment.mixup", "model.system", _one_of("autoencoder"), "classifier"),
     Choice("augment.cutmix", "model.system", _one_of("autoencoder"), "classifier"),
@@ -64,6 +66,11 @@ CHOICES = (
     Choice("fit.gradient_clip_algorithm", "fit.gradient_clip_val", _one_of(None), "a number"),
     Choice("fit.ema_decay", "fit.averaging", lambda averaging: averaging != "ema", "ema"),
     Choice("fit.swa_start", "fit.averaging", lambda averaging: averaging != "swa", "swa"),
+    Choice("fit.l2", "fit.train", _one_of("all"), "head"),
+    *(
+        Choice(key, "fit.train", _one_of("head"), "all")
+        for key in (*(f"augment.{name}" for name in AugmentParams.model_fields), "fit.averaging", "trainer.compile")
+    ),
 )  # fmt: skip
 _DEFAULTS = Params()
 
@@ -127,6 +134,23 @@ def _freezing(params: Params) -> Iterator[str]:
             f"fit.freeze_epochs = {params.fit.freeze_epochs} of {params.fit.max_epochs} epochs would leave all layers "
             "but the last at their random initial weights; lower it, or set model.weights"
         )
+
+
+def _head_alone(params: Params) -> Iterator[str]:
+    if params.fit.train != "head":
+        return
+    if params.model.system != "classifier":
+        yield (
+            f"fit.train = head does not work with model.system = {params.model.system}; set model.system to "
+            "classifier, or fit.train to all"
+        )
+    elif params.model.weights is None:
+        yield (
+            "fit.train = head would leave all layers but the last at their random initial weights; set model.weights, "
+            "or fit.train to all"
+        )
+    if params.trainer.world_size > 1:
+        yield "fit.train = head does not work with several devices; set trainer.devices and num_nodes to 1"
 
 
 def _monitor(params: Params) -> Iterator[str]:

@@ -71,10 +71,10 @@ def as_png(draw: Callable[Arguments, Figure]) -> Callable[Arguments, bytes]:
 
 @as_png
 def training_curves(history: Sequence[Mapping[str, float | None]], best_epoch: int) -> Figure:
-    """Loss, accuracy and learning rate by epoch.
+    """Loss, accuracy and learning rate by epoch; if the head was trained alone, the L2 penalty in place of the rate.
 
-    history: one row per epoch with epoch, train_loss, val_loss, learning_rate, and train_accuracy and val_accuracy if
-    they were measured; None is not drawn. best_epoch: the epoch whose weights became the model.
+    history: one row per epoch with epoch, train_loss, val_loss, learning_rate or l2, and train_accuracy and
+    val_accuracy if they were measured; None is not drawn. best_epoch: the epoch whose weights became the model.
     """
     figure = Figure(figsize=(WIDTH, 7))
     has_accuracy = any("val_accuracy" in row for row in history)
@@ -87,9 +87,11 @@ def training_curves(history: Sequence[Mapping[str, float | None]], best_epoch: i
     else:
         loss, rate = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1.3])
     _series(loss, history, {"train_loss": ("train", ORANGE), "val_loss": ("validation", BLUE)})
-    _series(rate, history, {"learning_rate": ("", QUIET)})
+    of_head = any("l2" in row for row in history)
+    _series(rate, history, {"l2" if of_head else "learning_rate": ("", QUIET)})
     loss.set_title("Loss, nats per image" if has_accuracy else "Loss")
-    rate.set_title("Learning rate at the first step of each epoch")
+    rate.set_title("L2 penalty of each epoch" if of_head else "Learning rate at the first step of each epoch")
+    rate.set_yscale("log" if of_head else "linear")
     rate.yaxis.set_major_formatter(_plain)
     rate.set_xlabel("epoch")
     rate.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))

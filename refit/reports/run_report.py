@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from refit.artifacts.choices import LearningRateChoice, read_batch, read_learning_rate
+from refit.artifacts.choices import BatchChoice, LearningRateChoice, read_batch, read_learning_rate
 from refit.artifacts.files import read_json, read_numbers, whole_folder, write_bytes
 from refit.artifacts.model import read_fit_params
 from refit.artifacts.paths import FIT, FROZEN_LEARNING_RATE_CURVE, HISTORY, LEARNING_RATE_CURVE, PICTURES, REPORT
@@ -44,14 +44,9 @@ def write_run_report(
             "image": " x ".join(map(str, info.shape)),
             **{f"{name} images": count for name, count in info.counts.items()},
         },
-        tuning={
-            "effective batch": batch.effective_batch,
-            "micro-batch": f"{batch.accumulate_grad_batches} x {batch.micro_batch} on {batch.hardware}",
-            "learning rate": rate.learning_rate,
-            "chosen by": rate.chosen_by,
-            **({"learning rate of the frozen epochs": rate.frozen.learning_rate} if rate.frozen else {}),
-        },
+        tuning=_tuning(batch, rate),
         training={
+            **({"layers": "the head alone", "L2 penalty": fitted["l2"]} if "l2" in fitted else {}),
             "best epoch": fitted["epoch"],
             "epochs": fitted["epochs"],
             **{name.replace("val_", "validation "): value for name, value in fitted.items() if name.startswith("val_")},
@@ -61,6 +56,18 @@ def write_run_report(
         debug=tested.debug,
     )
     return [LEARNING_RATE_CURVE, REPORT, *sorted(PICTURES.iterdir())]
+
+
+def _tuning(batch: BatchChoice, rate: LearningRateChoice) -> dict[str, object]:
+    if rate.chosen_by == "head":
+        return {"not needed": "the head alone is trained, on all images at once"}
+    return {
+        "effective batch": batch.effective_batch,
+        "micro-batch": f"{batch.accumulate_grad_batches} x {batch.micro_batch} on {batch.hardware}",
+        "learning rate": rate.learning_rate,
+        "chosen by": rate.chosen_by,
+        **({"learning rate of the frozen epochs": rate.frozen.learning_rate} if rate.frozen else {}),
+    }
 
 
 def _range_test(name: str, file: Path, choice: LearningRateChoice | None) -> dict[str, bytes]:

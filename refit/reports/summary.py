@@ -2,9 +2,9 @@
 
 import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from refit.artifacts.files import read_json
 from refit.artifacts.model import model_name, model_sha256
@@ -32,6 +32,8 @@ _CHOSEN_BY = {
     "params": "from params.yaml",
     "fallback": "from optimizer.fallback_learning_rate: find_lr had no suggestion",
 }
+ALL_LAYERS = "dvc exp run -S fit.train=all -S fit.freeze_epochs=1 -S fit.max_epochs=6"
+"""What usually improves on a head that was trained alone."""
 
 
 class Fact(NamedTuple):
@@ -86,7 +88,6 @@ def read_facts(root: Path = Path()) -> list[Fact]:
     validation = ", ".join(
         f"{name.replace('val_', 'validation ')} {value:.4f}" for name, value in fit.items() if name.startswith("val_")
     )
-    parts = f"{batch['accumulate_grad_batches']} x {batch['micro_batch']}"
     warnings = []
     if test.get("debug"):
         warnings.append(
@@ -100,13 +101,7 @@ def read_facts(root: Path = Path()) -> list[Fact]:
     return [
         *warnings,
         Fact("data", f"{data['source']}: {counts} images of {len(data['classes'])} classes, {shape}"),
-        Fact("batch size", f"{batch['effective_batch']} images = {parts}, {_CHOSEN_BY[batch['chosen_by']]}"),
-        *(
-            Fact(name, f"{choice['learning_rate']:.3g}, {_CHOSEN_BY[choice['chosen_by']]}")
-            for name, choice in (("learning rate", rate), ("in frozen epochs", rate.get("frozen")))
-            if choice
-        ),
-        Fact("best epoch", f"{fit['epoch']} of {fit['epochs']}, {validation}"),
+        *([_head_fact(fit, validation)] if "l2" in fit else _fit_facts(batch, rate, fit, validation)),
         Fact(
             "test accuracy",
             f"{test['accuracy']:.4f} (confidence interval {test['accuracy_low']:.4f} to {test['accuracy_high']:.4f})",
@@ -126,16 +121,38 @@ def read_facts(root: Path = Path()) -> list[Fact]:
     ]
 
 
+def _fit_facts(
+    batch: Mapping[str, Any], rate: Mapping[str, Any], fit: Mapping[str, Any], validation: str
+) -> list[Fact]:
+    parts = f"{batch['accumulate_grad_batches']} x {batch['micro_batch']}"
+    return [
+        Fact("batch size", f"{batch['effective_batch']} images = {parts}, {_CHOSEN_BY[batch['chosen_by']]}"),
+        *(
+            Fact(name, f"{choice['learning_rate']:.3g}, {_CHOSEN_BY[choice['chosen_by']]}")
+            for name, choice in (("learning rate", rate), ("in frozen epochs", rate.get("frozen")))
+            if choice
+        ),
+        Fact("best epoch", f"{fit['epoch']} of {fit['epochs']}, {validation}"),
+    ]
+
+
+def _head_fact(fit: Mapping[str, Any], validation: str) -> Fact:
+    chosen = "from params.yaml" if fit["epochs"] == 1 else f"the best of {fit['epochs']} tried"
+    return Fact("head alone", f"L2 penalty {fit['l2']:.3g}, {chosen}: {validation}")
+
+
 def read_steps(root: Path = Path()) -> list[Step]:
     """What fits the run whose outputs are in `root`/data: the first command of its advice, before the rest.
 
     Raises UserError if a file of the run is missing.
     """
-    data, found = read_json(root / PREPARED / "dataset.json", "dvc repro"), read_json(root / FINDINGS, "dvc repro")
+    data, found, fit = (read_json(root / file, "dvc repro") for file in (PREPARED / "dataset.json", FINDINGS, FIT))
     advised = [command for finding in found["findings"] for command in _COMMAND.findall(finding["remedy"])]
     return [
         Step(advised[0], "try the first advice")
         if advised
+        else Step(ALL_LAYERS, "train all layers, keep both results")
+        if "l2" in fit
         else Step("dvc exp run -S optimizer.weight_decay=0.1", "try a change, keep both results"),
         Step("make mlflow", "curves and pictures of every run"),
         Step("make compare", "experiments, best first"),

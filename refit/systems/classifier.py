@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
@@ -58,17 +59,21 @@ class Classifier(System):
 
     def on_fit_start(self) -> None:
         super().on_fit_start()
-        if self.balanced:  # the labels were not known before
-            data = self.trainer.datamodule  # type: ignore[attr-defined]
-            assert isinstance(data, PreparedData)
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if isinstance(data, PreparedData):  # the labels were not known before
+            self.balance(data.train.labels)
+
+    def balance(self, labels: npt.NDArray[np.int64]) -> None:
+        """Set the class weights for these training labels, if loss.class_weights is balanced."""
+        if self.balanced:
             assert self.class_weights is not None
-            images = np.bincount(data.train.labels, minlength=len(self.class_weights))
+            images = np.bincount(labels, minlength=len(self.class_weights))
             balanced = images.sum() / (len(images) * np.maximum(images, 1))
             self.class_weights.copy_(torch.from_numpy(balanced))
 
     def training_step(self, batch: Batch | MixedBatch, batch_idx: int) -> Tensor:
         logits = self.network(batch.images)
-        loss = self._training_loss(logits, batch)
+        loss = self.training_loss(logits, batch)
         with torch.no_grad():
             score = self._score(logits, batch)
             self.add_train_metrics(len(batch.labels), torch.stack((loss * len(batch.labels), score)))
@@ -79,7 +84,8 @@ class Classifier(System):
         self.update_val_metric("loss", self.task.loss(logits, batch.labels, reduction="none"))
         self.update_val_metric(self.task.SCORE, logits, batch.labels)
 
-    def _training_loss(self, logits: Tensor, batch: Batch | MixedBatch) -> Tensor:
+    def training_loss(self, logits: Tensor, batch: Batch | MixedBatch) -> Tensor:
+        """The mean loss, with label smoothing and class weights, of logits (B, classes)."""
         if self.class_weights is None and isinstance(batch, Batch):
             return self.task.loss(logits, batch.labels, label_smoothing=self.label_smoothing)
         losses = self._losses(logits, batch.labels)

@@ -6,6 +6,7 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback, EarlyStopping
 from pytorch_lightning.loggers import Logger
+from torch import Tensor
 
 from refit.artifacts.paths import DIVERGED
 from refit.batches.datamodule import PreparedData
@@ -32,8 +33,10 @@ def train(
     frozen_rate: float | None = None,
     watchers: Sequence[Callback] = (),
     loggers: Sequence[Logger] = (),
-) -> tuple[History, Best]:
+) -> tuple[list[dict[str, float]], dict[str, float], dict[str, Tensor]]:
     """Fit `system`, resuming from `state` if there is one. It ends with the weights of its best epoch.
+
+    Returns the rows of history.csv, that of the best epoch, and the weights of `system` by name.
 
     `frozen_rate` is the learning rate of the frozen epochs; None for the peak of those after them. `watchers` and
     `loggers` change no result. On several devices each process calls this function, and only the first
@@ -83,4 +86,6 @@ def train(
         trainer.fit(system, datamodule=data, ckpt_path=state.path, weights_only=True)
     if debug.profiler and trainer.is_global_zero:
         show_profile(debug.profiler)
-    return history, best
+    # With fsdp each device has only a part of the trained system.
+    weights = best.weights if trainer_params.strategy == "fsdp" else system.state_dict()
+    return history.rows, best.row, weights

@@ -47,7 +47,7 @@ def test_a_folder_without_a_repository_is_a_user_error(tmp_path: Path, monkeypat
 def test_this_projects_test_and_predict_do_not_wait_for_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(PROJECT)
     graph = read_graph()
-    assert list(graph) == ["check", "prepare", "scale_batch", "find_lr", "fit", "test", "predict"]
+    assert list(graph) == ["check", "prepare", "scale_batch", "find_lr", "features", "fit", "test", "predict"]
     assert "fit" in graph["test"]
     assert "fit" in graph["predict"]
     assert "test" not in graph["predict"]

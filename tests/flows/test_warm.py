@@ -239,7 +239,7 @@ for library in (*warm._FIRST, *warm._TIMM, *warm._LATER):
     importlib.import_module(library)
 assert threading.active_count() == 1, threading.enumerate()
 before = set(sys.modules)
-for stage in ("scale_batch", "find_lr", "fit", "test", "predict"):
+for stage in ("scale_batch", "find_lr", "features", "fit", "test", "predict"):
     importlib.import_module(f"stages.{stage}")
 imported = {name.partition(".")[0] for name in set(sys.modules) - before} - sys.stdlib_module_names
 print(imported - {"refit", "stages", "filelock"})  # filelock takes milliseconds

@@ -21,7 +21,7 @@ def test_smoke_runs_every_stage_of_every_system_with_edited_params_and_changes_n
     assert everything(project) == before
     assert re.findall(r"smoke: (\w+) goes through all stages", said) == ["classifier", "autoencoder"]
     stages = re.findall(r"Running stage '(\w+)'", said)
-    assert all(stages.count(stage) == 2 for stage in ("scale_batch", "find_lr", "fit", "test", "predict"))
+    assert all(stages.count(stage) == 2 for stage in ("scale_batch", "find_lr", "features", "fit", "test", "predict"))
     assert said.count("epoch 1/1") == 2
 
 

@@ -85,7 +85,7 @@ def test_the_example_system_of_the_docs_runs_and_becomes_stale_when_edited(resto
     assert project.stale() == ["check"]
     file.write_text(code[1].replace("channels=16", "channels=17"))
     assert "fit: refit/systems/one_vs_rest.py changed\n" in project.run("dvc", "repro", "check").stdout
-    assert project.stale() == ["scale_batch", "find_lr", "fit", "test", "predict"]
+    assert project.stale() == ["scale_batch", "find_lr", "features", "fit", "test", "predict"]
     file.unlink()
     not_in_use.unlink()
 

@@ -14,7 +14,7 @@ from refit.evaluation.classification.report import ClassificationReport, ClassMe
 from refit.evaluation.comparison import Comparison
 from refit.evaluation.tested import Finding
 from refit.params import OUR_NETWORKS
-from refit.params.model import TORCHVISION
+from refit.params.model import TIMM, TORCHVISION
 
 _CHANCE = 0.01  # an observation that is less probable by chance is a finding
 _WIDE = 0.1  # half of the interval of the test accuracy
@@ -50,6 +50,10 @@ class Evidence:
     """Numbers that the network learns."""
     params: Mapping[str, Any]
     """Those of the fit, by dotted key."""
+
+    @property
+    def head_alone(self) -> bool:
+        return bool(self.params.get("fit.train") == "head")  # earlier fits have no such key
 
 
 def find(evidence: Evidence) -> list[Finding]:
@@ -112,6 +116,8 @@ def _rare_classes(seen: Evidence) -> Iterator[Finding]:
 
 
 def _memorised(seen: Evidence) -> Iterator[Finding]:
+    if seen.head_alone:  # its penalty is the one that is best on the validation images
+        return
     best = seen.history[seen.best_epoch - 1]
     train, val = best.get("train_accuracy"), best.get("val_accuracy")
     if train is None or val is None:
@@ -126,6 +132,8 @@ def _memorised(seen: Evidence) -> Iterator[Finding]:
 
 
 def _loss_rose(seen: Evidence) -> Iterator[Finding]:
+    if seen.head_alone:
+        return
     best, last = seen.history[seen.best_epoch - 1].get("val_loss"), seen.history[-1].get("val_loss")
     if best is not None and last is not None and 0 < _RISE * best < last and seen.best_epoch <= len(seen.history) / 2:
         fewer = min(len(seen.history) - 1, max(2, round(1.2 * seen.best_epoch)))
@@ -138,7 +146,7 @@ def _loss_rose(seen: Evidence) -> Iterator[Finding]:
 
 def _still_falling(seen: Evidence) -> Iterator[Finding]:
     epochs = len(seen.history)
-    if seen.best_epoch < epochs or epochs == 1 or "val_loss" not in seen.history[-1]:
+    if seen.head_alone or seen.best_epoch < epochs or epochs == 1 or "val_loss" not in seen.history[-1]:
         return
     tail = max(1, epochs // 10)
     before, last = seen.history[-1 - tail]["val_loss"], seen.history[-1]["val_loss"]
@@ -230,7 +238,9 @@ def _change(what: str, *settings: str) -> str:
 
 
 def _longer(seen: Evidence) -> str:
-    """More epochs can help only if the last one was the best."""
+    """More epochs can help only if the last one was the best; after the head, the other layers can learn."""
+    if seen.head_alone:
+        return _change("training all layers", "fit.train=all", "fit.freeze_epochs=1", "fit.max_epochs=6")
     epochs = len(seen.history)
     return _change("more epochs", f"fit.max_epochs={2 * epochs}") if seen.best_epoch == epochs else ""
 
@@ -250,12 +260,12 @@ def _augmentation(seen: Evidence) -> str:
 
 
 def _pretrained_weights(seen: Evidence) -> str:
-    """torchvision's, with the network that has them. Empty if there are weights already, or the network is the user's
+    """A library's, with a network that has them. Empty if there are weights already, or the network is the user's
     own."""
     network = seen.params["model.network"]
     if seen.params["model.weights"] is not None or seen.params["model.system"] != "classifier":
         return ""
-    if network.startswith(TORCHVISION):
+    if network.startswith((TORCHVISION, TIMM)):
         return _change("pretrained weights", "model.weights=DEFAULT")
     if network not in OUR_NETWORKS:
         return ""

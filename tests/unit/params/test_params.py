@@ -35,8 +35,9 @@ KEYS = [
     "optimizer.fallback_learning_rate", "optimizer.weight_decay", "optimizer.momentum", "optimizer.schedule",
     "optimizer.warm_up", "optimizer.plateau_factor", "optimizer.plateau_patience",
     "loss.label_smoothing", "loss.class_weights",
-    "fit.max_epochs", "fit.monitor", "fit.patience", "fit.gradient_clip_val", "fit.gradient_clip_algorithm",
-    "fit.freeze_epochs", "fit.averaging", "fit.ema_decay", "fit.swa_start", "fit.save_state_every",
+    "fit.train", "fit.l2", "fit.max_epochs", "fit.monitor", "fit.patience", "fit.gradient_clip_val",
+    "fit.gradient_clip_algorithm", "fit.freeze_epochs", "fit.averaging", "fit.ema_decay", "fit.swa_start",
+    "fit.save_state_every",
     "trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy", "trainer.sync_batchnorm",
     "trainer.precision", "trainer.threads", "trainer.deterministic", "trainer.compile",
     "test.confidence", "test.calibration_bins", "test.worst_mistakes",
@@ -200,8 +201,8 @@ def test_a_value_out_of_bounds_names_its_key_and_the_rule(key: str, value: objec
 
 def test_empty_model_weights_fail_with_the_three_possible_values(values: Values) -> None:
     assert fault(values({"model.weights": ""})) == (
-        "model.weights: empty text is no weights; expected null (random weights), the name of torchvision's weights "
-        "such as DEFAULT, or a file below data/weights/"
+        "model.weights: empty text is no weights; expected null (random weights), the name of torchvision's or timm's "
+        "weights such as DEFAULT, or a file below data/weights/"
     )
 
 
@@ -259,7 +260,15 @@ NO_EFFECT: list[tuple[str, object, dict[str, object], str]] = [
     ("fit.gradient_clip_algorithm", "value", {"fit.gradient_clip_val": None}, "fit.gradient_clip_val to a number"),
     ("fit.ema_decay", 0.9, {}, "fit.averaging to ema"),
     ("fit.swa_start", 0.5, {"fit.averaging": "ema"}, "fit.averaging to swa"),
+    ("fit.l2", 0.1, {}, "fit.train to head"),
 ]
+OF_ALL_LAYERS: dict[str, object] = {
+    "augment.shift": 1, "augment.flip": True, "augment.cutout": 1, "augment.crop_area": 0.5,
+    "augment.color_jitter": 0.1, "augment.policy": "randaugment", "augment.mixup": 0.1, "augment.cutmix": 0.1,
+    "fit.averaging": "ema", "trainer.compile": "default",
+}  # fmt: skip
+HEAD_ALONE: dict[str, object] = {"fit.train": "head", "model.weights": "data/weights/a.pth"}
+NO_EFFECT += [(key, value, HEAD_ALONE, "fit.train to all") for key, value in OF_ALL_LAYERS.items()]
 
 
 @pytest.mark.parametrize(("key", "value", "beside", "remedy"), NO_EFFECT)
@@ -311,6 +320,12 @@ FSDP = {
         (
             {"fit.freeze_epochs": 2},
             "fit.freeze_epochs = 2 of 2 epochs would leave all layers but the last at their random initial weights",
+        ),
+        ({"fit.train": "head"}, "fit.train = head would leave all layers but the last at their random initial weights"),
+        ({"fit.train": "head", "model.system": "autoencoder"}, "fit.train = head does not work with model.system = "),
+        (
+            {"fit.train": "head", "model.weights": "data/weights/a.pth", "trainer.devices": 2},
+            "fit.train = head does not work with several devices",
         ),
         ({"trainer.devices": 2, "fit.freeze_epochs": 1}, "fit.freeze_epochs = 1 does not work with several devices"),
         (

@@ -10,7 +10,7 @@ from refit.runtime import fingerprint
 from refit.runtime.errors import UserError
 from refit.runtime.fingerprint import PROJECT, code_of
 
-STAGES = ("prepare", "scale_batch", "find_lr", "fit", "test", "predict")
+STAGES = ("prepare", "scale_batch", "find_lr", "features", "fit", "test", "predict")
 OURS = ("classifier", "cnn")
 
 EVERY_SYNTAX = r'''"""Module."""
