@@ -7,6 +7,8 @@ from pydantic import Field, model_validator
 
 from refit.params.types import NOT_BOOL, Fraction, Section, real
 
+Resize = Literal["crop", "squash", "pad"]
+
 
 class DataParams(Section):
     source: Annotated[str, Field(min_length=1)] = "digits"
@@ -17,6 +19,10 @@ class DataParams(Section):
     image_size: Literal["auto"] | Annotated[int, Field(ge=4, le=1024)] = "auto"
     """Side of the square images that prepare writes, in pixels. auto: the size of the raw images if all have the same
     one, else 128."""
+    resize: Resize = "crop"
+    """How an image that is not square becomes one of image_size, in prepare and for new images. crop: resized until it
+    covers the square, then cropped at the centre. squash: resized to the square, so its aspect ratio is lost. pad:
+    resized until all of it fits inside the square, with a black border, as augment.shift fills its border."""
     color: Literal["auto", "grey", "rgb"] = "auto"
     """Colour mode of the images that prepare writes. auto: grey if every raw image is grey, else rgb."""
     val: Fraction = 0.15

@@ -25,7 +25,8 @@ LAST_YEAR = Path(__file__).with_name("params_2026_11.yaml")  # as shipped in Nov
 # Renaming or removing a key breaks users' params.yaml; a new key needs an entry in the CHANGELOG.
 KEYS = [
     "seed",
-    "data.source", "data.root", "data.image_size", "data.color", "data.val", "data.test", "data.bad_images",
+    "data.source", "data.root", "data.image_size", "data.resize", "data.color", "data.val", "data.test",
+    "data.bad_images",
     "augment.shift", "augment.flip", "augment.cutout", "augment.crop_area", "augment.color_jitter", "augment.policy",
     "augment.mixup", "augment.cutmix",
     "model.system", "model.system_arguments", "model.network", "model.network_arguments", "model.weights",
