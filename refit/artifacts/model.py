@@ -68,7 +68,7 @@ class ModelRecord(Blueprint):
     """Identifies the model. Of the blueprint and the weights; in formats 1 and 2, of the weights alone."""
     data_sha256: str
     batch_size: int
-    """The micro-batch of the fit: it fits into memory."""
+    """The micro-batch of the fit, or what fits into its memory if it was trained on smaller images."""
     debug: bool
     """Whether the debug section shortened the fit: such a model is never registered."""
     written_as: int = Field(default=FORMAT, exclude=True)

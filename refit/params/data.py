@@ -48,15 +48,22 @@ def data_name(source: str, root: str) -> str:
 
 
 class AugmentParams(Section):
+    train_size: Annotated[int, Field(ge=4, le=1024)] | None = None
+    """Side of the images that the network is trained on, in pixels: each image, or its random crop, is resized to it.
+    Validation, test and prediction use all of data.image_size. A smaller size trains faster, and a network is often
+    more accurate at a somewhat larger size than it was trained at (Touvron et al. 2019). The shorter side, if the
+    images are not square. null: that of the prepared images."""
     shift: Annotated[int, Field(ge=0, le=64)] = 0
-    """Largest random shift of a training image along each axis, in pixels; the border is filled with zeros. 0: off."""
+    """Largest random shift of a training image along each axis, in pixels of the size that it is trained at; the border
+    is filled with zeros. 0: off."""
     flip: bool = False
     """Mirror each training image left to right with probability 0.5."""
     cutout: Annotated[int, Field(ge=0, le=512)] = 0
-    """Side of a square set to zero at a random place of each training image, in pixels. 0: off."""
+    """Side of a square set to zero at a random place of each training image, in pixels of the size that it is trained
+    at. 0: off."""
     crop_area: Annotated[float, real(gt=0, le=1), NOT_BOOL] = 1.0
     """Smallest fraction of a training image's area that a random crop covers. The crop's aspect ratio is between 3:4
-    and 4:3, and it is resized to the full image size (Szegedy et al. 2015). 1: off."""
+    and 4:3, and it is resized to train_size, or to the full image size (Szegedy et al. 2015). 1: off."""
     color_jitter: Fraction = 0.0
     """Multiply brightness, contrast and saturation of each training image, in this order, by random factors between
     1 - color_jitter and 1 + color_jitter, as torchvision's ColorJitter does. Grey images have no saturation. 0: off."""

@@ -7,7 +7,7 @@ _DEVICE = ("trainer.accelerator", "trainer.threads", "trainer.deterministic")
 READS: dict[str, tuple[str, ...]] = {
     "prepare": ("seed", "data"),
     # The initial weights and the order of the images do not change how much memory a step takes.
-    "scale_batch": ("model", "batch", *_DEVICE, "trainer.precision"),
+    "scale_batch": ("augment.train_size", "model", "batch", *_DEVICE, "trainer.precision"),
     # The range test sets the learning rate at each step, so there is no schedule.
     "find_lr": (
         "seed", "augment", "model", "loss",

@@ -33,7 +33,7 @@ Epochs = Callable[..., None]
 def run(clock: Clock, digits: Any, params: Params) -> Epochs:
     """Epochs of ten steps; the first step takes a minute more, as a compilation does."""
     info: DatasetInfo = read_info(digits)
-    watcher = Pace(info, params.trainer)
+    watcher = Pace(info, params.trainer, params.augment)
 
     def epochs(count: int, step: float, validation: float, resumed: bool = False) -> None:
         trainer: Any = SimpleNamespace(is_global_zero=True, num_training_batches=10, max_epochs=11, current_epoch=0)
