@@ -17,8 +17,11 @@ class DataParams(Section):
     """Folder of the raw images. Torchvision's data sets are downloaded into it if they are not there yet. The folder
     must exist."""
     image_size: Literal["auto"] | Annotated[int, Field(ge=4, le=1024)] = "auto"
-    """Side of the square images that prepare writes, in pixels. auto: the size of the raw images if all have the same
-    one, else 128."""
+    """Side of the square images that prepare writes, in pixels. auto: for data.source folder and a network of
+    torchvision or timm with model.weights, the size of the images that these weights were trained on (for a file: that
+    of the network's usual weights). Otherwise the size of the raw images if all have the same one, else 128. So digits
+    and torchvision's data sets, of 8 to 96 pixels, keep their size also with such weights: enlarged to 224 they would
+    take up to 49 times the space, and each step as many times the work. Set a number to do that."""
     resize: Resize = "crop"
     """How an image that is not square becomes one of image_size, in prepare and for new images. crop: resized until it
     covers the square, then cropped at the centre. squash: resized to the square, so its aspect ratio is lost. pad:

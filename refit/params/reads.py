@@ -23,3 +23,7 @@ READS: dict[str, tuple[str, ...]] = {
     "predict": ("predict", "debug", *_DEVICE),
 }  # fmt: skip
 """By stage: sections, or keys of them by dotted name."""
+
+RESOLVED = {"data.image_size": "auto"}
+"""Keys whose value depends on others if it is this one: `check` then records the value that the stages are given. So a
+stage reads none of those others, and runs again only if the value changes."""
