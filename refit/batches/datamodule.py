@@ -246,11 +246,12 @@ class PreparedData(pl.LightningDataModule):
         self.seed = seed
 
     def only(self, rows: npt.NDArray[np.int64]) -> None:
-        """Train and validate only on these rows of the train split, without augmentation: on the same pixels, at the
-        size that images are trained at."""
-        images = at_trained_size(torch.from_numpy(self.train.images[rows]), self.augmentation).numpy()
-        self.train = self.val = Split(images, self.train.labels[rows])
-        self.augmentation = AugmentParams()
+        """Train and validate only on these rows of the train split, without augmentation: on the same pixels, so
+        validation too is at the size that images are trained at."""
+        self.train = Split(self.train.images[rows], self.train.labels[rows])
+        self.augmentation = AugmentParams(train_size=self.augmentation.train_size)
+        images = at_trained_size(torch.from_numpy(self.train.images), self.augmentation).numpy()
+        self.val = Split(images, self.train.labels)
         if len(rows) < self.effective_batch:
             self.batch_size = self.effective_batch = len(rows)
 

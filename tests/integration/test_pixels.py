@@ -118,6 +118,15 @@ def test_a_network_is_trained_at_one_size_and_validated_tested_and_used_at_a_lar
     assert np.mean([one == other for one, other in zip(found, truth, strict=True)]) > 0.9
 
 
+def test_a_few_images_to_overfit_are_trained_and_validated_at_one_size(fitted: Fit) -> None:
+    sizes = Sizes()
+    with watched_by(sizes):
+        fitted(micro_batch=32, augment__train_size=6, augment__flip=True, debug__overfit_batches=1)
+    assert sizes.trained == {(1, 6, 6)}
+    assert sizes.validated == {(64, 1, 6, 6)}
+    assert read_record().shape == (1, 8, 8)
+
+
 def test_the_tuning_stages_take_steps_at_the_size_of_training(
     ends: Path, values: Values, monkeypatch: pytest.MonkeyPatch
 ) -> None:
