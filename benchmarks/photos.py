@@ -35,7 +35,7 @@ def jpeg_files(count: int) -> Iterator[list[Path]]:
 
 def as_prepared(files: list[Path], size: int) -> npt.NDArray[np.uint8]:
     """The photos as `prepare` writes them, each decoded and resized once: (N, 3, size, size)."""
-    return np.stack([decode(open_image(file), "rgb", (size, size)) for file in files])
+    return np.stack([decode(open_image(file), "rgb", (size, size), "crop") for file in files])
 
 
 def against_reference(

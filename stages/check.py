@@ -9,11 +9,12 @@ import os
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Literal
 
 from refit.artifacts.checked import write_checked
 from refit.artifacts.files import write_bytes
 from refit.data.sources import link_in_copy, open_source
-from refit.params import OUR_NETWORKS, OUR_SYSTEMS, WEIGHTS_FILES, Params, load_params
+from refit.params import LIBRARIES, OUR_NETWORKS, OUR_SYSTEMS, WEIGHTS_FILES, Params, load_params
 from refit.runtime.errors import UserError
 from refit.runtime.stage import run_stage
 
@@ -47,9 +48,41 @@ def main(params: Params) -> None:
     for name in params.tracking.loggers:  # each needs the package of the same name; csv is built into Python
         if find_spec(name) is None:
             raise UserError(f"tracking.loggers names {name}, which is not installed; run: uv pip install {name}")
-    changes = write_checked(params)
+    size = image_size(params)
+    check_train_size(params, size)
+    changes = write_checked(params, resolved={"data.image_size": size})
     write_bytes(SCHEMA, (json.dumps(Params.model_json_schema(), indent=2) + "\n").encode())
+    if size != params.data.image_size:
+        told = f"the size that {params.model.weights} of {params.model.network} was trained at"
+        changes.insert(0, f"data.image_size = auto is {size}, {told}")
     print("params.yaml is valid", *changes, sep="\n")
+
+
+def image_size(params: Params) -> int | Literal["auto"]:
+    """data.image_size, where `auto` is that of pretrained weights. `prepare` cannot look it up: it does not read the
+    section `model`, so that another network of the same size does not decode the images again."""
+    given, model = params.data.image_size, params.model
+    if given != "auto" or params.data.source != "folder" or not (model.weights and model.network.startswith(LIBRARIES)):
+        return given
+    from refit.systems.weights import input_size
+
+    return input_size(model) or given
+
+
+def check_train_size(params: Params, image_size: int | Literal["auto"]) -> None:
+    """Raises UserError if the network cannot be trained on images of augment.train_size. While the size of the prepared
+    images is not known, a network is built for twice as large ones: one of a fixed size fails at any other."""
+    train_size = params.augment.train_size
+    if train_size is None:
+        return
+    if image_size != "auto" and train_size > image_size:  # it was auto in params.yaml
+        raise UserError(f"augment.train_size = {train_size} is larger than data.image_size, {image_size}; lower it")
+    if params.model.network not in OUR_NETWORKS:
+        from refit.systems import sizes
+
+        side = 2 * train_size if image_size == "auto" else image_size
+        shape = (1 if params.data.color == "grey" else 3, side, side)
+        sizes.check_train_size(params.model, shape, (train_size, train_size))
 
 
 if __name__ == "__main__":

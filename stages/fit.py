@@ -17,6 +17,7 @@ from refit.artifacts.metrics import changed_params, write_fit_metrics
 from refit.artifacts.model import model_name, write_model
 from refit.artifacts.paths import BATCH, FEATURES, FIT, HISTORY, LEARNING_RATE, MODEL
 from refit.artifacts.prepared import DatasetInfo, read_info, read_split
+from refit.batches.augment import full_size_batch
 from refit.batches.datamodule import Batch, PreparedData
 from refit.params import Params, load_params
 from refit.params.reads import READS
@@ -79,7 +80,7 @@ def main(params: Params) -> None:
                 rows, best, weights = train(
                     system, data, params.fit, params.trainer, params.debug, devices, shared.accumulate_grad_batches,
                     state, rate.frozen.learning_rate if rate.frozen else None,
-                    [Pace(info, params.trainer), *watchers(loggers)], loggers.each,
+                    [Pace(info, params.trainer, params.augment), *watchers(loggers)], loggers.each,
                 )  # fmt: skip
         except BaseException:
             loggers.fail()
@@ -87,8 +88,8 @@ def main(params: Params) -> None:
         if not leads:
             return
         model = write_model(
-            weights, blueprint, data_sha256=info.sha256, batch_size=batch.micro_batch, params=resolved,
-            debug=params.debug.shortens,
+            weights, blueprint, data_sha256=info.sha256, params=resolved,
+            batch_size=full_size_batch(params.augment, batch.micro_batch, *info.shape[1:]), debug=params.debug.shortens,
         )  # fmt: skip
         facts = {"fitted": model_name(model.sha256), **best, "epochs": len(rows), **debug}
         write_json(FIT, facts)

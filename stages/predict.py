@@ -31,7 +31,7 @@ def main(params: Params) -> None:
     if not folder.is_dir():
         raise UserError(f"predict.images = {str(folder)!r} is not a folder; create it, or set another folder")
 
-    new_images = FolderLoader(list(find_images(folder)), model.color, model.shape[1:], batch_size)
+    new_images = FolderLoader(list(find_images(folder)), model.color, model.shape[1:], model.resize, batch_size)
     test = None if len(new_images) else read_split("test")
     images = new_images if test is None else ImageLoader(test, batch_size)
     trainer = inference_trainer(params.trainer, limit_predict_batches=params.debug.test_batches)

@@ -9,10 +9,12 @@ from refit.artifacts.choices import BatchChoice
 from refit.artifacts.files import write_json
 from refit.artifacts.paths import BATCH
 from refit.artifacts.prepared import read_info
+from refit.batches.augment import trained_size
 from refit.batches.datamodule import PreparedData
-from refit.params import AugmentParams, OptimizerParams, Params, load_params
+from refit.params import OptimizerParams, Params, load_params
 from refit.runtime.stage import run_stage
 from refit.systems.build import build_system
+from refit.systems.sizes import check_train_size
 from refit.training.pace import announce_pace
 from refit.training.trainer import hardware_class
 from refit.training.tuning import choose_effective_batch, scale_batch
@@ -29,10 +31,13 @@ def main(params: Params) -> None:
     info = read_info()
     effective_batch = choose_effective_batch(params.batch, info.counts["train"])
     # Neither the seed nor the optimizer nor the augmentation changes the result: the scaler assumes the largest
-    # optimizer state, and an augmented image has the same size.
+    # optimizer state, and an augmented image has the same size, that of augment.train_size.
     pl.seed_everything(0, verbose=False)
     system = build_system(params.model, info, OptimizerParams(schedule="constant"))
-    data = PreparedData(AugmentParams(), effective_batch, effective_batch, seed=0)
+    if params.augment.train_size is not None:  # `check` knows neither the size nor the colour of all data
+        height, width = info.shape[1:]
+        check_train_size(params.model, (info.shape[0], height, width), trained_size(params.augment, height, width))
+    data = PreparedData(params.augment, effective_batch, effective_batch, seed=0)
     choice, seconds_an_image = scale_batch(system, data, params.batch, params.trainer)
     write_json(BATCH, asdict(choice))
     print(
@@ -40,7 +45,7 @@ def main(params: Params) -> None:
         f"({choice.hardware})"
     )
     epochs = load_params().fit.max_epochs  # for people only
-    print(announce_pace(seconds_an_image, info, epochs, params.trainer))
+    print(announce_pace(seconds_an_image, info, epochs, params.trainer, params.augment))
 
 
 if __name__ == "__main__":

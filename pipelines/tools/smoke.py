@@ -20,8 +20,9 @@ from refit.runtime.warm import OWNER
 
 BATCHES = 2
 ONLY_SOME_SYSTEMS = (
-    "augment.mixup", "augment.cutmix", "model.embedding", "model.system_arguments", "model.test_time_flip",
-    "loss.label_smoothing", "loss.class_weights", "fit.train", "fit.l2", "fit.monitor", "trainer.strategy",
+    "augment.train_size", "augment.mixup", "augment.cutmix", "model.embedding", "model.system_arguments",
+    "model.test_time_flip", "loss.label_smoothing", "loss.class_weights", "fit.train", "fit.l2", "fit.monitor",
+    "trainer.strategy",
 )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from refit.artifacts.files import read_json, whole_folder, write_json
 from refit.artifacts.paths import CHECKED
 from refit.params import PARAMS_FILE, Params, load_params
 from refit.params.dotted import as_in_yaml
-from refit.params.reads import READS
+from refit.params.reads import READS, RESOLVED
 from refit.runtime.errors import UserError
 from refit.runtime.fingerprint import PROJECT, code_of
 
@@ -22,9 +22,11 @@ Checked = Mapping[str, Mapping[str, Any]]
 """`code`: by file the digest of its meaning, by package its version. `params`: the values that the stage reads."""
 
 
-def write_checked(params: Params, root: Path = PROJECT) -> list[str]:
-    """Write the code and the parameters of each stage but `check`. Returns a line for each stage of which they changed,
-    unless they are those of its last run again. Raises UserError as code_of."""
+def write_checked(params: Params, root: Path = PROJECT, resolved: Mapping[str, Any] | None = None) -> list[str]:
+    """Write the code and the parameters of each stage but `check`; of the keys in RESOLVED the values in `resolved`, if
+    any. Returns a line for each stage of which they changed, unless they are those of its last run again. Raises
+    UserError as code_of."""
+    params = params.replaced(resolved or {})
     stages = sorted(path.stem for path in (root / "stages").glob("[!_]*.py") if path.stem != "check")
     own = (params.model.system, params.model.network)
     checked = {stage: {"code": code_of(stage, own, root), "params": params.values(*READS[stage])} for stage in stages}
@@ -42,7 +44,7 @@ def write_checked(params: Params, root: Path = PROJECT) -> list[str]:
 
 
 def stage_params(stage: str) -> Params:
-    """The parameters that `stage` reads, from params.yaml.
+    """The parameters that `stage` reads, from params.yaml; those in RESOLVED as `check` recorded them.
 
     Raises UserError if params.yaml is not valid, or was changed since `check` recorded it: DVC would record the outputs
     as those of the earlier values.
@@ -50,6 +52,9 @@ def stage_params(stage: str) -> Params:
     params = load_params()
     if _file(stage).exists():
         recorded = read_json(_file(stage), "dvc repro check").get("params", {})
+        given = params.values(*READS[stage])
+        unresolved = [key for key, value in RESOLVED.items() if given.get(key) == value and key in recorded]
+        params = params.replaced({key: recorded[key] for key in unresolved})
         changes = _differences({"params": recorded}, {"params": params.values(*READS[stage])})
         if changes:
             raise UserError(f"{PARAMS_FILE} has changed since it was checked ({', '.join(changes)}); run: dvc repro "

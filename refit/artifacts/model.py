@@ -15,7 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from refit.artifacts.files import read_json, whole_folder, write_bytes, write_json
 from refit.artifacts.paths import MODEL
-from refit.artifacts.prepared import Color
+from refit.artifacts.prepared import DEFAULT_RESIZE, Color
+from refit.params.data import Resize
 from refit.runtime.errors import UserError
 
 if TYPE_CHECKING:  # torch takes seconds to import: only reading and writing weights needs it
@@ -28,7 +29,8 @@ FORMAT: Literal[3] = 3
 class Blueprint(BaseModel):
     """Everything except the weights that determines a model's answers: enough to build its system.
 
-    A new key needs a default with which models without it answer as they did.
+    A new key needs a default with which models without it answer as they did, and is left out of the record while it
+    has that value (`exclude_if`): the same model keeps its sha256, and with it its name.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -46,6 +48,8 @@ class Blueprint(BaseModel):
     color: Color
     shape: tuple[int, int, int]
     """C, H, W of the uint8 input images."""
+    resize: Resize = Field(default=DEFAULT_RESIZE, exclude_if=lambda resize: resize == DEFAULT_RESIZE)
+    """How an image of another size becomes one of `shape`: data.resize."""
     mean: list[float]
     """Mean, and below standard deviation, of the training images by channel, pixels scaled to 0..1."""
     std: list[float]
@@ -64,7 +68,7 @@ class ModelRecord(Blueprint):
     """Identifies the model. Of the blueprint and the weights; in formats 1 and 2, of the weights alone."""
     data_sha256: str
     batch_size: int
-    """The micro-batch of the fit: it fits into memory."""
+    """The micro-batch of the fit, or what fits into its memory if it was trained on smaller images."""
     debug: bool
     """Whether the debug section shortened the fit: such a model is never registered."""
     written_as: int = Field(default=FORMAT, exclude=True)

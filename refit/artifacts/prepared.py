@@ -15,12 +15,14 @@ import numpy.typing as npt
 
 from refit.artifacts.files import read_json
 from refit.artifacts.paths import PREPARED
+from refit.params.data import Resize
 from refit.runtime.errors import UserError
 
 Color = Literal["grey", "rgb"]
 Pixels = npt.NDArray[np.uint8]
 
 FORMAT = 1
+DEFAULT_RESIZE: Resize = "crop"
 READ_AT_ONCE = (
     2 * 2**30
 )  # bytes; larger files are mapped, and reading their pages in random order is several times slower
@@ -54,9 +56,14 @@ class DatasetInfo:
     std: list[float]
     sha256: str
     """Of the images and labels of all splits: identifies the data set."""
+    resize: Resize = DEFAULT_RESIZE
+    """How the images were made square: the same has to be done to new ones."""
 
     def as_json(self) -> dict[str, object]:
-        return asdict(self)
+        values = asdict(self)
+        if self.resize == DEFAULT_RESIZE:  # as in the files from before there was a choice
+            del values["resize"]
+        return values
 
 
 def read_info(folder: Path = PREPARED) -> DatasetInfo:

@@ -1,5 +1,6 @@
 """Augmentation of a whole batch at once, with separate random choices for each image."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -17,13 +18,14 @@ from refit.params import AugmentParams
 from refit.runtime.errors import UserError
 
 ASPECT_RATIOS = (3 / 4, 4 / 3)  # width to height of a crop
+_SPACING = 1.25  # pixels between two samples of a crop: with more between them, its fine patterns become coarse ones
 
 
 class Draws(NamedTuple):
     """Random choices for each image; None for those that the `augment` section of params.yaml turns off."""
 
     shift: Tensor | None = None
-    """int64 (N, 2): pixels down and right."""
+    """int64 (N, 2): pixels of the trained size, down and right."""
     flip: Tensor | None = None
     """bool (N,)."""
     cutout: Tensor | None = None
@@ -52,8 +54,30 @@ class Draws(NamedTuple):
         return self.each(lambda choice: choice.to(device))
 
 
+def trained_size(params: AugmentParams, height: int, width: int) -> tuple[int, int]:
+    """Height and width at which images of this size, all in pixels, are trained: the shorter side is
+    params.train_size."""
+    if params.train_size is None:
+        return height, width
+    scale = params.train_size / min(height, width)
+    return round(scale * height), round(scale * width)
+
+
+def full_size_batch(params: AugmentParams, micro_batch: int, height: int, width: int) -> int:
+    """The number of prepared images, of this size in pixels, that have as many pixels as `micro_batch` training images
+    and so fit into the same memory; at least 1."""
+    return max(1, micro_batch * math.prod(trained_size(params, height, width)) // (height * width))
+
+
 def check_size(params: AugmentParams, height: int, width: int) -> None:
-    """Raises UserError if a shift or cutout could remove all of an image of this size, in pixels."""
+    """Raises UserError if prepared images of this size, in pixels, are smaller than the size to train at, or a shift or
+    cutout could remove all of an image of that size."""
+    if params.train_size is not None and params.train_size > min(height, width):
+        raise UserError(
+            f"augment.train_size = {params.train_size} is larger than the prepared images of {height}x{width} pixels; "
+            f"expected at most {min(height, width)}, or raise data.image_size"
+        )
+    height, width = trained_size(params, height, width)
     for key, pixels in {"shift": params.shift, "cutout": params.cutout}.items():
         if pixels >= min(height, width):
             raise UserError(
@@ -63,10 +87,11 @@ def check_size(params: AugmentParams, height: int, width: int) -> None:
 
 
 def draw(params: AugmentParams, images: int, size: tuple[int, int], random: np.random.Generator) -> Draws | None:
-    """Random choices for `images` images of `size` (height, width); None if there is nothing to draw.
+    """Random choices for `images` prepared images of `size` (height, width); None if `augment` has nothing to do.
 
     An epoch's choices are drawn at once and taken batch by batch.
     """
+    prepared, size = size, trained_size(params, *size)
     # One generator for each kind, so that a draw does not depend on which others are made.
     of_shift, of_flip, of_cutout, of_crop, of_jitter, of_policy, of_mixes = random.spawn(7)
     draws = Draws()
@@ -87,7 +112,7 @@ def draw(params: AugmentParams, images: int, size: tuple[int, int], random: np.r
     if params.mixup or params.cutmix:
         lam, box = draw_mixes(params, images, size, of_mixes)
         draws = draws._replace(lam=lam, box=box)
-    return draws if any(choice is not None for choice in draws) else None
+    return draws if any(choice is not None for choice in draws) or size != prepared else None
 
 
 def _crops(least_area: float, images: int, random: np.random.Generator) -> npt.NDArray[np.float32]:
@@ -101,16 +126,21 @@ def _crops(least_area: float, images: int, random: np.random.Generator) -> npt.N
 
 
 def augment(images: Tensor, draws: Draws, params: AugmentParams) -> Tensor:
-    """Crop, shift, flip, jitter, policy and cutout, in this order: uint8 (N, C, H, W) to the same shape.
+    """Crop, resize to the trained size, shift, flip, jitter, policy and cutout, in this order: uint8 (N, C, H, W) to
+    (N, C, *trained_size).
 
     Pixels from outside an image are zero. Mixing is a separate step.
     """
-    count, channels, height, width = images.shape
+    count, channels, *full = images.shape
+    height, width = trained_size(params, *full)
+    crop = partial(_resized_crop, size=(height, width))
     flip = draws.flip
     if draws.crop is not None and flip is not None and draws.shift is None:  # a shift comes before the flip
-        images, flip = in_chunks(_resized_crop, images, draws.crop, flip), None
+        images, flip = in_chunks(crop, images, draws.crop, flip), None
     elif draws.crop is not None:
-        images = in_chunks(_resized_crop, images, draws.crop)
+        images = in_chunks(crop, images, draws.crop)
+    else:
+        images = at_trained_size(images, params)
     rows = torch.arange(height, device=images.device).expand(count, -1)
     columns = torch.arange(width, device=images.device).expand(count, -1)
     cut = None
@@ -137,9 +167,29 @@ def augment(images: Tensor, draws: Draws, params: AugmentParams) -> Tensor:
     return images
 
 
-def _resized_crop(images: Tensor, crop: Tensor, flip: Tensor | None = None) -> Tensor:
-    """Each image's crop, resized to the image size by bilinear interpolation, and mirrored where `flip` is true."""
-    _, _, height, width = images.shape
+def at_trained_size(images: Tensor, params: AugmentParams) -> Tensor:
+    """The whole of each image at the size that it is trained at, without aliasing, by bicubic interpolation as in
+    `prepare`: uint8 (N, C, H, W) to (N, C, *trained_size). The same tensor if that is its size."""
+    full = (images.shape[2], images.shape[3])
+    size = trained_size(params, *full)
+    return images if size == full else in_chunks(partial(_shrunk, size=size), images)
+
+
+def _shrunk(images: Tensor, size: tuple[int, int]) -> Tensor:
+    if images.device.type == "cpu":  # several times faster on integers, which no other device can interpolate
+        return F.interpolate(images, size, mode="bicubic", antialias=True)
+    shrunk = F.interpolate(images.float(), size, mode="bicubic", antialias=True)
+    return shrunk.round_().clamp_(0, 255).to(torch.uint8)
+
+
+def _resized_crop(images: Tensor, crop: Tensor, flip: Tensor | None = None, *, size: tuple[int, int]) -> Tensor:
+    """Each image's crop, resized to `size` (height, width) by bilinear interpolation; mirrored where `flip` is true.
+
+    Where `size` is much smaller than the image, a pixel is the mean of several samples: one alone would alias. Their
+    number depends on the image's size and not on each crop's, which is at most as large.
+    """
+    samples = [math.ceil(full / (_SPACING * pixels)) for full, pixels in zip(images.shape[2:], size, strict=True)]
+    height, width = (pixels * number for pixels, number in zip(size, samples, strict=True))
     # Coordinates of grid_sample are -1 at one border of the image and 1 at the other.
     rows, columns = (
         2 * crop[:, axis, None] - 1 + crop[:, 2 + axis, None] * _pixel_centres(pixels, crop.device)
@@ -149,6 +199,8 @@ def _resized_crop(images: Tensor, crop: Tensor, flip: Tensor | None = None) -> T
         columns = torch.where(flip[:, None], columns.flip(1), columns)
     grid = torch.stack((columns[:, None, :].expand(-1, height, -1), rows[:, :, None].expand(-1, -1, width)), dim=3)
     cropped = F.grid_sample(images.float(), grid, mode="bilinear", padding_mode="border", align_corners=False)
+    if samples != [1, 1]:
+        cropped = F.avg_pool2d(cropped, samples)
     return cropped.round_().to(torch.uint8)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from refit.artifacts.paths import PREPARED
 from refit.artifacts.prepared import Split, read_split
-from refit.batches.augment import Draws, augment, check_size, draw
+from refit.batches.augment import Draws, at_trained_size, augment, check_size, draw, full_size_batch
 from refit.batches.mixing import mix
 from refit.params import AugmentParams
 from refit.runtime.errors import UserError
@@ -233,7 +233,7 @@ class PreparedData(pl.LightningDataModule):
     ) -> None:
         """`batch_size` is the micro-batch. It divides `effective_batch`, and the batch scaler may change it.
 
-        Raises UserError if the images are too small for the augmentation.
+        Raises UserError if the images are too small for the augmentation, or to be trained at its size.
         """
         super().__init__()
         self.train = read_split("train", folder)
@@ -246,9 +246,12 @@ class PreparedData(pl.LightningDataModule):
         self.seed = seed
 
     def only(self, rows: npt.NDArray[np.int64]) -> None:
-        """Train and validate only on these rows of the train split, without augmentation."""
-        self.train = self.val = Split(self.train.images[rows], self.train.labels[rows])
-        self.augmentation = AugmentParams()
+        """Train and validate only on these rows of the train split, without augmentation: on the same pixels, so
+        validation too is at the size that images are trained at."""
+        self.train = Split(self.train.images[rows], self.train.labels[rows])
+        self.augmentation = AugmentParams(train_size=self.augmentation.train_size)
+        images = at_trained_size(torch.from_numpy(self.train.images), self.augmentation).numpy()
+        self.val = Split(images, self.train.labels)
         if len(rows) < self.effective_batch:
             self.batch_size = self.effective_batch = len(rows)
 
@@ -275,7 +278,9 @@ class PreparedData(pl.LightningDataModule):
     def val_dataloader(self) -> EvaluationLoader:
         trainer = self.trainer
         assert trainer is not None
-        device, batch_size = trainer.strategy.root_device, EVALUATION_FACTOR * self.batch_size
+        height, width = self.val.images.shape[2:]
+        batch_size = EVALUATION_FACTOR * full_size_batch(self.augmentation, self.batch_size, height, width)
+        device = trainer.strategy.root_device
         return EvaluationLoader(self.val, batch_size, device, trainer.global_rank, trainer.world_size)
 
     def on_after_batch_transfer(self, batch: AnyBatch, dataloader_idx: int) -> Batch | MixedBatch:

@@ -158,7 +158,8 @@ def compare_with_champion(champion: Version, challenger: Challenger, params: Par
 
 def predictions_of(folder: Path, champion: Version, params: Params) -> tuple[list[str], list[str], list[str]]:
     """The classes of the model in `folder`; its predicted class for each test image; and the sha256 of each image's
-    pixels in its input. The images are decoded again if its input has another colour or size than the new model's."""
+    pixels in its input. The images are decoded again if its input has another colour, size or `resize` than the new
+    model's."""
     from refit.batches.datamodule import EVALUATION_FACTOR, ImageLoader
     from refit.data.pack import decode_again
     from refit.inference.predictor import predict, read_model
@@ -172,8 +173,9 @@ def predictions_of(folder: Path, champion: Version, params: Params) -> tuple[lis
             f"the champion {champion.uri} cannot be read by this code ({error}); {MANUAL_PROMOTION}"
         ) from None
     info, split, hashes = read_info(), read_split("test"), read_hashes("test")
-    if (model.color, list(model.shape)) != (info.color, info.shape):
-        split = Split(decode_again("test", params.data, model.color, model.shape[1:]), split.labels)
+    if (model.color, list(model.shape), model.resize) != (info.color, info.shape, info.resize):
+        pixels = decode_again("test", params.data, model.color, model.shape[1:], model.resize)
+        split = Split(pixels, split.labels)
         hashes = [hashlib.sha256(image.tobytes()).hexdigest() for image in split.images]
     images = ImageLoader(split, EVALUATION_FACTOR * model.batch_size)
     task = TASKS[model.task]

@@ -14,14 +14,14 @@ from refit.artifacts.choices import read_learning_rate
 from refit.artifacts.paths import LEARNING_RATE
 from refit.artifacts.prepared import read_info
 from refit.batches.datamodule import PreparedData
-from refit.params import AugmentParams, OptimizerParams, Params, load_params
+from refit.params import OptimizerParams, Params, load_params
 from refit.runtime.command import run_command
 from refit.runtime.errors import UserError
 from refit.runtime.stage import run_stage
 from refit.systems.build import build_system
 from refit.training.trainer import make_trainer
 
-READS = ("seed", "model", "optimizer", "loss", "fit", "trainer")
+READS = ("seed", "augment.train_size", "model", "optimizer", "loss", "fit", "trainer")
 IMAGES = 32
 STEPS = 300
 SECONDS = 50
@@ -37,7 +37,7 @@ def main(params: Params) -> None:
     pl.seed_everything(params.seed, verbose=False)
     constant = params.optimizer.model_copy(update={"schedule": "constant"})
     system = build_system(params.model, info, constant, params.loss, rate)
-    data = PreparedData(AugmentParams(), IMAGES, IMAGES, params.seed)
+    data = PreparedData(params.augment, IMAGES, IMAGES, params.seed)
     data.only(balanced_subset(data.train.labels))
 
     curve = memorise(system, data, params)

@@ -1,10 +1,10 @@
 """Decode image files to pixels. `prepare` and `predict` use the same rules.
 
 EXIF orientation is applied. An animation gives its first frame. 16-bit grey is scaled to 8 bits. Transparency is
-composited over white. Pillow converts all other modes. The image is resized until it just covers the target size, then
-cropped at the centre.
+composited over white. Pillow converts all other modes. The image is brought to the target size as `data.resize` says.
 """
 
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +15,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from refit.artifacts.prepared import Color, Pixels
+from refit.params.data import Resize
 from refit.runtime.errors import UserError
 
 MAX_PIXELS = 128 * 2**20  # half a GiB as decoded RGBA: a larger file is a decompression bomb rather than a photo
@@ -86,8 +87,9 @@ def read_header(image: Image.Image) -> Header:
     return Header(width, height, "grey" if image.mode in _GREY_MODES else "rgb")
 
 
-def decode(image: Image.Image, color: Color, size: tuple[int, int] | None) -> Pixels:
-    """Pixels of an opened image: uint8 (C, H, W), C = 1 for grey and 3 for rgb, resized to `size` (H, W) unless None.
+def decode(image: Image.Image, color: Color, size: tuple[int, int] | None, resize: Resize) -> Pixels:
+    """Pixels of an opened image: uint8 (C, H, W), C = 1 for grey and 3 for rgb, brought to `size` (H, W) as `resize`
+    says, unless it is None.
 
     Raises BadImageError if the pixels cannot be read.
     """
@@ -95,7 +97,7 @@ def decode(image: Image.Image, color: Color, size: tuple[int, int] | None) -> Pi
     with _translate_pillow_errors():
         if size is not None:
             # A JPEG can be decoded at a half, a quarter or an eighth of its size, which takes a fraction of the time.
-            image.draft(None, (max(size), max(size)))
+            image.draft(None, _least_size(image, max(size), resize))
         image.load()
         # Not ImageOps.exif_transpose: it also rewrites the EXIF data, and fails on data that it cannot write.
         transpose = _TRANSPOSES.get(image.getexif().get(ExifTags.Base.Orientation, 1))
@@ -103,9 +105,32 @@ def decode(image: Image.Image, color: Color, size: tuple[int, int] | None) -> Pi
         image = image.transpose(transpose)
     image = _to_eight_bits(image, color)
     if size is not None:
-        image = ImageOps.fit(image, (size[1], size[0]), Image.Resampling.BICUBIC)
+        image = _resized(image, size, resize)
     pixels = np.asarray(image)
     return np.ascontiguousarray(pixels[None] if color == "grey" else pixels.transpose(2, 0, 1))
+
+
+def _least_size(image: Image.Image, side: int, resize: Resize) -> tuple[int, int]:
+    """Width and height, in pixels, from which the opened image is only made smaller; before EXIF orientation, so the
+    target is taken as a square of its longer side."""
+    if resize != "pad":  # each side of the image has to fill a side of the target
+        return side, side
+    width, height = image.size
+    return math.ceil(side * width / max(image.size)), math.ceil(side * height / max(image.size))
+
+
+def _resized(image: Image.Image, size: tuple[int, int], resize: Resize) -> Image.Image:
+    """The upright image, L or RGB, in `size` (H, W)."""
+    height, width = size
+    if resize == "crop":
+        return ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)
+    if resize == "squash":
+        return image.resize((width, height), Image.Resampling.BICUBIC)
+    scale = min(width / image.width, height / image.height)
+    inside = max(1, round(scale * image.width)), max(1, round(scale * image.height))
+    padded = Image.new(image.mode, (width, height))  # black
+    padded.paste(image.resize(inside, Image.Resampling.BICUBIC), ((width - inside[0]) // 2, (height - inside[1]) // 2))
+    return padded
 
 
 def _to_eight_bits(image: Image.Image, color: Color) -> Image.Image:

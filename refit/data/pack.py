@@ -23,6 +23,7 @@ from refit.data.parallel import in_parallel
 from refit.data.sources import SPLITS, Item, Source, SplitName, open_source
 from refit.data.splits import assign_splits, find_label_conflicts
 from refit.params import DataParams
+from refit.params.data import Resize
 from refit.runtime.errors import UserError
 from refit.runtime.progress import progress
 
@@ -38,6 +39,7 @@ class _Form(NamedTuple):
     color: Color
     size: tuple[int, int]
     """Height and width, pixels."""
+    resize: Resize
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -94,6 +96,7 @@ def pack(source: Source, data: DataParams, seed: int, folder: Path) -> tuple[Dat
         mean=mean,
         std=std,
         sha256=_content_hash(source.classes, splits),
+        resize=form.resize,
     )
     write_json(folder / "dataset.json", info.as_json())
     train_classes = Counter(image.item.label for image in splits["train"])
@@ -106,8 +109,8 @@ def pack(source: Source, data: DataParams, seed: int, folder: Path) -> tuple[Dat
     }
 
 
-def decode_again(split: str, data: DataParams, color: Color, size: tuple[int, int]) -> Pixels:
-    """Decode the images of a prepared split again, at another model's colour and size: uint8 (N, C, *size), in order.
+def decode_again(split: str, data: DataParams, color: Color, size: tuple[int, int], resize: Resize) -> Pixels:
+    """Decode the images of a prepared split again, for another model's input: uint8 (N, C, *size), in order.
 
     Raises UserError if the source no longer has an image, or an image cannot be decoded.
     """
@@ -120,7 +123,7 @@ def decode_again(split: str, data: DataParams, color: Color, size: tuple[int, in
     def decode_one(name: str) -> Pixels:
         try:
             with items[name].open() as image:
-                return decode(image, color, size)
+                return decode(image, color, size, resize)
         except BadImageError as error:
             raise UserError(f"{name}: {error}; run: dvc repro") from None
 
@@ -194,7 +197,7 @@ def _attempt(
     try:
         with items[row].open() as image:
             header = read_header(image)
-            pixels[row] = decode(image, form.color, form.size)
+            pixels[row] = decode(image, form.color, form.size, form.resize)
     except BadImageError as error:
         return header, error
     return header, _digest(pixels[row])
@@ -225,7 +228,7 @@ def _choose_form(headers: Sequence[Header], data: DataParams) -> _Form:
         size = (data.image_size, data.image_size)
     else:
         size = sizes.pop() if len(sizes) == 1 else (AUTO_SIZE, AUTO_SIZE)
-    return _Form("grey" if is_grey else "rgb", size)
+    return _Form("grey" if is_grey else "rgb", size, data.resize)
 
 
 def _without_conflicts(images: list[_Decoded], bad: _BadImages) -> list[_Decoded]:

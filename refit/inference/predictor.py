@@ -91,7 +91,8 @@ class Predictor:
         given = [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
         files = [file for path in given for file in (find_images(path) if path.is_dir() else [path])]
         record, task = self.record, TASKS[self.record.task]
-        loader = FolderLoader(files, record.color, record.shape[1:], EVALUATION_FACTOR * record.batch_size)
+        batch_size = EVALUATION_FACTOR * record.batch_size
+        loader = FolderLoader(files, record.color, record.shape[1:], record.resize, batch_size)
         with torch.inference_mode():
             batches = [self.system(images.to(self.system.device)) for images in loader]
         answers = _gather(self.system, batches, task)

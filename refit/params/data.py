@@ -7,6 +7,8 @@ from pydantic import Field, model_validator
 
 from refit.params.types import NOT_BOOL, Fraction, Section, real
 
+Resize = Literal["crop", "squash", "pad"]
+
 
 class DataParams(Section):
     source: Annotated[str, Field(min_length=1)] = "digits"
@@ -15,8 +17,15 @@ class DataParams(Section):
     """Folder of the raw images. Torchvision's data sets are downloaded into it if they are not there yet. The folder
     must exist."""
     image_size: Literal["auto"] | Annotated[int, Field(ge=4, le=1024)] = "auto"
-    """Side of the square images that prepare writes, in pixels. auto: the size of the raw images if all have the same
-    one, else 128."""
+    """Side of the square images that prepare writes, in pixels. auto: for data.source folder and a network of
+    torchvision or timm with model.weights, the size of the images that these weights were trained on (for a file: that
+    of the network's usual weights). Otherwise the size of the raw images if all have the same one, else 128. So digits
+    and torchvision's data sets, of 8 to 96 pixels, keep their size also with such weights: enlarged to 224 they would
+    take up to 49 times the space, and each step as many times the work. Set a number to do that."""
+    resize: Resize = "crop"
+    """How an image that is not square becomes one of image_size, in prepare and for new images. crop: resized until it
+    covers the square, then cropped at the centre. squash: resized to the square, so its aspect ratio is lost. pad:
+    resized until all of it fits inside the square, with a black border, as augment.shift fills its border."""
     color: Literal["auto", "grey", "rgb"] = "auto"
     """Colour mode of the images that prepare writes. auto: grey if every raw image is grey, else rgb."""
     val: Fraction = 0.15
@@ -42,15 +51,22 @@ def data_name(source: str, root: str) -> str:
 
 
 class AugmentParams(Section):
+    train_size: Annotated[int, Field(ge=4, le=1024)] | None = None
+    """Side of the images that the network is trained on, in pixels: each image, or its random crop, is resized to it.
+    Validation, test and prediction use all of data.image_size. A smaller size trains faster, and a network is often
+    more accurate at a somewhat larger size than it was trained at (Touvron et al. 2019). The shorter side, if the
+    images are not square. null: that of the prepared images."""
     shift: Annotated[int, Field(ge=0, le=64)] = 0
-    """Largest random shift of a training image along each axis, in pixels; the border is filled with zeros. 0: off."""
+    """Largest random shift of a training image along each axis, in pixels of the size that it is trained at; the border
+    is filled with zeros. 0: off."""
     flip: bool = False
     """Mirror each training image left to right with probability 0.5."""
     cutout: Annotated[int, Field(ge=0, le=512)] = 0
-    """Side of a square set to zero at a random place of each training image, in pixels. 0: off."""
+    """Side of a square set to zero at a random place of each training image, in pixels of the size that it is trained
+    at. 0: off."""
     crop_area: Annotated[float, real(gt=0, le=1), NOT_BOOL] = 1.0
     """Smallest fraction of a training image's area that a random crop covers. The crop's aspect ratio is between 3:4
-    and 4:3, and it is resized to the full image size (Szegedy et al. 2015). 1: off."""
+    and 4:3, and it is resized to train_size, or to the full image size (Szegedy et al. 2015). 1: off."""
     color_jitter: Fraction = 0.0
     """Multiply brightness, contrast and saturation of each training image, in this order, by random factors between
     1 - color_jitter and 1 + color_jitter, as torchvision's ColorJitter does. Grey images have no saturation. 0: off."""

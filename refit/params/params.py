@@ -1,5 +1,6 @@
 """The whole of params.yaml."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -46,6 +47,14 @@ class Params(Section):
                 del given.__dict__[name]
             elif "" not in named:
                 given.__dict__[name] = type(value)().model_copy(update={key: getattr(value, key) for key in named})
+        return given
+
+    def replaced(self, values: Mapping[str, Any]) -> "Params":
+        """The same parameters with these values, by dotted name SECTION.KEY."""
+        given = self.model_copy()
+        for key, value in values.items():
+            section, _, name = key.partition(".")
+            given.__dict__[section] = getattr(given, section).model_copy(update={name: value})
         return given
 
     def values(self, *keys: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ _DEVICE = ("trainer.accelerator", "trainer.threads", "trainer.deterministic")
 READS: dict[str, tuple[str, ...]] = {
     "prepare": ("seed", "data"),
     # The initial weights and the order of the images do not change how much memory a step takes.
-    "scale_batch": ("model", "batch", "fit.train", *_DEVICE, "trainer.precision"),
+    "scale_batch": ("augment.train_size", "model", "batch", "fit.train", *_DEVICE, "trainer.precision"),
     # The range test sets the learning rate at each step, so there is no schedule.
     "find_lr": (
         "seed", "augment", "model", "loss",
@@ -28,3 +28,7 @@ READS: dict[str, tuple[str, ...]] = {
     "predict": ("predict", "debug", *_DEVICE),
 }  # fmt: skip
 """By stage: sections, or keys of them by dotted name."""
+
+RESOLVED = {"data.image_size": "auto"}
+"""Keys whose value depends on others if it is this one: `check` then records the value that the stages are given. So a
+stage reads none of those others, and runs again only if the value changes."""

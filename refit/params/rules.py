@@ -13,7 +13,7 @@ from refit.params.spelling import nearest
 
 def broken_rules(params: Params) -> Iterator[str]:
     """One message for each broken rule; it names the keys and how to fix them."""
-    for rule in (_no_effect, _devices, _fsdp, _freezing, _head_alone, _monitor):
+    for rule in (_no_effect, _train_size, _devices, _fsdp, _freezing, _head_alone, _monitor):
         yield from rule(params)
 
 
@@ -38,10 +38,10 @@ def _is_not_timm_s(network: str) -> bool:
     return not network.startswith(TIMM)
 
 
-# Left out, because one params.yaml serves several data sets, machines and sweeps: data.root, bad_images, val and test
-# (a source may not need them), batch.max_size and optimizer.fallback_learning_rate (without auto), batch.memory_budget
-# (with an accelerator), debug (fast_dev_run overrides the rest), and of fit.train = head the keys that most fits state,
-# so that a probe and a fine-tuning differ in one key.
+# Left out, because one params.yaml serves several data sets, machines and sweeps: data.root, resize, bad_images, val
+# and test (a source may not need them), batch.max_size and optimizer.fallback_learning_rate (without auto),
+# batch.memory_budget (with an accelerator), debug (fast_dev_run overrides the rest), and with fit.train = head the keys
+# of optimizer, batch and fit, so that a probe and a fine-tuning differ in few keys.
 CHOICES = (
     Choice("augment.mixup", "model.system", _one_of("autoencoder"), "classifier"),
     Choice("augment.cutmix", "model.system", _one_of("autoencoder"), "classifier"),
@@ -82,6 +82,23 @@ def _no_effect(params: Params) -> Iterator[str]:
             yield (
                 f"{key} = {as_in_yaml(value)} has no effect while {other} is {as_in_yaml(chosen)}; set it to its "
                 f"default, {as_in_yaml(default)}, or {other} to {remedy}"
+            )
+
+
+def _train_size(params: Params) -> Iterator[str]:
+    train, full = params.augment.train_size, params.data.image_size
+    if train is None:
+        return
+    if full != "auto" and train > full:
+        yield f"augment.train_size = {train} is larger than data.image_size = {full}; lower it, or set it to null"
+    for key, value, part in (
+        ("model.network", "mlp", "input"),
+        ("model.system", "autoencoder", "output"),  # of its decoder
+    ):
+        if attrgetter(key)(params) == value:
+            yield (
+                f"augment.train_size = {train} does not work with {key} = {value}, whose {part} has one fixed size; "
+                "set it to null"
             )
 
 

@@ -33,6 +33,7 @@ def blueprint_of(model: ModelParams, info: DatasetInfo) -> Blueprint:
         classes=info.classes,
         color=info.color,
         shape=(channels, height, width),
+        resize=info.resize,
         mean=info.mean,
         std=info.std,
         code=own_code((model.system, model.network)),

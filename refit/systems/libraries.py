@@ -28,6 +28,8 @@ class Pretrained:
     mean: Sequence[float]
     """Mean, and below standard deviation, by which their training normalised images with pixels scaled to 0..1."""
     std: Sequence[float]
+    size: int
+    """Side of the square images that they were trained on, in pixels."""
     is_downloaded: Callable[[], bool]
 
 
@@ -58,6 +60,10 @@ class Library(ABC):
     @abstractmethod
     def input_of(self, name: str) -> tuple[Sequence[float], Sequence[float]]:
         """Mean and standard deviation by which the library usually normalises the network's images."""
+
+    @abstractmethod
+    def size_of(self, name: str) -> int:
+        """Side of the square images, in pixels, that the library usually trains the network on."""
 
     @abstractmethod
     def fetch(self, name: str, weights: str) -> State:
@@ -125,6 +131,9 @@ class Torchvision(Library):
         default = self.pretrained(name)["DEFAULT"]
         return default.mean, default.std
 
+    def size_of(self, name: str) -> int:
+        return self.pretrained(name)["DEFAULT"].size
+
     def fetch(self, name: str, weights: str) -> State:
         entry = self._entries(name)[weights]
         state: State = entry.get_state_dict(progress=False, check_hash=True, weights_only=True)
@@ -171,6 +180,9 @@ class Timm(Library):
     def input_of(self, name: str) -> tuple[Sequence[float], Sequence[float]]:
         default = self._config(name)
         return default.mean, default.std
+
+    def size_of(self, name: str) -> int:
+        return _size_of_timm(self._config(name))
 
     def fetch(self, name: str, weights: str) -> State:
         from timm.models import load_state_dict_from_hf
@@ -226,16 +238,24 @@ def _has_weights(config: Any) -> bool:
 
 
 def _of_timm(config: Any) -> Pretrained:
+    used, size = (config.mean, config.std), _size_of_timm(config)
     if config.hf_hub_id:
         files = [config.hf_hub_filename] if config.hf_hub_filename else ["model.safetensors", "pytorch_model.bin"]
         urls = hub_urls(config.hf_hub_id, files)
-        return Pretrained(urls, config.mean, config.std, lambda: is_in_hub_cache(config.hf_hub_id, files))
-    return Pretrained([config.url], config.mean, config.std, lambda: _is_in_torch_cache(config.url))
+        return Pretrained(urls, *used, size, lambda: is_in_hub_cache(config.hf_hub_id, files))
+    return Pretrained([config.url], *used, size, lambda: _is_in_torch_cache(config.url))
+
+
+def _size_of_timm(config: Any) -> int:
+    """Not `test_input_size`, which some weights have too: data.image_size is also what a network is trained on, which
+    costs two thirds more at 288 pixels than at 224."""
+    size: int = max(config.input_size[1:])
+    return size
 
 
 def _of_torchvision(entry: Any) -> Pretrained:
     used = entry.transforms()
-    return Pretrained([entry.url], used.mean, used.std, lambda: _is_in_torch_cache(entry.url))
+    return Pretrained([entry.url], used.mean, used.std, max(used.crop_size), lambda: _is_in_torch_cache(entry.url))
 
 
 def _is_in_torch_cache(url: str) -> bool:

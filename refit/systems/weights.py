@@ -88,6 +88,16 @@ def identity(model: ModelParams) -> str | None:
     return _named(model).urls[0]
 
 
+def input_size(model: ModelParams) -> int | None:
+    """Side of the square images, in pixels, that `model.weights` were trained on: as a library says of weights that it
+    names, and of its network for a file. None for another network, or without weights. Raises UserError as
+    check_weights."""
+    library = library_of(model.network)
+    if library is None or model.weights is None:
+        return None
+    return library.size_of(library.name_in(model.network)) if is_file_name(model.weights) else _named(model).size
+
+
 def is_file_name(weights: str) -> bool:
     return "." in weights
 

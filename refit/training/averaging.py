@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn, get_swa_multi_avg_fn, update_bn
 from torchmetrics import Metric
 
+from refit.batches.augment import full_size_batch
 from refit.batches.datamodule import Batch, PreparedData, TrainLoader
 from refit.params import FitParams
 
@@ -155,13 +156,16 @@ def _compute_batch_norm(system: nn.Module, trainer: pl.Trainer) -> None:
 
 
 def _training_images(trainer: pl.Trainer) -> Iterator[Batch]:
-    """Shuffled micro-batches without augmentation. In the order of the set, a batch could hold a single class."""
+    """Shuffled micro-batches without augmentation, at the size that is validated and tested. In the order of the set, a
+    batch could hold a single class."""
     loader, data = trainer.train_dataloader, trainer.datamodule  # type: ignore[attr-defined]
     assert isinstance(loader, TrainLoader)
     assert isinstance(data, PreparedData)
     order = torch.from_numpy(np.random.default_rng(data.seed).permutation(len(loader.labels)))
-    whole_batches = order[: len(order) // loader.batch_size * loader.batch_size]
-    for indices in torch.split(whole_batches.to(loader.images.device), loader.batch_size):
+    size = full_size_batch(loader.augmentation, loader.batch_size, *loader.images.shape[2:])
+    size = min(loader.batch_size, max(2, size))  # batch norm may not train on one image
+    whole_batches = order[: len(order) // size * size]
+    for indices in torch.split(whole_batches.to(loader.images.device), size):
         yield Batch(loader.images[indices].to(loader.device), loader.labels[indices].to(loader.device))
 
 

@@ -292,8 +292,8 @@ class _Trials:
             if data.batch_size < self.smallest:  # after a failure the Tuner halves the size, even to 0
                 raise UserError(
                     f"no batch fits: a training step of {self.smallest} images needs more memory than is available or "
-                    "batch.memory_budget allows; raise it, lower data.image_size, or choose a smaller model.network or "
-                    "an even batch.size"
+                    "batch.memory_budget allows; raise it, lower data.image_size or set augment.train_size, or choose "
+                    "a smaller model.network or an even batch.size"
                 ) from None
             return make_loader()
 

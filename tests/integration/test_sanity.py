@@ -49,12 +49,12 @@ def broken(prepared_workspace: Path, monkeypatch: pytest.MonkeyPatch) -> Broken:
     return use
 
 
-@pytest.mark.parametrize("system", ["classifier", "autoencoder"])
+@pytest.mark.parametrize(("system", "train_size"), [("classifier", None), ("classifier", 6), ("autoencoder", None)])
 @pytest.mark.usefixtures("prepared_workspace")
 def test_a_sound_system_memorises_a_few_images(
-    system: str, changed: Changed, capsys: pytest.CaptureFixture[str]
+    system: str, train_size: int | None, changed: Changed, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    keys = {"model.system": system, "model.embedding": 64, "model.network": "cnn"}
+    keys = {"model.system": system, "model.embedding": 64, "model.network": "cnn", "augment.train_size": train_size}
     sanity.main(changed(QUICK | keys))
     *curve, verdict = capsys.readouterr().out.splitlines()
     assert verdict.startswith("memorised 32 images in ")

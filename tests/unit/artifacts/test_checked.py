@@ -7,7 +7,7 @@ import pytest
 
 from refit.artifacts.checked import stage_params, write_checked
 from refit.artifacts.paths import CHECKED
-from refit.params import Params, check_params
+from refit.params import Params, check_params, load_params
 from refit.runtime.errors import UserError
 
 
@@ -110,3 +110,26 @@ def test_a_stage_refuses_values_that_were_not_checked(root: Path) -> None:
     assert stage_params("test").test == Params().test
     with pytest.raises(UserError, match=r"^params\.yaml has changed .* \(optimizer\.weight_decay 0\.05 -> 0\.1\); run"):
         stage_params("fit")
+
+
+def test_a_stage_is_given_the_value_that_check_found_in_place_of_auto_and_changes_with_it_alone(root: Path) -> None:
+    (root / "stages/prepare.py").write_text("")
+    Path("params.yaml").write_text("data: {image_size: auto}")
+    assert stage_params("prepare").data.image_size == "auto", "check has not run"
+    write_checked(Params(), root, {"data.image_size": 224})
+    assert stage_params("prepare").data.image_size == 224
+    as_auto = (CHECKED / "prepare.json").read_bytes()
+
+    stated = "data: {image_size: 224}"
+    Path("params.yaml").write_text(stated)
+    assert write_checked(load_params(), root, {"data.image_size": 224}) == []
+    assert (CHECKED / "prepare.json").read_bytes() == as_auto
+    assert stage_params("prepare").data.image_size == 224
+
+    Path("params.yaml").write_text("data: {image_size: 128}")
+    with pytest.raises(UserError, match=r"has changed .*\(data\.image_size 224 -> 128\)"):
+        stage_params("prepare")
+    assert write_checked(Params(), root, {"data.image_size": 300}) == ["prepare: data.image_size 224 -> 300"]
+    Path("params.yaml").write_text("data: {image_size: auto, val: 0.3}")
+    with pytest.raises(UserError, match=r"has changed .*\(data\.val 0\.15 -> 0\.3\)"):
+        stage_params("prepare")

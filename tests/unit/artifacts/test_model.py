@@ -7,6 +7,7 @@ import os
 import pickle
 import struct
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ def change_json(folder: Path, change: Callable[[dict[str, Any]], object]) -> Non
     values = json.loads((folder / "model.json").read_text(encoding="utf-8"))
     change(values)
     with contextlib.suppress(KeyError):
-        blueprint = {name: values[name] for name in Blueprint.model_fields}
+        blueprint = {name: values[name] for name in Blueprint.model_fields if name in values}
         values["sha256"] = identity(blueprint, values["weights_sha256"])
     (folder / "model.json").write_text(json.dumps(values))
 
@@ -189,6 +190,21 @@ def test_a_record_without_a_newer_key_keeps_its_sha256(write: Write, folder: Pat
     values["sha256"] = identity(older, values["weights_sha256"])
     (folder / "model.json").write_text(json.dumps(values))
     assert read_record(folder).sha256 == values["sha256"]
+
+
+def test_a_key_at_its_default_is_not_in_the_record_and_another_value_makes_another_model(
+    write: Write, folder: Path
+) -> None:
+    """So models from before the key keep their names."""
+    system, params = write(), model_params(network="mlp", width=8, dropout=0.5, test_time_flip=False)
+    before = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+    assert "resize" not in before
+    assert read_record(folder).resize == "crop"
+    padded = blueprint_of(params, replace(INFO, resize="pad"))
+    after = write_model(system.state_dict(), padded, data_sha256=INFO.sha256, batch_size=16, params={}, folder=folder)
+    assert after.sha256 != before["sha256"]
+    assert read_record(folder) == after
+    assert after.resize == "pad"
 
 
 def test_editing_the_user_s_own_system_makes_another_model(tmp_path: Path) -> None:

@@ -5,9 +5,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
-from refit.batches.augment import Draws, augment, check_size, draw
+from refit.batches.augment import Draws, at_trained_size, augment, check_size, draw, full_size_batch, trained_size
 from refit.params import AugmentParams
 from refit.runtime.errors import UserError
 
@@ -192,3 +193,74 @@ def test_the_input_images_are_not_changed() -> None:
     params = EVERYTHING
     augment(IMAGES, draws_for(params), params)
     assert torch.equal(IMAGES, before)
+
+
+SMALLER = EVERYTHING.model_copy(update={"train_size": 5})
+
+
+def test_images_are_resized_to_the_trained_size_and_all_but_the_crop_acts_on_them_there() -> None:
+    """The draws too, so that a cutout or the rectangle of cutmix is as large as its pixels say."""
+    resized = at_trained_size(IMAGES, SMALLER)
+    assert resized.shape == (64, 3, 5, 6) == (*IMAGES.shape[:2], *trained_size(SMALLER, 10, 12))
+    uncropped = SMALLER.model_copy(update={"crop_area": 1.0})
+    draws = draws_for(uncropped)
+    own = draw(uncropped.model_copy(update={"train_size": None}), len(IMAGES), (5, 6), np.random.default_rng(0))
+    assert own is not None
+    for choice, expected in zip(draws, own, strict=True):
+        assert (choice is None and expected is None) or torch.equal(drawn(choice), drawn(expected))
+    at_once = augment(IMAGES, draws, uncropped)
+    assert torch.equal(at_once, augment(resized, own, uncropped.model_copy(update={"train_size": None})))
+    assert augment(IMAGES, draws_for(SMALLER), SMALLER).shape == resized.shape
+
+
+def test_the_trained_size_alone_is_enough_to_do() -> None:
+    params = AugmentParams(train_size=5)
+    assert torch.equal(augment(IMAGES, draws_for(params), params), at_trained_size(IMAGES, params))
+    same = AugmentParams(train_size=10)
+    assert draw(same, len(IMAGES), (10, 12), np.random.default_rng(0)) is None
+    assert at_trained_size(IMAGES, same) is IMAGES
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_whole_image_is_resized_as_by_prepare(channels: int) -> None:
+    images = IMAGES[:8, :channels, :, :10]
+    found = at_trained_size(images, AugmentParams(train_size=4)).numpy()
+    for image, pixels in zip(images.numpy(), found, strict=True):
+        by_pillow = Image.fromarray(image[0] if channels == 1 else image.transpose(1, 2, 0))
+        expected = np.asarray(by_pillow.resize((4, 4), Image.Resampling.BICUBIC)).reshape(4, 4, channels)
+        assert np.abs(pixels.transpose(1, 2, 0).astype(int) - expected).max() <= 1
+
+
+@pytest.mark.parametrize("train_size", [16, 24, 40, 48])
+def test_a_crop_that_becomes_smaller_does_not_alias(train_size: int) -> None:
+    """A pattern that is too fine for the smaller size becomes grey. A single sample would show a coarse pattern."""
+    stripes = (255 * (torch.arange(64) % 2)).expand(32, 1, 64, -1).to(torch.uint8)
+    params = AugmentParams(crop_area=0.95, train_size=train_size)
+    inside = augment(stripes, draws_for(params, 32), params)[:, :, 2:-2, 2:-2].float()
+    assert (inside - 127.5).abs().mean() < 40, "a single sample gives about 64"
+
+
+def test_a_crop_is_resized_to_the_trained_size_from_its_first_border_to_its_last() -> None:
+    ramp = (torch.arange(60) * 4).expand(64, 1, 40, -1).to(torch.uint8)
+    params = AugmentParams(crop_area=0.2, train_size=20)
+    draws = draws_for(params)
+    result = augment(ramp, draws, params)
+    assert result.shape == (64, 1, 20, 30)
+    crop = drawn(draws.crop)
+    centre, side = crop[:, 1, None], crop[:, 3, None]
+    place = (centre - side / 2 + side * (torch.arange(30) + 0.5) / 30) * 60 - 0.5
+    assert (result[:, 0, 7] - 4 * place).abs()[:, 1:-1].max() <= 1.6
+
+
+def test_a_size_that_is_larger_than_the_images_is_refused_and_the_others_refer_to_it() -> None:
+    check_size(AugmentParams(train_size=8, shift=7, cutout=7), 8, 28)
+    with pytest.raises(UserError, match=r"augment.train_size = 9 is larger than the prepared images of 8x28 pixels"):
+        check_size(AugmentParams(train_size=9), 8, 28)
+    with pytest.raises(UserError, match=r"augment.shift = 5 can remove all of an image of 4x14 pixels"):
+        check_size(AugmentParams(train_size=4, shift=5), 8, 28)
+
+
+def test_a_batch_of_full_size_images_has_no_more_pixels_than_the_micro_batch() -> None:
+    assert full_size_batch(AugmentParams(), 32, 28, 28) == 32
+    assert full_size_batch(AugmentParams(train_size=14), 32, 28, 28) == 8
+    assert full_size_batch(AugmentParams(train_size=4), 32, 28, 28) == 1

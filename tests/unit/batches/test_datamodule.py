@@ -258,3 +258,38 @@ def test_lightning_validates_on_unaugmented_images(digits: Path, params: Params)
     val = read_split("val", digits)
     assert torch.equal(torch.cat([batch.images for batch in system.validation_batches]), torch.from_numpy(val.images))
     assert len(system.validation_batches[0].labels) == 64 * EVALUATION_FACTOR
+
+
+@pytest.mark.parametrize("augmentation", [AugmentParams(train_size=5), ALL.model_copy(update={"train_size": 5})])
+def test_batches_of_a_smaller_trained_size_have_the_same_order_of_labels(
+    split: Split, augmentation: AugmentParams
+) -> None:
+    """Each image is one colour, which a resize does not change."""
+    found = list(loader(split, augmentation=augmentation))
+    assert all(batch.images.shape == (8, 1, 5, 5) for batch in found)
+    full = joined(list(loader(split, augmentation=augmentation.model_copy(update={"train_size": None}))))
+    images, labels = joined(found)
+    assert torch.equal(labels, full[1])
+    if augmentation.shift == 0:
+        assert torch.equal(images[:, 0, 0, 0].long(), labels)
+
+
+def test_a_device_resizes_the_batches_that_were_drawn_for_it(split: Split) -> None:
+    """Of images that are on the device, a loader gives drawn batches."""
+    augmentation = AugmentParams(train_size=5)
+    draws = draw(augmentation, COUNT, (8, 8), np.random.default_rng(0))
+    assert draws is not None
+    images, labels = torch.from_numpy(split.images), torch.from_numpy(split.labels)
+    batch = DrawnBatch(images, labels, draws.take(torch.arange(COUNT)).to(torch.device("cpu")))
+    assert augmented(batch, augmentation).images.shape == (COUNT, 1, 5, 5)
+
+
+def test_few_images_to_memorise_are_the_same_pixels_in_training_and_validation(digits: Path) -> None:
+    data = PreparedData(AugmentParams(train_size=5, shift=2), 32, 32, 0, digits)
+    data.only(np.arange(4))
+    (batch,) = TrainLoader(data.train, 4, 4, data.augmentation, 0, lambda: 0)
+    assert batch.images.shape == (4, 1, 5, 5)
+    order = np.random.default_rng([0, 0]).permutation(4)
+    assert np.array_equal(batch.images.numpy(), data.val.images[order])
+    assert np.array_equal(batch.labels.numpy(), data.val.labels[order])
+    assert data.train.images.shape == (4, 1, 8, 8), "loggers show what the model takes"

@@ -12,6 +12,7 @@ from PIL import ExifTags, Image, ImageOps
 
 from refit.artifacts.prepared import Color, Pixels
 from refit.data.images import BadImageError, decode, find_images, open_image, read_header
+from refit.params.data import Resize
 
 RANDOM = np.random.default_rng(0)
 PHOTO = RANDOM.integers(0, 256, (6, 9, 3), dtype=np.uint8)
@@ -22,9 +23,9 @@ def save(path: Path, image: Image.Image | npt.NDArray[Any], **options: Any) -> P
     return path
 
 
-def decoded(path: Path, color: Color = "rgb", size: tuple[int, int] | None = None) -> Pixels:
+def decoded(path: Path, color: Color = "rgb", size: tuple[int, int] | None = None, resize: Resize = "crop") -> Pixels:
     with open_image(path) as image:
-        return decode(image, color, size)
+        return decode(image, color, size, resize)
 
 
 def header_and_pixels(path: Path, color: Color = "rgb") -> Pixels:
@@ -169,17 +170,81 @@ def test_an_image_is_resized_to_cover_and_cropped_at_the_centre(tmp_path: Path) 
     assert np.array_equal(tall, pixels.transpose(0, 2, 1))
 
 
+BANDS = np.repeat(np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255]]], np.uint8), 20, axis=1).repeat(20, axis=0)
+
+
+def test_squash_keeps_the_whole_image_and_loses_its_aspect_ratio(tmp_path: Path) -> None:
+    pixels = decoded(save(tmp_path / "wide.png", BANDS), size=(30, 30), resize="squash")
+    middles = pixels[:, :, [5, 15, 25]]
+    assert (middles == BANDS[0, [10, 30, 50]].T[:, None]).all()
+    tall = decoded(save(tmp_path / "tall.png", BANDS.transpose(1, 0, 2)), size=(30, 30), resize="squash")
+    assert np.array_equal(tall, pixels.transpose(0, 2, 1))
+
+
+@pytest.mark.parametrize("color", ["grey", "rgb"])
+@pytest.mark.parametrize("size", [(6, 6), (30, 30), (90, 90)])
+def test_pad_keeps_the_whole_image_and_its_aspect_ratio_in_a_black_border(
+    size: tuple[int, int], color: Color, tmp_path: Path
+) -> None:
+    white = np.full((20, 60, 3), 255, np.uint8)
+    pixels = decoded(save(tmp_path / "wide.png", white), color, size, "pad")
+    third = size[0] // 3
+    assert pixels.shape[1:] == size
+    assert not pixels[:, :third].any()
+    assert not pixels[:, 2 * third :].any()
+    assert (pixels[:, third : 2 * third] == 255).all()
+    tall = decoded(save(tmp_path / "tall.png", white.transpose(1, 0, 2)), color, size, "pad")
+    assert np.array_equal(tall, pixels.transpose(0, 2, 1))
+
+
+@pytest.mark.parametrize("resize", ["crop", "squash", "pad"])
+def test_an_image_of_extreme_shape_fills_the_square_in_every_way(resize: Resize, tmp_path: Path) -> None:
+    for name, shape in {"line": (1, 3000), "column": (3000, 1)}.items():
+        path = save(tmp_path / f"{name}.png", np.full((*shape, 3), 255, np.uint8))
+        pixels = decoded(path, size=(8, 8), resize=resize)
+        assert pixels.shape == (3, 8, 8)
+        assert pixels.any()
+
+
+@pytest.mark.parametrize("resize", ["crop", "squash", "pad"])
+def test_a_square_image_is_the_same_in_every_way(resize: Resize, tmp_path: Path) -> None:
+    path = save(tmp_path / "square.png", RANDOM.integers(0, 256, (40, 40, 3), dtype=np.uint8))
+    assert np.array_equal(decoded(path, size=(16, 16), resize=resize), decoded(path, size=(16, 16)))
+
+
+def whole(path: Path, side: int, resize: Resize) -> Pixels:
+    """As `decode`, from all pixels of the file."""
+    with Image.open(path) as image:
+        upright = ImageOps.exif_transpose(image.convert("RGB"))
+    ways: dict[str, Any] = {"crop": ImageOps.fit, "pad": ImageOps.pad, "squash": Image.Image.resize}
+    return np.asarray(ways[resize](upright, (side, side), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL.TiffImagePlugin")  # Pillow only warns of missing data
-def test_a_large_jpeg_is_decoded_at_a_fraction_of_its_size_and_looks_the_same(tmp_path: Path) -> None:
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize(
+    ("resize", "side", "size"),
+    [
+        ("crop", 96, (150, 113)),  # an eighth, which still covers 96 x 96
+        ("squash", 96, (150, 113)),
+        ("squash", 120, (300, 225)),  # the shorter side decides
+        ("pad", 120, (150, 113)),  # an eighth, which still holds 120 x 90
+        ("pad", 151, (300, 225)),
+        ("pad", 1300, (1200, 900)),
+    ],
+)
+def test_a_large_jpeg_is_decoded_at_a_fraction_of_its_size_and_looks_the_same(
+    resize: Resize, side: int, size: tuple[int, int], orientation: int, tmp_path: Path
+) -> None:
     rows, columns = np.mgrid[0:900, 0:1200]
     photo = np.stack((rows // 4, columns // 5, np.abs(rows - columns) // 5), axis=2).astype(np.uint8)
-    path = save(tmp_path / "large.jpg", photo, quality=95)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    path = save(tmp_path / "large.jpg", photo, quality=95, exif=exif)
     with open_image(path) as image:
-        pixels = decode(image, "rgb", (96, 96))
-        assert image.size == (150, 113), "an eighth, which still covers 96 x 96"
-    with Image.open(path) as image:
-        whole = np.asarray(ImageOps.fit(image.convert("RGB"), (96, 96), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
-    assert np.abs(pixels.astype(int) - whole).mean() < 2
+        pixels = decode(image, "rgb", (side, side), resize)
+        assert image.size == size
+    assert np.abs(pixels.astype(int) - whole(path, side, resize)).mean() < 2
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "gif", "tif", "webp", "bmp", "ppm", "pgm"])

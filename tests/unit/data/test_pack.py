@@ -13,9 +13,11 @@ from PIL import Image
 from pyarrow.parquet import read_table
 
 from refit.artifacts.prepared import DatasetInfo, read_info, read_split
+from refit.batches.folder import FolderLoader
 from refit.data.pack import AUTO_SIZE, pack
 from refit.data.sources import open_source
 from refit.params import Params
+from refit.params.data import Resize
 from refit.runtime.errors import UserError
 from stages import prepare
 from tests.fixtures import Changed
@@ -265,6 +267,20 @@ def test_size_and_colour_can_be_set(packed: Pack, tmp_path: Path) -> None:
     info, _ = packed(image_size=8, color="grey")
     assert (info.shape, info.color) == ([1, 8, 8], "grey")
     assert read_split("train", tmp_path / "packed").images.shape[1:] == (1, 8, 8)
+
+
+@pytest.mark.parametrize("resize", ["crop", "squash", "pad"])
+def test_the_prepared_images_are_resized_as_new_ones_are_and_the_description_says_how(
+    resize: Resize, packed: Pack, tmp_path: Path
+) -> None:
+    root = photos(tmp_path / "raw", sizes=((12, 9), (9, 30)))
+    info, _ = packed(image_size=8, resize=resize)
+    names = [row["name"] for row in manifest(tmp_path / "packed") if row["split"] == "train"]
+    again = FolderLoader([root / name for name in names], info.color, (8, 8), info.resize, 16)
+    assert np.array_equal(np.concatenate([*again]), read_split("train", tmp_path / "packed").images)
+    assert read_info(tmp_path / "packed") == info
+    written = json.loads((tmp_path / "packed/dataset.json").read_text())
+    assert written.get("resize") == (None if resize == "crop" else resize)
 
 
 def test_a_class_without_a_validation_image_gets_a_warning(

@@ -25,9 +25,10 @@ LAST_YEAR = Path(__file__).with_name("params_2026_11.yaml")  # as shipped in Nov
 # Renaming or removing a key breaks users' params.yaml; a new key needs an entry in the CHANGELOG.
 KEYS = [
     "seed",
-    "data.source", "data.root", "data.image_size", "data.color", "data.val", "data.test", "data.bad_images",
-    "augment.shift", "augment.flip", "augment.cutout", "augment.crop_area", "augment.color_jitter", "augment.policy",
-    "augment.mixup", "augment.cutmix",
+    "data.source", "data.root", "data.image_size", "data.resize", "data.color", "data.val", "data.test",
+    "data.bad_images",
+    "augment.train_size", "augment.shift", "augment.flip", "augment.cutout", "augment.crop_area",
+    "augment.color_jitter", "augment.policy", "augment.mixup", "augment.cutmix",
     "model.system", "model.system_arguments", "model.network", "model.network_arguments", "model.weights",
     "model.embedding", "model.width", "model.dropout", "model.test_time_flip",
     "batch.size", "batch.max_size", "batch.memory_budget",
@@ -263,7 +264,7 @@ NO_EFFECT: list[tuple[str, object, dict[str, object], str]] = [
     ("fit.l2", 0.1, {}, "fit.train to head"),
 ]
 OF_ALL_LAYERS: dict[str, object] = {
-    "augment.shift": 1, "augment.flip": True, "augment.cutout": 1, "augment.crop_area": 0.5,
+    "augment.train_size": 8, "augment.shift": 1, "augment.flip": True, "augment.cutout": 1, "augment.crop_area": 0.5,
     "augment.color_jitter": 0.1, "augment.policy": "randaugment", "augment.mixup": 0.1, "augment.cutmix": 0.1,
     "fit.averaging": "ema", "trainer.compile": "default",
 }  # fmt: skip

@@ -25,3 +25,17 @@ def test_swa_that_begins_while_layers_are_frozen_is_refused(values: Values) -> N
 def test_every_setting_that_shortens_a_fit_or_a_test_makes_a_debug_run(key: str, changed: Changed) -> None:
     assert changed({f"debug.{key}": 1}).debug.shortens
     assert not changed({}).debug.shortens
+
+
+@pytest.mark.parametrize(
+    ("keys", "line"),
+    [
+        ({"data.image_size": 64}, "augment.train_size = 96 is larger than data.image_size = 64; lower it, or set"),
+        ({"model.network": "mlp"}, "train_size = 96 does not work with model.network = mlp, whose input has one fixed"),
+        ({"model.system": "autoencoder"}, "does not work with model.system = autoencoder, whose output has one fixed"),
+    ],
+)
+def test_a_size_to_train_at_that_cannot_work_is_refused(keys: dict[str, object], line: str, values: Values) -> None:
+    check_params(values({"model.network": "cnn", "augment.train_size": 96, "data.image_size": 96}))
+    with pytest.raises(UserError, match=line):
+        check_params(values({"model.network": "cnn", "augment.train_size": 96} | keys))

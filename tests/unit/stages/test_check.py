@@ -5,10 +5,16 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import torch
+import yaml
+from PIL import Image
 from pytorch_lightning.accelerators import MPSAccelerator
+from safetensors.torch import save_file
 
-from refit.params import check_params
+from refit.artifacts.checked import stage_params
+from refit.params import check_params, load_params
 from refit.runtime.errors import UserError
+from refit.systems.sizes import check_train_size
 from stages import check
 from tests.fixtures import Changed, Values, model_params
 from tests.unit.training.test_trainer import ABSENT
@@ -137,3 +143,95 @@ def test_a_logger_whose_package_is_not_installed_is_refused(
     with pytest.raises(UserError, match=r"^tracking.loggers names wandb, .*; run: uv pip install wandb$"):
         check.main(changed({"tracking.loggers": ["csv", "wandb"]}))
     check.main(changed({"tracking.loggers": ["csv", "tensorboard", "mlflow"]}))
+
+
+def photo(folder: Path) -> None:
+    for split in ("train/cat", "test/cat", "train/dog", "test/dog"):
+        (folder / split).mkdir(parents=True)
+        Image.new("RGB", (40, 30)).save(folder / split / "1.png")
+
+
+def weights_file(workspace: Path) -> str:
+    (workspace / "data/weights").mkdir()
+    save_file({"a": torch.zeros(1)}, workspace / "data/weights/some.safetensors")
+    return "data/weights/some.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("network", "size"),
+    [
+        ("timm:test_vit", 160), ("timm:resnet18", 224), ("timm:tf_efficientnet_b4", 380), ("torchvision:resnet18", 224),
+        ("torchvision:efficientnet_b4", 380),
+    ],
+)  # fmt: skip
+def test_the_image_size_of_photos_is_that_of_the_pretrained_weights_and_told_to_prepare(
+    network: str, size: int, workspace: Path, values: Values, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photo(workspace / "data/raw")
+    model = model_params(network=network, width=None, dropout=None, weights=weights_file(workspace)).model_dump()
+    keys = {"data.source": "folder", "model": model}
+    Path("params.yaml").write_text(yaml.safe_dump(values(keys)))
+    check.main(load_params())
+    line = f"data.image_size = auto is {size}, the size that data/weights/some.safetensors of {network} was trained at"
+    assert line in capsys.readouterr().out.splitlines()
+    assert stage_params("prepare").data.image_size == size
+    assert load_params().data.image_size == "auto"
+
+
+@pytest.mark.parametrize(
+    "keys", [{"data.source": "digits"}, {"model.weights": None}, {"data.image_size": 64}, {"model.network": "cnn"}]
+)
+def test_the_image_size_of_other_data_networks_and_numbers_does_not_depend_on_weights(
+    keys: dict[str, object], workspace: Path, values: Values
+) -> None:
+    photo(workspace / "data/raw")
+    whole = {"model.width": None, "model.dropout": None, "model.network": "torchvision:resnet18"}
+    whole |= {"data.source": "folder", "model.weights": weights_file(workspace)}
+    params = check_params(values(whole | keys))
+    assert check.image_size(params) == params.data.image_size
+
+
+VIT = timm_model("vit_tiny_patch16_224")
+
+
+@pytest.mark.parametrize(
+    ("model", "size", "remedy"),
+    [
+        (VIT, "auto", r'set model.network_arguments to {"dynamic_img_size": true}, or augment.train_size to null$'),
+        (VIT, 64, r'set model.network_arguments to {"dynamic_img_size": true}, or augment.train_size to null$'),
+        (timm_model("levit_128s"), 64, "or choose a network whose input size is not fixed$"),
+        ({**TORCHVISION, "network": "torchvision:vit_b_16"}, 224, "or choose a network whose input size is not fixed$"),
+    ],
+)
+def test_a_network_that_cannot_be_trained_at_another_size_is_refused_before_any_work(
+    model: dict[str, object], size: object, remedy: str, workspace: Path, changed: Changed
+) -> None:
+    keys = {"data.image_size": size, "augment.train_size": 32, "model": model}
+    with pytest.raises(UserError, match=remedy) as raised:
+        check.main(changed(keys))
+    assert str(raised.value).startswith(f"augment.train_size = 32, but model.network = '{model['network']}' for images")
+    assert "\n" not in str(raised.value)
+    assert not (workspace / "docs").exists()
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        TORCHVISION, timm_model("vit_tiny_patch16_224", network_arguments={"dynamic_img_size": True}),
+        timm_model("test_efficientnet"), model_params(network="cnn").model_dump(),
+        model_params(network="resnet9", width=4).model_dump(), model_params(network="airbench").model_dump(),
+    ],
+)  # fmt: skip
+def test_a_network_without_a_fixed_size_can_be_trained_at_another(
+    model: dict[str, object], workspace: Path, changed: Changed
+) -> None:
+    check.main(changed({"data.image_size": 64, "augment.train_size": 32, "model": model}))
+    network = changed({"model": model}).model
+    check_train_size(network, (3, 64, 64), (32, 32))
+
+
+def test_a_size_to_train_at_that_exceeds_the_weights_size_is_refused(workspace: Path, changed: Changed) -> None:
+    photo(workspace / "data/raw")
+    model = {**TORCHVISION, "weights": weights_file(workspace)}
+    with pytest.raises(UserError, match=r"^augment.train_size = 256 is larger than data.image_size, 224; lower it$"):
+        check.main(changed({"data.source": "folder", "augment.train_size": 256, "model": model}))

@@ -22,7 +22,7 @@ from refit.systems import libraries
 from refit.systems.head import backbone, head, head_names
 from refit.systems.libraries import library_of
 from refit.systems.networks import build_network, check_network
-from refit.systems.weights import check_weights, check_weights_can_be_had, identity, load_weights
+from refit.systems.weights import check_weights, check_weights_can_be_had, identity, input_size, load_weights
 from tests.fixtures import model_params
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -328,6 +328,8 @@ import stages.find_lr, stages.fit, stages.predict, stages.scale_batch, stages.te
 from refit.params import Params
 from refit.systems.build import check_model
 check_model(Params().model, Params().loss)
+from stages.check import check_train_size, image_size
+check_train_size(Params(), image_size(Params()))
 from refit.systems.networks import build_network
 build_network("cnn", {}, (1, 8, 8), 10, [0.5], [0.5])
 print([name for name in ("timm", "huggingface_hub") if name in sys.modules])
@@ -341,3 +343,14 @@ def test_each_library_is_found_by_its_prefix_alone() -> None:
     assert library_of("timm.models.resnet.ResNet") is None
     names = {network: type(library_of(network)).__name__ for network in ("timm:resnet18", "torchvision:resnet18")}
     assert names == {"timm:resnet18": "Timm", "torchvision:resnet18": "Torchvision"}
+
+
+def test_the_size_of_named_weights_is_their_own_and_of_a_file_the_network_s_usual_one() -> None:
+    """Not the larger one that some are tested at."""
+    assert input_size(model("timm:vit_base_patch16_384", "DEFAULT")) == 384
+    assert input_size(model("timm:resnet18", "a1_in1k")) == 224
+    assert input_size(model("timm:tf_efficientnet_b4", "ns_jft_in1k")) == 380
+    assert input_size(model("torchvision:vit_b_16", "IMAGENET1K_SWAG_E2E_V1")) == 384
+    assert input_size(model("torchvision:vit_b_16", "data/weights/any.pth")) == 224
+    assert input_size(model("timm:vit_base_patch16_384", "data/weights/any.pth")) == 384
+    assert input_size(model("timm:resnet18")) is None
