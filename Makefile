@@ -46,6 +46,16 @@ test: lint  ## run what CI runs: lint, types and all tests
 	dvc config --local plots.html_template ../.venv/dvc_plots.html
 	touch $@
 
+.PHONY: photos
+photos: .venv/ready  ## train a head on pretrained layers for your photos: make photos DATA=FOLDER [WEIGHTS=FILE]
+	@python -m pipelines.tools.recipe photos "$(DATA)" $(WEIGHTS)
+	@python -m refit.commands.summary
+
+.PHONY: photos-finetune
+photos-finetune: .venv/ready  ## fine-tune pretrained layers on them: make photos-finetune DATA=FOLDER [WEIGHTS=FILE]
+	@python -m pipelines.tools.recipe photos-finetune "$(DATA)" $(WEIGHTS)
+	@python -m refit.commands.summary
+
 .PHONY: verify
 verify: .venv/ready  ## run the last commit again in a clean folder, and compare every file with dvc.lock
 	python -m pipelines.tools.verify

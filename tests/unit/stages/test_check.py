@@ -55,7 +55,7 @@ def own_model(arguments: dict[str, int]) -> dict[str, object]:
         (
             "model",
             model_params(system="tests.unit.stages.elsewhere.Own").model_dump(),
-            "tests/unit/stages/elsewhere.py, which the stage find_lr uses, is in no folder that dvc.yaml watches",
+            "tests/unit/stages/elsewhere.py, which the stage features uses, is in no folder that dvc.yaml watches",
         ),
         ("model.system", "torch.nn.Linear", "model.system = 'torch.nn.Linear' is not a LightningModule"),
         ("model.system", "mine.Own", "there is no package 'mine'"),
