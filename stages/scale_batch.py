@@ -34,10 +34,10 @@ def main(params: Params) -> None:
     # optimizer state, and an augmented image has the same size, that of augment.train_size.
     pl.seed_everything(0, verbose=False)
     system = build_system(params.model, info, OptimizerParams(schedule="constant"))
+    data = PreparedData(params.augment, effective_batch, effective_batch, seed=0)
     if params.augment.train_size is not None:  # `check` knows neither the size nor the colour of all data
         height, width = info.shape[1:]
         check_train_size(params.model, (info.shape[0], height, width), trained_size(params.augment, height, width))
-    data = PreparedData(params.augment, effective_batch, effective_batch, seed=0)
     choice, seconds_an_image = scale_batch(system, data, params.batch, params.trainer)
     write_json(BATCH, asdict(choice))
     print(

@@ -13,9 +13,10 @@ def everything(project: Project) -> dict[str, bytes]:
 
 def test_smoke_runs_every_stage_of_every_system_with_edited_params_and_changes_no_file(project: Project) -> None:
     project.set_param("model.dropout", 0.4)
-    project.set_param("fit.monitor", "val_accuracy")  # the autoencoder has neither this nor the next two
+    project.set_param("fit.monitor", "val_accuracy")  # the autoencoder has neither this nor the next three
     project.set_param("loss.class_weights", "balanced")
     project.set_param("augment.mixup", 0.2)
+    project.set_param("augment.train_size", 6)
     before = everything(project)
     said = project.run("python", "-m", "pipelines.tools.smoke").stdout
     assert everything(project) == before
