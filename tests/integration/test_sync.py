@@ -116,13 +116,6 @@ class CutsIn(Callback):
             raise PowerCutError
 
 
-def sync_command() -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [sys.executable, "-m", "refit.commands.sync"], env={**os.environ, "PYTHONPATH": str(PROJECT)},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-
-
 def only_run(uri: str) -> dict[str, Any]:
     """The content of the only run in MLflow, without measurements, ids and times."""
     client = MlflowClient(uri)
@@ -173,14 +166,17 @@ def test_a_run_whose_end_mlflow_missed_is_completed_as_if_never_interrupted(
         fitted_in_mlflow(**KEYS)
     assert server.process is None
     run_test()
-    said = [line for line in capsys.readouterr().err.splitlines() if "MLflow" in line]
-    assert len(said) == 2
-    assert all("make sync" in line for line in said)
+    warned = [line for line in capsys.readouterr().err.splitlines() if "MLflow" in line]
+    assert len(warned) == 2
+    assert all("make sync" in line for line in warned)
     assert not server.answers()
 
-    still_down = sync_command()
-    assert (still_down.returncode, still_down.stdout) == (1, "")
-    (line,) = still_down.stderr.splitlines()
+    with pytest.raises(SystemExit) as still_down:
+        sync.main()
+    assert still_down.value.code == 1
+    said = capsys.readouterr()
+    assert said.out == ""
+    (line,) = said.err.splitlines()
     assert server.url in line
     (model,) = models_in_outbox()
 
@@ -190,11 +186,16 @@ def test_a_run_whose_end_mlflow_missed_is_completed_as_if_never_interrupted(
     assert half.info.status == "RUNNING"
     sent = [point.step for point in client.get_metric_history(half.info.run_id, "val_loss")]
     assert sent in ([17], [17, 35]), "the second epoch's metrics may not have arrived"
-    done = sync_command()
+    done = subprocess.run(
+        [sys.executable, "-m", "refit.commands.sync"], env={**os.environ, "PYTHONPATH": str(PROJECT)},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
     assert (done.returncode, done.stdout, done.stderr) == (0, f"sent the run of model {model[:12]} to MLflow\n", "")
     synced = only_run(server.url)
     assert models_in_outbox() == []
-    assert sync_command().stdout == "the outbox is empty: MLflow has everything\n"
+    capsys.readouterr()
+    sync.main()
+    assert capsys.readouterr().out == "the outbox is empty: MLflow has everything\n"
     assert only_run(server.url) == synced
 
     whole = undisturbed(server, fitted_in_mlflow)
