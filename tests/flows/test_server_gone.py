@@ -1,6 +1,7 @@
 """Prefect's server dies in the middle of a flow."""
 
 import os
+import shutil
 import signal
 
 from tests.flows.conftest import free_port
@@ -9,6 +10,7 @@ from tests.processes import PATIENCE, alive, answers, eventually
 
 
 def test_the_stages_finish_after_the_server_dies_and_the_flow_fails_with_a_one_line_error(toy: Toy) -> None:
+    shutil.rmtree(toy.root / ".prefect")  # `make server` creates all of it
     toy.stage("one", does="wait_for(lambda: not Path('hold').exists())")
     toy.stage("two", after=("one",))
     (toy.root / "hold").touch()
