@@ -36,7 +36,7 @@ def test_other_arithmetic_gives_an_accuracy_within_the_confidence_interval(fitte
 
     def tested(**keys: object) -> tuple[dict[str, Tensor], dict[str, float]]:
         weights = fitted(fit__max_epochs=8, model__width=8, **keys)
-        run_test()
+        run_test(report=False)
         return weights, json.loads(Path("data/evaluation/test.json").read_text())
 
     weights, one = tested()
