@@ -51,7 +51,7 @@ class Witness(Callback):
         number = trainer.current_epoch * int(trainer.num_training_batches) + batch_idx
         if number == self.cut_off_in:
             raise PowerCutError(self)
-        if batch_idx + 1 == trainer.num_training_batches:
+        if batch_idx + 1 == trainer.num_training_batches or number + 1 == self.cut_off_in:
             time.sleep(0.1)  # the previous state is written by now, so this step's state would be too
         self.drawn[number] = (torch.rand(()).item(), np.random.rand(), random.random(), batch.labels.sum().item())
 
