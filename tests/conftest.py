@@ -29,5 +29,7 @@ def pytest_unconfigure() -> None:
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """For `-n auto`: more workers than cores, because tests wait a quarter of their time for a process or a server."""
-    return (os.cpu_count() or 1) * 3 // 2
+    """For `-n auto`: two workers per core, because tests often wait for a process or a server. Each needs up to 3 GB of
+    memory, with the processes that it starts."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return max(1, min((os.cpu_count() or 1) * 2, int(memory / 3e9)))

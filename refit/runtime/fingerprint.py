@@ -23,7 +23,9 @@ _WATCHERS = (
     "refit/params/rules.py", "refit/params/spelling.py", "stages/__init__.py",
 )  # fmt: skip
 _SYSTEM_BUILDER = "refit/systems/build.py"
-_DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "PyYAML"}  # named otherwise than their import
+_DISTRIBUTIONS = {  # named otherwise than their import
+    "PIL": "pillow", "lightning_fabric": "pytorch-lightning", "sklearn": "scikit-learn", "yaml": "PyYAML",
+}  # fmt: skip
 _BLOCKS = ("body", "orelse", "handlers", "finalbody", "cases")  # where statements hold statements
 
 

@@ -1,25 +1,44 @@
 """One Prefect server, worker and deployment for all tests in this folder, created by the Makefile's own targets."""
 
+import os
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from refit.runtime.environment import QUIET
+from tests.fixtures import made_once
 from tests.flows.toy import Server, Toy
 from tests.processes import answers, eventually
 
 
+@pytest.fixture(scope="session")
+def prefect_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Prefect's folder with an empty database, because Prefect takes seconds to create one."""
+
+    def make(folder: Path) -> None:
+        environment = {**os.environ, **QUIET, "PREFECT_HOME": str(folder)}
+        subprocess.run(
+            [sys.executable, "-m", "prefect", "server", "database", "upgrade", "--yes"],
+            cwd=folder, env=environment, check=True, capture_output=True,
+        )  # fmt: skip
+
+    return made_once(tmp_path_factory, "prefect", make)
+
+
 @pytest.fixture
-def toy(tmp_path: Path) -> Toy:
-    return Toy(tmp_path)
+def toy(tmp_path: Path, prefect_home: Path) -> Toy:
+    return Toy(tmp_path, prefect_home)
 
 
 @pytest.fixture(scope="session")
-def deployed_toy(tmp_path_factory: pytest.TempPathFactory) -> Toy:
+def deployed_toy(tmp_path_factory: pytest.TempPathFactory, prefect_home: Path) -> Toy:
     """The folder of the server, its worker and the scheduled runs. `slow` runs as long as the file `hold` exists."""
-    toy = Toy(tmp_path_factory.mktemp("deployed"))
+    toy = Toy(tmp_path_factory.mktemp("deployed"), prefect_home)
     toy.stage("first", always=True)
     toy.stage(
         "slow",

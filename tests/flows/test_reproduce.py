@@ -2,13 +2,15 @@
 
 import fcntl
 import os
+import shutil
 import signal
 
 import pytest
 import yaml
 
+from tests.flows.conftest import free_port
 from tests.flows.toy import Server, Toy, error_of, gone
-from tests.processes import eventually
+from tests.processes import PATIENCE, alive, answers, eventually
 
 
 def _diamond(toy: Toy, **does: str) -> None:
@@ -154,3 +156,41 @@ def test_if_a_flow_is_killed_its_stage_ends_and_the_workspace_is_unlocked(toy_wi
     (toy.root / "hold").unlink()
     done = toy.flow()
     assert done.returncode == 0, done.stdout
+
+
+def test_the_stages_finish_after_the_server_dies_and_the_flow_fails_with_a_one_line_error(
+    toy: Toy, server: Server
+) -> None:
+    """The next flow reports to another server."""
+    shutil.rmtree(toy.root / ".prefect")  # `make server` makes it
+    toy.stage("one", does="wait_for(lambda: not Path('hold').exists())")
+    toy.stage("two", after=("one",))
+    (toy.root / "hold").touch()
+    port = free_port()
+    url = f"http://127.0.0.1:{port}/api"
+    toy.env["PREFECT_SERVER_API_PORT"] = str(port)
+    with toy.making("server") as make:
+        eventually(lambda: answers(f"{url}/health"), "a server answers")
+        toy.env |= {
+            "PREFECT_API_URL": url,
+            "PREFECT_API_AUTH_STRING": (toy.root / ".prefect/auth").read_text().strip(),
+            "PREFECT_CLIENT_MAX_RETRIES": "1",  # the default retries for two minutes
+        }
+        with toy.starting("python", "-m", "pipelines.reproduce") as flow:
+            eventually(lambda: toy.note("one.began"), "the stage runs")
+            os.killpg(make.pid, signal.SIGKILL)
+            eventually(lambda: not answers(f"{url}/health"), "the server is gone")
+            assert alive(flow.pid)
+            (toy.root / "hold").unlink()
+            assert flow.wait(timeout=PATIENCE) == 1
+    assert toy.note("two.ended")
+    told = (
+        "error: Prefect's API could not be reached (All connection attempts failed); the stages that ended are done: "
+        "run it again"
+    )
+    assert told in (toy.root / "background.log").read_text().splitlines()
+
+    toy.env |= {"PREFECT_API_URL": server.url, "PREFECT_API_AUTH_STRING": server.auth}
+    again = toy.flow()
+    assert again.returncode == 0, again.stdout
+    assert (toy.note("one.tries"), toy.note("two.tries")) == ("x", "x")

@@ -43,8 +43,8 @@ _HOLD = "Path('log/held').write_text(str(os.getpid())); time.sleep(600)"
 class WarmToy(Toy):
     """A toy whose stages are modules of the project's own `stages` package."""
 
-    def __init__(self, root: Path) -> None:
-        super().__init__(root)
+    def __init__(self, root: Path, prefect_home: Path) -> None:
+        super().__init__(root, prefect_home)
         (root / "stages").mkdir()
         shutil.copy(PROJECT / "stages/__init__.py", root / "stages")
         for library in {*warm._FIRST, *warm._LATER} - {"jinja2"}:  # Prefect needs the real one
@@ -71,8 +71,8 @@ class WarmToy(Toy):
 
 
 @pytest.fixture
-def toy(tmp_path: Path) -> WarmToy:
-    return WarmToy(tmp_path)
+def toy(tmp_path: Path, prefect_home: Path) -> WarmToy:
+    return WarmToy(tmp_path, prefect_home)
 
 
 def pid(value: object) -> str:

@@ -75,8 +75,10 @@ _MADE = ("/.venv", "/pipelines", "/.prefect", "/log", "/data", "/out", "/outcome
 class Toy:
     """A small project in `root`: its stages are scripts, run by the project's own flow, Makefile and settings."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, prefect_home: Path) -> None:
+        """`prefect_home` is copied."""
         self.root = root
+        shutil.copytree(prefect_home, root / ".prefect")
         self.env = {**os.environ, **QUIET, "PREFECT_HOME": str(root / ".prefect")}
         for name in ("PREFECT_API_URL", "PREFECT_API_AUTH_STRING"):
             self.env.pop(name, None)

@@ -29,7 +29,7 @@ def rewrite(change: Change) -> None:
 
 def found_in(fitted: Fit, **keys: object) -> list[str]:
     fitted(learning_rate=0.005, **{"model__network": "mlp", "model__width": 32, "fit__max_epochs": 12} | keys)
-    run_test()
+    run_test(report=False)
     return [f"{finding['what']}. {finding['remedy']}" for finding in json.loads(FINDINGS.read_text())["findings"]]
 
 
@@ -66,22 +66,27 @@ def five_classes(split: str, images: Images, labels: Images) -> tuple[Images, Im
 @pytest.mark.parametrize(
     ("change", "keys", "said"),
     [
-        (few_of_two_classes, {}, "Little can be learned or said of 3 ("),
-        (few_of_two_classes, {}, "is classified correctly"),
-        (few_of_two_classes, {}, "`dvc exp run -S loss.class_weights=balanced`"),
-        (wrong_labels, {}, "always answering with the largest class"),
-        (another_test_set, {}, "the splits differ"),
-        (few, {"fit__max_epochs": 30}, "Over-fitting: in the best epoch"),
-        (few, {"model__width": 512, "fit__max_epochs": 2}, "a smaller model.network"),
-        (as_it_is, {"fit__max_epochs": 2}, "was still falling at the end"),
-        (eight_test_images, {}, "With 8 test images"),
+        (
+            few_of_two_classes, {},
+            [
+                "Little can be learned or said of 3 (", "is classified correctly",
+                "`dvc exp run -S loss.class_weights=balanced`",
+            ],
+        ),
+        (wrong_labels, {}, ["always answering with the largest class"]),
+        (another_test_set, {}, ["the splits differ"]),
+        (few, {"fit__max_epochs": 30}, ["Over-fitting: in the best epoch"]),
+        (few, {"model__width": 512, "fit__max_epochs": 2}, ["a smaller model.network"]),
+        (as_it_is, {"fit__max_epochs": 2}, ["was still falling at the end"]),
+        (eight_test_images, {}, ["With 8 test images"]),
     ],
-)
+)  # fmt: skip
 def test_a_data_set_with_a_fault_gets_the_matching_advice(
-    change: Change, keys: dict[str, object], said: str, fitted: Fit
+    change: Change, keys: dict[str, object], said: list[str], fitted: Fit
 ) -> None:
     rewrite(change)
-    assert any(said in finding for finding in found_in(fitted, **keys)), FINDINGS.read_text()
+    found = "\n".join(found_in(fitted, **keys))
+    assert [part for part in said if part not in found] == [], found
 
 
 @pytest.mark.parametrize(

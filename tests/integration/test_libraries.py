@@ -26,7 +26,7 @@ from stages import find_lr, fit, predict, scale_batch, test
 from tests.fixtures import Fit, Values, watched_by
 from tests.integration.test_resume import PowerCutError, Witness, same
 
-NETWORKS = ["timm:vit_tiny_patch16_224", "timm:test_convnext", "timm:test_efficientnet"]
+NETWORKS = ["timm:test_vit", "timm:test_convnext", "timm:test_efficientnet"]
 WHOLE: dict[str, Any] = {"model.width": None, "model.dropout": None}
 
 
@@ -103,14 +103,14 @@ def test_the_learning_rate_falls_from_group_to_group_of_layers_in_the_range_test
 
     monkeypatch.setattr(torch.optim.AdamW, "step", watched)
     keys: dict[str, Any] = {
-        "model__network": "timm:vit_tiny_patch16_224", "model__width": None, "model__dropout": None,
+        "model__network": "timm:test_vit", "model__width": None, "model__dropout": None,
         "optimizer__layer_decay": 0.5, "optimizer__backbone_learning_rate": 0.1, "optimizer__schedule": "constant",
         "debug__limit_train_batches": 2, "fit__max_epochs": 1,
     }  # fmt: skip
     fitted(**keys)
     find_lr.main(stage_params("find_lr"))
     in_fit, in_range_test = rates[0], rates[10]
-    expected = [1.0, *(0.1 * 0.5**depth for depth in range(1, 14))]  # twelve blocks and the embeddings of patches
+    expected = [1.0, *(0.1 * 0.5**depth for depth in range(1, 8))]  # six blocks and the embeddings of patches
     for found in (in_fit, in_range_test):
         factors = [rate / found[0] for rate in found]
         assert sorted(set(factors), reverse=True) == pytest.approx(expected)

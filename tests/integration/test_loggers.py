@@ -27,9 +27,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams import metadata, plugin_data_pb2
 from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
 
+from refit.artifacts.checked import stage_params
 from refit.artifacts.prepared import read_split
 from refit.params import load_params
 from refit.tracking import watchers
+from stages import fit
 from tests.fixtures import Fit, run_test, watched_by
 from tests.processes import eventually
 
@@ -227,7 +229,7 @@ def test_histograms_show_the_weights_and_last_gradients_of_each_epoch(fitted: Fi
         assert sum(told[f"{name}.values"]) == values.numel()
 
 
-def test_a_killed_and_resumed_fit_logs_each_epoch_once(fitted: Fit) -> None:
+def test_a_killed_and_resumed_fit_logs_each_epoch_once(fitted: Fit, capsys: pytest.CaptureFixture[str]) -> None:
     """A real process is killed, so nothing is flushed at its end."""
     fitted(tracking__loggers=["csv", "tensorboard"], fit__max_epochs=1)
     shutil.rmtree("data/logs")
@@ -246,8 +248,9 @@ def test_a_killed_and_resumed_fit_logs_each_epoch_once(fitted: Fit) -> None:
     eventually(lambda: step_saved() > 2 * 18, "two epochs are logged and in a state", every=0.01)
     process.kill()
     process.wait()
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    first, of_all = map(int, re.findall(r"resuming from step .* in epoch (\d+) of (\d+)", done.stdout)[0])
+    fit.main(stage_params("fit"))
+    said = capsys.readouterr().out
+    first, of_all = map(int, re.findall(r"resuming from step .* in epoch (\d+) of (\d+)", said)[0])
     assert 2 <= first < of_all
 
     rows = history()
@@ -288,7 +291,7 @@ def test_a_test_adds_its_metrics_and_pictures_to_each_logger_and_a_repeat_replac
 
 def test_a_test_logs_only_to_the_chosen_loggers(fitted_in_mlflow: Fit, capsys: pytest.CaptureFixture[str]) -> None:
     fitted_in_mlflow(tracking__loggers=["csv"])
-    run_test()
+    run_test(report=False)
     assert "warning" not in capsys.readouterr().err
     assert not MlflowClient(os.environ["MLFLOW_TRACKING_URI"]).search_experiments(filter_string="name = 'refit'")
     assert sorted(path.name for path in logs().iterdir()) == ["csv"]
@@ -296,7 +299,7 @@ def test_a_test_logs_only_to_the_chosen_loggers(fitted_in_mlflow: Fit, capsys: p
 
 def test_the_same_model_trained_again_keeps_its_logs_and_its_test(fitted: Fit) -> None:
     fitted(tracking__loggers=["csv"])
-    run_test()
+    run_test(report=False)
     before = {path: path.read_bytes() for path in logs().rglob("*") if path.is_file()}
     fitted(tracking__loggers=["csv", "tensorboard"])
     assert {path: path.read_bytes() for path in before} == before

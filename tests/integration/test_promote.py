@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections import OrderedDict
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from mlflow import MlflowClient
+from mlflow.tracking._tracking_service import utils as mlflow_utils
 
 from refit.artifacts.model import Blueprint, identity, model_sha256, read_record
 from refit.artifacts.paths import MODEL, PROMOTION
@@ -28,6 +30,7 @@ from refit.tracking import registry
 from refit.tracking.registry import Version, fetch, find_champion, make_champion, register
 from refit.tracking.runs import TrackedRun
 from tests.fixtures import Changed, Fit, run_test
+from tests.fixtures.project import Project, copy_of
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*LeafSpec"),
@@ -50,8 +53,30 @@ def trained(fitted_in_mlflow: Fit) -> Any:
 
     def run(**keys: object) -> float:
         fitted_in_mlflow(**{"fit__max_epochs": 3} | keys)
-        run_test()
+        run_test(report=False)
         return float(json.loads(Path("data/evaluation/test.json").read_text())["accuracy"])
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("shelf")
+
+
+@pytest.fixture
+def first_trained(trained: Any, prepared_workspace: Path, shelf: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """`trained`, at the start of a test. Many tests start with the same model, so it is trained once and copied."""
+    # By the id of a run MLflow remembers where its files are, and copies have the same id.
+    monkeypatch.setattr(mlflow_utils, "_artifact_repos_cache", OrderedDict())
+
+    def run(**keys: object) -> None:
+        kept = shelf / json.dumps(keys)
+        if kept.exists():
+            copy_of(Project(kept), prepared_workspace)
+        else:
+            trained(**keys)
+            copy_of(Project(prepared_workspace), kept)
 
     return run
 
@@ -107,8 +132,8 @@ def test_the_first_and_a_better_model_are_promoted_and_a_worse_one_is_not(
 
 
 @pytest.mark.parametrize("name", ["format_1_classifier", "format_2_classifier", "format_2_autoencoder"])
-def test_a_champion_of_an_earlier_format_can_be_compared(name: str, trained: Any) -> None:
-    trained(fit__max_epochs=8)
+def test_a_champion_of_an_earlier_format_can_be_compared(name: str, first_trained: Any) -> None:
+    first_trained(fit__max_epochs=8)
     folder = OLD / name
     TrackedRun({}, {}).finish(folder, torch.from_numpy(read_split("test").images[:2]))
     version, _ = register(folder, "refit")
@@ -130,9 +155,9 @@ def test_a_champion_of_an_earlier_format_can_be_compared(name: str, trained: Any
 
 
 def test_images_that_the_champion_was_trained_on_are_left_out(
-    trained: Any, prepared_workspace: Path, changed: Changed
+    first_trained: Any, trained: Any, prepared_workspace: Path, changed: Changed
 ) -> None:
-    trained(fit__max_epochs=1)
+    first_trained(fit__max_epochs=1)
     promote.main()
     seen = set(read_hashes("train", "val"))
     other_seed = changed({"seed": 1, "data.root": str(prepared_workspace)})
@@ -165,7 +190,7 @@ def predictions_of_version(sha256: str) -> tuple[list[str], list[str], list[str]
     ids=lambda at: at if isinstance(at, str) else "",
 )
 def test_the_next_promotion_completes_an_interrupted_one(
-    where: ModuleType, at: str, trained: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    where: ModuleType, at: str, first_trained: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     class PowerCutError(BaseException):
         pass
@@ -177,7 +202,7 @@ def test_the_next_promotion_completes_an_interrupted_one(
             step(*arguments)
         raise PowerCutError
 
-    trained(fit__max_epochs=1)
+    first_trained(fit__max_epochs=1)
     with monkeypatch.context() as patch:
         patch.setattr(where, at, cut)
         with pytest.raises(PowerCutError):
@@ -202,9 +227,9 @@ def write_record(folder: Path, record: dict[str, Any], **changes: Any) -> None:
     (folder / "model.json").write_text(json.dumps(values))
 
 
-def test_a_champion_s_predictions_are_compared_by_class_name(trained: Any) -> None:
+def test_a_champion_s_predictions_are_compared_by_class_name(first_trained: Any) -> None:
     """A class that is added later changes the numbers of the others."""
-    trained(fit__max_epochs=1)
+    first_trained(fit__max_epochs=1)
     _, before, _ = predictions_of(MODEL, RIVAL, load_params())
     description = json.loads((MODEL / "model.json").read_text())
     write_record(MODEL, description, classes=[f"class {name}" for name in description["classes"]])
@@ -275,8 +300,10 @@ def test_a_champion_whose_predictions_changed_with_the_code_is_not_compared(
     assert verdict()["outcome"] == "promoted", "the verdict of the last promotion"
 
 
-def test_a_champion_of_another_task_is_refused_and_images_of_unknown_classes_are_counted(trained: Any) -> None:
-    trained(fit__max_epochs=1)
+def test_a_champion_of_another_task_is_refused_and_images_of_unknown_classes_are_counted(
+    first_trained: Any, trained: Any
+) -> None:
+    first_trained(fit__max_epochs=1)
     promote.main()
     (run,) = MlflowClient().search_runs(["1"])
     kept = Path(run.info.artifact_uri.removeprefix("file://"), "artifact")
@@ -293,8 +320,10 @@ def test_a_champion_of_another_task_is_refused_and_images_of_unknown_classes_are
     assert verdict()["unknown"] == nines
 
 
-def test_the_command_in_the_error_replaces_a_champion_of_another_task_without_comparison(trained: Any) -> None:
-    trained(fit__max_epochs=1)
+def test_the_command_in_the_error_replaces_a_champion_of_another_task_without_comparison(
+    first_trained: Any, trained: Any
+) -> None:
+    first_trained(fit__max_epochs=1)
     promote.main()
     (run,) = MlflowClient().search_runs(["1"])
     kept = Path(run.info.artifact_uri.removeprefix("file://"), "artifact")
@@ -315,9 +344,9 @@ def test_the_command_in_the_error_replaces_a_champion_of_another_task_without_co
 
 
 def test_results_of_other_images_than_the_prepared_ones_are_refused(
-    trained: Any, prepared_workspace: Path, changed: Changed
+    first_trained: Any, prepared_workspace: Path, changed: Changed
 ) -> None:
-    trained(fit__max_epochs=1)
+    first_trained(fit__max_epochs=1)
     data = changed({"data.root": str(prepared_workspace), "seed": 1})
     shutil.rmtree("data/prepared")
     Path("data/prepared").mkdir()
@@ -326,8 +355,8 @@ def test_results_of_other_images_than_the_prepared_ones_are_refused(
         promote.main()
 
 
-def test_a_model_registered_without_its_images_is_completed_later(trained: Any, tmp_path: Path) -> None:
-    trained(fit__max_epochs=1)
+def test_a_model_registered_without_its_images_is_completed_later(first_trained: Any, tmp_path: Path) -> None:
+    first_trained(fit__max_epochs=1)
     info = Path("data/prepared/dataset.json")
     told = info.read_text()
     info.write_text(json.dumps({**json.loads(told), "sha256": "other"}))
@@ -339,9 +368,9 @@ def test_a_model_registered_without_its_images_is_completed_later(trained: Any, 
 
 
 def test_a_champion_that_cannot_be_compared_fails_with_a_one_line_error(
-    trained: Any, monkeypatch: pytest.MonkeyPatch
+    first_trained: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trained(fit__max_epochs=1)
+    first_trained(fit__max_epochs=1)
     description = json.loads((MODEL / "model.json").read_text())
     write_record(MODEL, description, shape=[1, 16, 16])
     monkeypatch.setattr("refit.data.pack.open_source", lambda _: Source((), lambda: []))
@@ -363,9 +392,9 @@ def test_an_untested_model_and_a_debug_run_are_refused(trained: Any, fitted_in_m
 
 
 def test_unreachable_mlflow_and_a_foreign_alias_fail_with_a_one_line_error(
-    trained: Any, monkeypatch: pytest.MonkeyPatch, prepared_workspace: Path
+    first_trained: Any, monkeypatch: pytest.MonkeyPatch, prepared_workspace: Path
 ) -> None:
-    trained(fit__max_epochs=1)
+    first_trained(fit__max_epochs=1)
     version, _ = register(MODEL, "refit")
     client = MlflowClient()
     client.delete_model_version_tag("refit", version.number, "model_sha256")
@@ -378,9 +407,9 @@ def test_unreachable_mlflow_and_a_foreign_alias_fail_with_a_one_line_error(
 
 
 def test_a_model_whose_training_images_are_unknown_is_compared_on_all_with_a_warning(
-    trained: Any, capsys: pytest.CaptureFixture[str]
+    first_trained: Any, trained: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    trained(fit__max_epochs=1)
+    first_trained(fit__max_epochs=1)
     info = Path("data/prepared/dataset.json")
     told = info.read_text()
     info.write_text(json.dumps({**json.loads(told), "sha256": "other"}))

@@ -51,7 +51,7 @@ class Witness(Callback):
         number = trainer.current_epoch * int(trainer.num_training_batches) + batch_idx
         if number == self.cut_off_in:
             raise PowerCutError(self)
-        if batch_idx + 1 == trainer.num_training_batches:
+        if batch_idx + 1 == trainer.num_training_batches or number + 1 == self.cut_off_in:
             time.sleep(0.1)  # the previous state is written by now, so this step's state would be too
         self.drawn[number] = (torch.rand(()).item(), np.random.rand(), random.random(), batch.labels.sum().item())
 
@@ -121,12 +121,30 @@ KINDS: dict[str, dict[str, object]] = {
 }
 
 
+CUTS = (5, STEPS_AN_EPOCH, STEPS_AN_EPOCH + 1, 30)
+"""The batches in which a fit is interrupted, one after the other: within the first epoch and at its end, then at the
+start of the second epoch and within it."""
+CUTS_OF_KIND: dict[str, tuple[int, ...]] = {
+    "plain": CUTS,
+    "frozen at first": CUTS,
+    "validations within an epoch": (8, 30),
+    # Their state also changes at the end of an epoch.
+    **dict.fromkeys(
+        (
+            "swa", "swa without batch norm", "frozen at first, sgd", "frozen at first, plateau",
+            "frozen at first, constant", "early stopping", "plateau",
+        ),
+        (STEPS_AN_EPOCH, 30),
+    ),
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_interrupted_fit_resumes_to_bitwise_identical_weights(kind: str, witnessed: Any) -> None:
     keys = {key.replace(".", "__"): value for key, value in ({"model.dropout": 0.2} | KINDS[kind]).items()}
     whole, weights = witnessed(**keys)
     outputs = [Path("data/evaluation", name).read_bytes() for name in ("history.csv", "fit.json")]
-    for cut in (5, STEPS_AN_EPOCH, STEPS_AN_EPOCH + 1, 30):
+    for cut in CUTS_OF_KIND.get(kind, (30,)):
         with pytest.raises(PowerCutError) as cut_off:
             witnessed(cut_off_in=cut, **keys)
         assert state_files(), "no state was saved before the interruption"
@@ -390,7 +408,8 @@ def test_a_fit_with_a_user_s_network_resumes_if_only_a_comment_was_edited(
     for package in ("refit", "stages"):
         shutil.copytree(PROJECT / package, code / package, ignore=shutil.ignore_patterns("__pycache__"))
     own = {"model.network": "refit.systems.mine.Mine", "model.width": None, "model.dropout": None}
-    Path("params.yaml").write_text(json.dumps(values(own | {"fit.save_state_every": 1e-6})))  # JSON is YAML
+    quick = {"fit.save_state_every": 1e-6, "tracking.loggers": []}
+    Path("params.yaml").write_text(json.dumps(values(own | quick)))  # JSON is YAML
 
     def fit_with(cut: str, scale: float) -> "subprocess.CompletedProcess[str]":
         source = _OWN_NETWORK.replace("CUT", cut).replace("SCALE", str(scale))

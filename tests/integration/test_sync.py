@@ -116,13 +116,6 @@ class CutsIn(Callback):
             raise PowerCutError
 
 
-def sync_command() -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [sys.executable, "-m", "refit.commands.sync"], env={**os.environ, "PYTHONPATH": str(PROJECT)},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-
-
 def only_run(uri: str) -> dict[str, Any]:
     """The content of the only run in MLflow, without measurements, ids and times."""
     client = MlflowClient(uri)
@@ -173,14 +166,17 @@ def test_a_run_whose_end_mlflow_missed_is_completed_as_if_never_interrupted(
         fitted_in_mlflow(**KEYS)
     assert server.process is None
     run_test()
-    said = [line for line in capsys.readouterr().err.splitlines() if "MLflow" in line]
-    assert len(said) == 2
-    assert all("make sync" in line for line in said)
+    warned = [line for line in capsys.readouterr().err.splitlines() if "MLflow" in line]
+    assert len(warned) == 2
+    assert all("make sync" in line for line in warned)
     assert not server.answers()
 
-    still_down = sync_command()
-    assert (still_down.returncode, still_down.stdout) == (1, "")
-    (line,) = still_down.stderr.splitlines()
+    with pytest.raises(SystemExit) as still_down:
+        sync.main()
+    assert still_down.value.code == 1
+    said = capsys.readouterr()
+    assert said.out == ""
+    (line,) = said.err.splitlines()
     assert server.url in line
     (model,) = models_in_outbox()
 
@@ -190,11 +186,16 @@ def test_a_run_whose_end_mlflow_missed_is_completed_as_if_never_interrupted(
     assert half.info.status == "RUNNING"
     sent = [point.step for point in client.get_metric_history(half.info.run_id, "val_loss")]
     assert sent in ([17], [17, 35]), "the second epoch's metrics may not have arrived"
-    done = sync_command()
+    done = subprocess.run(
+        [sys.executable, "-m", "refit.commands.sync"], env={**os.environ, "PYTHONPATH": str(PROJECT)},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
     assert (done.returncode, done.stdout, done.stderr) == (0, f"sent the run of model {model[:12]} to MLflow\n", "")
     synced = only_run(server.url)
     assert models_in_outbox() == []
-    assert sync_command().stdout == "the outbox is empty: MLflow has everything\n"
+    capsys.readouterr()
+    sync.main()
+    assert capsys.readouterr().out == "the outbox is empty: MLflow has everything\n"
     assert only_run(server.url) == synced
 
     whole = undisturbed(server, fitted_in_mlflow)
@@ -229,7 +230,7 @@ def test_runs_that_mlflow_never_received_are_created_from_the_outbox(
 ) -> None:
     """The first model is no longer in data/ by then. The second fit is interrupted, and resumes without MLflow."""
     fitted_in_mlflow(**KEYS)
-    run_test()
+    run_test(report=False)
     second: dict[str, Any] = {**KEYS, "optimizer__weight_decay": 0.1, "fit__save_state_every": 0.01}
     with watched_by(CutsIn(epoch=2)), pytest.raises(PowerCutError):
         fitted_in_mlflow(**second)
@@ -254,7 +255,7 @@ def test_runs_that_mlflow_never_received_are_created_from_the_outbox(
     assert [fact.name for fact in mlflow_facts(runs["0.1"].data.tags["model_sha256"])] == ["MLflow run"]
 
     away_and_back(False)
-    run_test()  # tests the second model, whose run is in MLflow
+    run_test(report=False)  # tests the second model, whose run is in MLflow
     assert len(models_in_outbox()) == 1
     away_and_back(True)
     sync.main()

@@ -331,29 +331,47 @@ def start_run(folder: Path) -> subprocess.Popen[str]:
     return subprocess.Popen([sys.executable, "-c", RUN], cwd=folder, env=environment, stderr=subprocess.PIPE, text=True)
 
 
-def test_two_concurrent_first_runs_are_both_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def creates_a_store(process: subprocess.Popen[str], folder: Path) -> None:
+    """Wait until the process creates the store in this folder."""
+    while not any(database.stat().st_size for database in folder.rglob("mlflow.db")):
+        assert process.poll() is None
+        time.sleep(0.01)
+
+
+def run_here(capsys: pytest.CaptureFixture[str]) -> None:
+    """The run of `start_run`, in this process and folder."""
+    capsys.readouterr()
+    run = TrackedRun({}, {})
+    run.log_metrics({"a": 1}, 0)
+    run.fail()
+    assert "warning: " not in capsys.readouterr().err
+
+
+def test_two_concurrent_first_runs_are_both_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     fresh = tmp_path / "fresh"
     fresh.mkdir()
-    both = [start_run(fresh) for _ in range(2)]
-    assert [process.communicate(timeout=PATIENCE)[1] for process in both] == ["", ""]
+    other = start_run(fresh)
+    creates_a_store(other, fresh)
     monkeypatch.chdir(fresh)
+    run_here(capsys)
+    assert other.communicate(timeout=PATIENCE)[1] == ""
     assert [run.data.metrics for run in runs()] == [{"a": 1}, {"a": 1}]
 
 
 def test_a_first_run_killed_while_it_creates_the_store_leaves_no_broken_store(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fresh = tmp_path / "fresh"
     fresh.mkdir()
     killed = start_run(fresh)
-    while not any(database.stat().st_size for database in fresh.rglob("mlflow.db")):
-        assert killed.poll() is None
-        time.sleep(0.01)
+    creates_a_store(killed, fresh)
     killed.kill()
     killed.communicate()
     assert not (fresh / "mlflow.db").exists()
-    assert start_run(fresh).communicate(timeout=PATIENCE)[1] == ""
     monkeypatch.chdir(fresh)
+    run_here(capsys)
     assert [run.data.metrics for run in runs()] == [{"a": 1}]
 
 
