@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from refit.params import load_params
 from refit.params.dotted import as_in_yaml, flatten
 from refit.runtime.command import command_parser, run_command
@@ -28,7 +30,8 @@ def main(name: str, data: str, weights: str | None) -> None:
         raise UserError(f"DATA is missing: the folder of your images, as in: make {name} DATA=data/raw/photos")
     if not Path(data).is_dir():
         raise UserError(f"DATA = {data!r} is not a folder; put your images into one folder per class below it")
-    wanted = flatten(load_params(file).model_dump()) | {"data.root": data.rstrip("/")}
+    # As it is written: load_params would have resolved trainer.threads = auto.
+    wanted = flatten(yaml.safe_load(file.read_text(encoding="utf-8"))) | {"data.root": data.rstrip("/")}
     if weights:
         wanted["model.weights"] = weights
     command = command_for(wanted, flatten(load_params().model_dump()))

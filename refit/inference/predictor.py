@@ -15,6 +15,7 @@ from refit.artifacts.paths import MODEL
 from refit.batches.datamodule import EVALUATION_FACTOR
 from refit.batches.folder import FolderLoader
 from refit.data.images import find_images
+from refit.runtime.allocator import keep_freed_memory
 from refit.runtime.errors import UserError
 from refit.systems.build import assemble
 from refit.systems.system import System
@@ -80,6 +81,7 @@ class Predictor:
     def load(cls, folder: str | Path = MODEL) -> Self:
         """The model in `folder`, on a GPU if there is one. Raises UserError as read_model."""
         system, record = read_model(Path(folder))
+        keep_freed_memory()
         return cls(system.to("cuda" if torch.cuda.is_available() else "cpu"), record)
 
     def predict(self, paths: str | Path | Iterable[str | Path]) -> list[Prediction]:

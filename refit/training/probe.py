@@ -38,12 +38,10 @@ class Probe(pl.LightningModule):
         """`train` and `val` have features, float32 (N, D), in place of images."""
         super().__init__()
         self.classifier, self.fit_params = classifier, fit
-        self.train_batch, self.val_batch, self.strengths = train, val, strengths
-        features = train.images
-        self.mean: Tensor
-        self.scale: Tensor
-        self.register_buffer("mean", features.mean(0))
-        self.register_buffer("scale", (features - features.mean(0)).square().mean().sqrt().clamp_min(1e-6))
+        self.mean = train.images.mean(0)
+        self.scale = (train.images - self.mean).square().mean().sqrt().clamp_min(1e-6)
+        self.batches = {"train": self._scaled(train), "val": self._scaled(val)}
+        self.strengths = strengths
         layer = output_layer(classifier.network)
         self.layer = nn.Linear(layer.in_features, layer.out_features)
         for weight in self.layer.parameters():
@@ -53,23 +51,26 @@ class Probe(pl.LightningModule):
         self.weights: list[dict[str, Tensor]] = []
         """Of each epoch."""
 
-    def forward(self, features: Tensor) -> Tensor:
-        logits: Tensor = self.layer((features - self.mean) / self.scale)
-        return logits
+    def _scaled(self, batch: Batch) -> Batch:
+        return Batch((batch.images - self.mean) / self.scale, batch.labels)
+
+    def train_dataloader(self) -> "DataLoader[Batch]":
+        batches: Any = [self.batches["train"]]
+        return DataLoader(batches, batch_size=None)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         penalty = self.strengths[self.current_epoch] / 2 * self.layer.weight.square().sum()
-        return self.classifier.training_loss(self(batch.images), batch) + penalty
+        return self.classifier.training_loss(self.layer(batch.images), batch) + penalty
 
     def on_train_epoch_start(self) -> None:
         self.trainer.optimizers[0].state.clear()  # the curvature of another strength's loss
 
     def on_train_epoch_end(self) -> None:
         task, metrics = self.classifier.task, {}
-        for split, batch in (("train", self.train_batch), ("val", self.val_batch)):
-            batch = Batch(*(tensor.to(self.device) for tensor in batch))
+        for split, (features, labels) in self.batches.items():
+            batch = Batch(features.to(self.device), labels.to(self.device))
             with torch.no_grad():
-                logits = self(batch.images)
+                logits = self.layer(batch.images)
                 plain = task.loss(logits, batch.labels)
                 loss = self.classifier.training_loss(logits, batch) if split == "train" else plain
                 metrics[f"{split}_loss"] = float(loss)
@@ -94,7 +95,7 @@ class Probe(pl.LightningModule):
 
     def put_into_classifier(self, epoch: int) -> None:
         """Set the classifier's head to the layer after `epoch`, which is counted from 1, for features as they are."""
-        weights = {name: weight.double() for name, weight in self.weights[epoch - 1].items()}
+        weights = {name: weight.double().cpu() for name, weight in self.weights[epoch - 1].items()}
         layer = output_layer(self.classifier.network)
         scaled = weights["weight"] / self.scale
         with torch.no_grad():
@@ -122,7 +123,6 @@ def train_head(
         trainer_params.model_copy(update={"precision": "32-true"}), quiet=True, max_epochs=len(strengths),
         logger=list(loggers),
     )  # fmt: skip
-    batches: Any = [train]
-    trainer.fit(probe, DataLoader(batches, batch_size=None))
+    trainer.fit(probe)
     probe.put_into_classifier(int(probe.best["epoch"]))
     return probe.rows, probe.best

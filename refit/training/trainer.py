@@ -17,6 +17,7 @@ from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.profilers import Profiler
 
 from refit.params import DebugParams, TrainerParams
+from refit.runtime.allocator import keep_freed_memory
 from refit.runtime.errors import UserError
 from refit.training.callbacks import EpochLines, TerminalBar
 
@@ -38,6 +39,7 @@ def make_trainer(
     not available.
     """
     torch.set_num_threads(params.threads)
+    keep_freed_memory()
     _silence_notices()
     _drop_costly_defaults()
     in_terminal = sys.stdout.isatty() and not quiet
