@@ -33,7 +33,8 @@ class OptimizerParams(Section):
     fallback_learning_rate: Positive = 0.001
     """Learning rate if learning_rate is auto and find_lr has no suggestion; a warning then says so."""
     weight_decay: Annotated[float, real(ge=0), NOT_BOOL] = 0.05
-    """Weight decay of matrices and kernels. Norms and biases have none."""
+    """Weight decay of matrices and kernels. Norms and biases have none, nor what a network of timm excludes, such as
+    embeddings of positions."""
     momentum: Fraction = 0.9
     """Nesterov momentum of sgd and muon, or the first beta of adamw."""
     schedule: Literal["one_cycle", "triangular", "cosine", "cosine_warm_up", "plateau", "constant"] = "one_cycle"

@@ -290,6 +290,14 @@ def depths(system: nn.Module) -> dict[nn.Parameter, int]:
     return {weight: last - group_of.get(name, last) for name, weight in network.named_parameters()}
 
 
+def without_decay(system: nn.Module) -> set[nn.Parameter]:
+    """The weights of a timm network in `system.network` that timm says must not decay, such as embeddings of positions;
+    empty for any other network."""
+    network: Any = timm_network(getattr(system, "network", system))
+    names = network.no_weight_decay() if hasattr(network, "no_weight_decay") else ()
+    return {weight for name, weight in network.named_parameters() if name in names} if names else set()
+
+
 def without_adapter(network: nn.Module) -> nn.Module:
     """The library's own network in what Library.build returned."""
     return network[1] if isinstance(network, nn.Sequential) and isinstance(network[0], GreyToRgb) else network

@@ -11,7 +11,7 @@ from refit.params import OptimizerParams
 from refit.runtime.errors import UserError
 from refit.systems.freezing import FrozenBackbone
 from refit.systems.head import backbone_parameters
-from refit.systems.libraries import depths
+from refit.systems.libraries import depths, without_decay
 
 FACTOR = "learning_rate_factor"
 """Of a parameter group: its learning rate ÷ that of the head. Missing where it is 1."""
@@ -123,8 +123,10 @@ def make_optimizer(system: pl.LightningModule, params: OptimizerParams, learning
 def parameter_groups(system: pl.LightningModule, params: OptimizerParams, learning_rate: float) -> list[dict[str, Any]]:
     """All weights of `system` in groups, each with a peak learning rate and a weight decay; the head's groups first."""
     # As is usual, weight decay is for matrices and kernels, not for biases and normalisation layers.
-    weights = [weight for weight in system.parameters() if weight.ndim > 1]
-    others = [weight for weight in system.parameters() if weight.ndim <= 1]
+    spared = without_decay(system)
+    decays = {weight: weight.ndim > 1 and weight not in spared for weight in system.parameters()}
+    weights = [weight for weight, does in decays.items() if does]
+    others = [weight for weight, does in decays.items() if not does]
     groups: list[dict[str, Any]] = [
         {"params": weights, "lr": learning_rate, "weight_decay": params.weight_decay},
         {"params": others, "lr": learning_rate, "weight_decay": 0.0},

@@ -315,6 +315,13 @@ def test_the_depth_of_a_weight_is_the_number_of_timm_s_groups_between_it_and_the
     }
 
 
+def test_the_weights_that_timm_names_do_not_decay() -> None:
+    system = nn.Module()
+    system.network = network = timm.create_model("test_vit", num_classes=3)
+    assert libraries.without_decay(system) == {network.pos_embed, network.cls_token}
+    assert libraries.without_decay(nn.Linear(2, 2)) == set()
+
+
 def test_a_system_without_a_network_of_timm_has_no_depths() -> None:
     with pytest.raises(UserError, match=r"optimizer\.layer_decay needs a timm: network as `network` of Linear; set it"):
         libraries.depths(nn.Linear(2, 2))
