@@ -1,4 +1,4 @@
-"""Compute what the layers before the head say of each prepared image, if fit trains the head alone."""
+"""Compute the outputs of the layers before the head for each prepared image, if fit trains the head alone."""
 
 from refit.artifacts.checked import stage_params
 from refit.artifacts.features import NONE, FeaturesInfo, write_features

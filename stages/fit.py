@@ -99,7 +99,7 @@ def main(params: Params) -> None:
         loggers.log_metrics({f"best_{name}": best[name] for name in told})
         loggers.log_files(BATCH, LEARNING_RATE, HISTORY)
         loggers.finish(MODEL, torch.from_numpy(read_split("train").images[:2]))
-    what = f"L2 penalty {best['l2']:.3g}" if head_alone else f"best epoch {best['epoch']} of {len(rows)}"
+    what = f"best L2 penalty {best['l2']:.3g}" if head_alone else f"best epoch {best['epoch']} of {len(rows)}"
     print(f"{what}; model {model_name(model.sha256)}")
 
 

@@ -49,7 +49,7 @@ def run_test(params: Params) -> Tested:
     split = read_split("test")
     asked, inputs = system, split
     if isinstance(system, Classifier) and (features := features_of(model, system, "test")) is not None:
-        asked = Head(system)  # what the layers before it say of these images is known
+        asked = Head(system)  # the outputs of the layers before it are known
         inputs = Split(features, split.labels[: len(features)])  # type: ignore[arg-type]
     loader = EvaluationLoader(inputs, EVALUATION_FACTOR * model.batch_size)
     collected = TestAnswers(model.task)

@@ -1,4 +1,4 @@
-"""What the layers before a network's head say of the prepared images, for a fit that trains the head alone.
+"""The outputs of the layers before a network's head for the prepared images, for a fit that trains the head alone.
 
 `data/features` has `SPLIT.npy`, float32 (N, D), for each split, and `features.json`. It has no splits if all layers are
 trained.

@@ -16,7 +16,7 @@ LEARNING_RATE_CURVE = Path("data/tuning/learning_rate.csv")
 FROZEN_LEARNING_RATE_CURVE = Path("data/tuning/frozen_learning_rate.csv")
 
 FEATURES = Path("data/features")
-"""What the layers before the head say of each prepared image, if only the head is trained."""
+"""The outputs of the layers before the head for each prepared image, if only the head is trained."""
 MODEL = Path("data/model")
 FIT = Path("data/evaluation/fit.json")
 HISTORY = Path("data/evaluation/history.csv")

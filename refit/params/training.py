@@ -69,10 +69,10 @@ class LossParams(Section):
 
 class FitParams(Section):
     train: Literal["all", "head"] = "all"
-    """Which layers learn. all: all of them, after fit.freeze_epochs. head: only the network's last layer, on what the
-    pretrained layers before it (model.weights) say of each image (a linear probe). The stage `features` computes that
-    once, without augmentation; the layer is then a logistic regression, which takes seconds and needs no learning rate,
-    epochs or batches, so most keys of optimizer, batch and fit have no effect."""
+    """Which layers learn. all: all of them, after fit.freeze_epochs. head: only the network's last layer, on the
+    outputs of the pretrained layers before it (a linear probe; it needs model.weights). The stage `features` computes
+    those once, without augmentation. The layer is then a logistic regression, which takes seconds and needs no learning
+    rate, epochs or batches, so most keys of optimizer, batch and fit have no effect."""
     l2: Literal["auto"] | Positive = "auto"
     """With train: head, the strength of the L2 penalty on the layer's weights: l2 / 2 x the sum of their squares is
     added to the mean loss. auto: the best by fit.monitor of up to eleven strengths, from 10 down to 0.0001."""

@@ -29,7 +29,7 @@ class Probe(pl.LightningModule):
     convex; L-BFGS with a strong Wolfe line search minimises it (Liu and Nocedal 1989).
 
     The features are centred and divided by one number. Scaling each to the same variance would give those that hardly
-    vary the same weight as the others; on photos that was less accurate (docs/lightning.md).
+    vary the same weight as the others; on photos that was less accurate (docs/systems.md).
     """
 
     def __init__(
@@ -77,6 +77,7 @@ class Probe(pl.LightningModule):
                 metrics[f"{split}_{task.SCORE}"] = float(task.scores(logits, batch.labels).float().mean())
         strength = self.strengths[self.current_epoch]
         self.log_dict({"l2": strength, **metrics})
+        print(f"L2 penalty {strength:.3g}", *(f"{name} {value:.4f}" for name, value in metrics.items()), sep="  ")
         self.rows.append({"epoch": self.current_epoch + 1, **metrics, "l2": strength})
         self.weights.append({name: weight.detach().clone() for name, weight in self.layer.state_dict().items()})
         self.trainer.should_stop = len(self.rows) - self.best["epoch"] >= _PATIENCE

@@ -66,7 +66,7 @@ def test_only_the_head_is_trained_and_the_model_can_be_tested_and_predict(
     assert results()["accuracy"] > 0.85
     said = capsys.readouterr().out
     for line in ("no batch size: fit trains the head alone", "no learning rate: fit trains the head alone",
-                 "16 features of 1,797 images", "L2 penalty "):  # fmt: skip
+                 "16 features of 1,797 images", "L2 penalty 10  train_loss", "best L2 penalty "):  # fmt: skip
         assert line in said
     report = Path("data/evaluation/report.html").read_text()
     assert "the head alone is trained, on all images at once" in report

@@ -79,6 +79,16 @@ def test_the_rate_of_the_frozen_epochs_is_shown_if_there_are_some(repository: Pa
     assert "| in frozen epochs | 0.0512, from find_lr" in as_markdown(read_facts())
 
 
+def test_a_head_that_was_trained_alone_is_shown_with_its_penalty_and_the_next_step(repository: Path) -> None:
+    fit = {**FILES["data/evaluation/fit.json"], "epoch": 6, "epochs": 9, "l2": 0.0316}
+    (repository / "data/evaluation/fit.json").write_text(json.dumps(fit))
+    text = as_markdown(read_facts())
+    assert "| head alone | L2 penalty 0.0316, the best of 9 tried: validation loss 0.1165, validation accuracy" in text
+    assert "batch size" not in text
+    assert "learning rate" not in text
+    assert read_steps()[0].command.startswith("dvc exp run -S fit.train=all ")
+
+
 def test_metrics_of_another_model_are_marked_as_stale(repository: Path) -> None:
     assert "TEST IS STALE" not in as_text(read_facts(), read_steps())
     shutil.copy(MODELS / "format_2_autoencoder/model.json", repository / "data/model")

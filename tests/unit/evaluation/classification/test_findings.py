@@ -64,6 +64,7 @@ def test_a_healthy_run_has_no_findings() -> None:
 
 
 BALANCED = PARAMS | {"loss.class_weights": "balanced"}
+HEAD_ALONE = PARAMS | {"fit.train": "head", "model.weights": "data/weights/mine.safetensors"}
 WITHOUT_HATS = report_of({"cat": (140, 140), "dog": (140, 140), "hat": (0, 20)})
 POOR = report_of({"cat": (35, 100), "dog": (36, 100), "hat": (34, 100)})
 
@@ -88,6 +89,11 @@ FAULTS: list[tuple[dict[str, Any], str, str]] = [
     (
         {"report": WITHOUT_HATS, "train_images": (560, 560, 80), "params": BALANCED},
         r"^No image of hat is classified", "more images of these classes, a check of their labels, or more epochs (`",
+    ),
+    (
+        {"report": WITHOUT_HATS, "train_images": (560, 560, 80), "params": HEAD_ALONE},
+        r"^No image of hat is classified",
+        "or training all layers (`dvc exp run -S fit.train=all -S fit.freeze_epochs=1 -S fit.max_epochs=6`)",
     ),
     (
         {"history": history_of([1.0, 0.41, 0.4], train=0.999, val=0.8), "best_epoch": 3, "report":
@@ -148,6 +154,16 @@ def test_a_fault_is_reported_with_its_metrics_and_a_remedy(changes: dict[str, An
         {"history": history_of([0.3])[:1], "best_epoch": 1},
         {"history": [{"epoch": 1, "val_reward": 3.0}], "best_epoch": 1},  # a user's own system
         {"network_weights": 11_000_000, "params": PARAMS | {"model.weights": "data/weights/mine.safetensors"}},
+        {"params": PARAMS | {"model.network": "timm:resnet18", "model.weights": "DEFAULT"}, "network_weights": 10**9},
+        {
+            "chosen_by": "head",
+            "learning_rate": 0.0,
+            "tested_rates": None,
+            "params": HEAD_ALONE,
+            "history": history_of([1.0, 0.4, 0.6, 0.8, 1.0], train=0.999, val=0.8),
+            "best_epoch": 2,
+            "report": report_of({"cat": (80, 100), "dog": (80, 100), "hat": (81, 100)}),
+        },  # weaker penalties overfit
         {"chosen_by": "params", "learning_rate": 1e-6, "tested_rates": None},
         {"learning_rate": 0.005, "tested_rates": (1e-6, 0.05)},  # the range test ended when the loss diverged
     ],
@@ -165,6 +181,8 @@ def test_chance_and_intended_settings_give_no_finding(changes: dict[str, Any]) -
         {"model.network": "mine.Network", "model.network_arguments": {"depth": 2}},
         {"model.system": "autoencoder"},
         {"model.weights": "data/weights/mine.safetensors"},
+        {"model.network": "timm:resnet18"},
+        {"fit.train": "head", "model.weights": "data/weights/mine.safetensors"},
         {"loss.class_weights": "balanced", "augment.crop_area": 0.5, "augment.policy": "randaugment"},
     ],
     ids=str,
