@@ -12,7 +12,6 @@ import pytest
 import yaml
 
 from refit.params import Params
-from refit.params.dotted import flatten
 from refit.params.reads import READS
 from refit.runtime import fingerprint
 
