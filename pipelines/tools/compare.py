@@ -17,6 +17,7 @@ from dvc.repo import Repo
 from dvc.utils.serialize import parse_yaml
 
 from refit.artifacts import metrics
+from refit.artifacts.checked import resolved_as
 from refit.artifacts.paths import CHECKED, FIT, FIT_METRICS, TEST, TEST_METRICS
 from refit.params import PARAMS_FILE, DataParams, Params, check_params
 from refit.params.data import data_name
@@ -126,7 +127,8 @@ def ran_with(stage: str, entry: Mapping[str, Any], checked: Mapping[str, Any], p
         recorded = entry.get("params", {}).get(str(PARAMS_FILE), {})
         return all(params.get(section) == values for section, values in recorded.items())
     try:
-        return bool(checked.get("params") == check_params(params).values(*READS[stage]))
+        recorded = checked.get("params", {})
+        return bool(recorded == resolved_as(check_params(params), stage, recorded).values(*READS[stage]))
     except UserError:  # this experiment failed because of them
         return False
 

@@ -52,14 +52,19 @@ def stage_params(stage: str) -> Params:
     params = load_params()
     if _file(stage).exists():
         recorded = read_json(_file(stage), "dvc repro check").get("params", {})
-        given = params.values(*READS[stage])
-        unresolved = [key for key, value in RESOLVED.items() if given.get(key) == value and key in recorded]
-        params = params.replaced({key: recorded[key] for key in unresolved})
+        params = resolved_as(params, stage, recorded)
         changes = _differences({"params": recorded}, {"params": params.values(*READS[stage])})
         if changes:
             raise UserError(f"{PARAMS_FILE} has changed since it was checked ({', '.join(changes)}); run: dvc repro "
                             f"{stage}, which checks it first")  # fmt: skip
     return params.only(*READS[stage])
+
+
+def resolved_as(params: Params, stage: str, recorded: Mapping[str, Any]) -> Params:
+    """The same parameters, with the values that `check` had resolved when it recorded these for `stage`."""
+    given = params.values(*READS[stage])
+    unresolved = [key for key, value in RESOLVED.items() if given.get(key) == value and key in recorded]
+    return params.replaced({key: recorded[key] for key in unresolved})
 
 
 def _file(stage: str) -> Path:

@@ -62,7 +62,7 @@ def check_weights(model: ModelParams) -> None:
     if not is_file_name(model.weights):
         _named(model)
     elif not Path(model.weights).is_file():
-        raise UserError(f"model.weights = {model.weights!r} does not exist; put the file into {WEIGHTS_FILES}/")
+        raise _missing(model.weights)
 
 
 def check_weights_can_be_had(model: ModelParams) -> None:
@@ -100,6 +100,12 @@ def input_size(model: ModelParams) -> int | None:
 
 def is_file_name(weights: str) -> bool:
     return "." in weights
+
+
+def _missing(weights: str) -> UserError:
+    there = sorted(file.name for file in WEIGHTS_FILES.glob("[!.]*"))
+    known = f", which has {', '.join(there)}" if there else ""
+    return UserError(f"model.weights = {weights!r} does not exist; put the file into {WEIGHTS_FILES}/{known}")
 
 
 def _named(model: ModelParams) -> Pretrained:
@@ -149,7 +155,7 @@ def _not_downloaded(weights: str | None, url: str, error: Exception) -> UserErro
 def _from_file(weights: str) -> State:
     path = Path(weights)
     if not path.is_file():
-        raise UserError(f"model.weights = {weights!r} does not exist; put the file into {WEIGHTS_FILES}/")
+        raise _missing(weights)
     try:
         if path.suffix == ".safetensors":
             return load_file(path)

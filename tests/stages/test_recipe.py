@@ -1,6 +1,7 @@
 """`make photos`: a recipe on photos of one's own, with weights from a file."""
 
 import json
+import re
 
 import pytest
 import timm
@@ -28,6 +29,9 @@ def test_the_recipe_trains_a_head_on_photos_and_prints_the_command_that_it_is(pr
         assert "1,280 features of 32 images" in said
         assert json.loads((project.root / "data/model/model.json").read_text())["shape"] == [3, 224, 224]
         assert json.loads((project.root / "data/evaluation/fit.json").read_text())["l2"] > 0
+        compared = project.run("python", "-m", "pipelines.tools.compare").stdout
+        (row,) = [line for line in compared.splitlines() if line.strip().startswith("workspace")]
+        assert len(re.findall(r"\d\.\d+", row)) >= 3, compared  # it was measured with the resolved image size
     finally:
         weights.unlink()  # it is ignored by git
 
