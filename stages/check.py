@@ -50,7 +50,7 @@ def main(params: Params) -> None:
             raise UserError(f"tracking.loggers names {name}, which is not installed; run: uv pip install {name}")
     size = image_size(params)
     check_train_size(params, size)
-    changes = write_checked(params, resolved={"data.image_size": size})
+    changes = write_checked(params.replaced({"data.image_size": size}))
     write_bytes(SCHEMA, (json.dumps(Params.model_json_schema(), indent=2) + "\n").encode())
     if size != params.data.image_size:
         told = f"the size that {params.model.weights} of {params.model.network} was trained at"

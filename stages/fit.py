@@ -98,7 +98,7 @@ def main(params: Params) -> None:
         told = [name for name in best if name == "epoch" or name.startswith("val_")]
         loggers.log_metrics({f"best_{name}": best[name] for name in told})
         loggers.log_files(BATCH, LEARNING_RATE, HISTORY)
-        loggers.finish(MODEL, torch.from_numpy(read_split("train").images[:2]))
+        loggers.finish(MODEL, torch.from_numpy(read_split("train", mapped=True).images[:2]))
     what = f"best L2 penalty {best['l2']:.3g}" if head_alone else f"best epoch {best['epoch']} of {len(rows)}"
     print(f"{what}; model {model_name(model.sha256)}")
 
@@ -114,7 +114,7 @@ def fit_head(
         features = read_features(split, backbone, info.sha256)
         if features is None:
             raise UserError(f"{FEATURES} is of another network or of other images; run: dvc repro features")
-        labels = read_split(split).labels[: len(features)]  # a debug run computes fewer
+        labels = read_split(split, mapped=True).labels[: len(features)]  # a debug run computes fewer
         return Batch(torch.from_numpy(features), torch.from_numpy(labels))
 
     return train_head(system, all_of("train"), all_of("val"), params.fit, params.trainer, loggers)

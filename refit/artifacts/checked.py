@@ -22,11 +22,10 @@ Checked = Mapping[str, Mapping[str, Any]]
 """`code`: by file the digest of its meaning, by package its version. `params`: the values that the stage reads."""
 
 
-def write_checked(params: Params, root: Path = PROJECT, resolved: Mapping[str, Any] | None = None) -> list[str]:
-    """Write the code and the parameters of each stage but `check`; of the keys in RESOLVED the values in `resolved`, if
-    any. Returns a line for each stage of which they changed, unless they are those of its last run again. Raises
-    UserError as code_of."""
-    params = params.replaced(resolved or {})
+def write_checked(params: Params, root: Path = PROJECT) -> list[str]:
+    """Write the code and the parameters of each stage but `check`; the keys in RESOLVED have their resolved values.
+    Returns a line for each stage of which they changed, unless they are those of its last run again. Raises UserError
+    as code_of."""
     stages = sorted(path.stem for path in (root / "stages").glob("[!_]*.py") if path.stem != "check")
     own = (params.model.system, params.model.network)
     checked = {stage: {"code": code_of(stage, own, root), "params": params.values(*READS[stage])} for stage in stages}

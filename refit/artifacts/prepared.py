@@ -92,9 +92,9 @@ def _read_column(column: str, splits: Sequence[str], folder: Path) -> list[str]:
     return [value for value, split in zip(manifest[column], manifest["split"], strict=True) if split in splits]
 
 
-def read_split(name: str, folder: Path = PREPARED) -> Split:
-    """The images and labels of `train`, `val` or `test`."""
+def read_split(name: str, folder: Path = PREPARED, *, mapped: bool = False) -> Split:
+    """The images and labels of `train`, `val` or `test`. If `mapped`, the images are not read before they are used."""
     images = folder / f"{name}_images.npy"
     # Mapped copy-on-write, because PyTorch has no read-only tensors; nothing writes to them.
-    mapped: Literal["c"] | None = "c" if images.stat().st_size > READ_AT_ONCE else None
-    return Split(np.load(images, mmap_mode=mapped), np.load(folder / f"{name}_labels.npy"))
+    mode: Literal["c"] | None = "c" if mapped or images.stat().st_size > READ_AT_ONCE else None
+    return Split(np.load(images, mmap_mode=mode), np.load(folder / f"{name}_labels.npy"))

@@ -67,6 +67,10 @@ class LossParams(Section):
             )
 
 
+ALL_LAYERS = ("fit.train=all", "fit.l2=auto", "fit.freeze_epochs=1", "fit.max_epochs=6")
+"""Settings to train all layers, after the head was trained alone."""
+
+
 class FitParams(Section):
     train: Literal["all", "head"] = "all"
     """Which layers learn. all: all of them, after fit.freeze_epochs. head: only the network's last layer, on the

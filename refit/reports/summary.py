@@ -20,6 +20,7 @@ from refit.artifacts.paths import (
     REPORT,
     TEST,
 )
+from refit.params.training import ALL_LAYERS
 from refit.tracking.model_runs import find_run
 from refit.tracking.outbox import SYNC, models_in_outbox
 
@@ -32,8 +33,6 @@ _CHOSEN_BY = {
     "params": "from params.yaml",
     "fallback": "from optimizer.fallback_learning_rate: find_lr had no suggestion",
 }
-ALL_LAYERS = "dvc exp run -S fit.train=all -S fit.freeze_epochs=1 -S fit.max_epochs=6"
-"""What usually improves on a head that was trained alone."""
 
 
 class Fact(NamedTuple):
@@ -148,14 +147,14 @@ def read_steps(root: Path = Path()) -> list[Step]:
     """
     data, found, fit = (read_json(root / file, "dvc repro") for file in (PREPARED / "dataset.json", FINDINGS, FIT))
     advised = [command for finding in found["findings"] for command in _COMMAND.findall(finding["remedy"])]
-    another_head = Step("dvc exp run -S fit.l2=1.0", "another head on the same features: half a minute")
+    if "l2" in fit:
+        change = Step(" -S ".join(["dvc exp run", *ALL_LAYERS]), "train all layers, keep both results")
+        more = [Step("dvc exp run -S fit.l2=1.0", "another head on the same features: half a minute")]
+    else:
+        change, more = Step("dvc exp run -S optimizer.weight_decay=0.1", "try a change, keep both results"), []
     return [
-        Step(advised[0], "try the first advice")
-        if advised
-        else Step(ALL_LAYERS, "train all layers, keep both results")
-        if "l2" in fit
-        else Step("dvc exp run -S optimizer.weight_decay=0.1", "try a change, keep both results"),
-        *([another_head] if "l2" in fit else []),
+        Step(advised[0], "try the first advice") if advised else change,
+        *more,
         Step("make mlflow", "curves and pictures of every run"),
         Step("make compare", "experiments, best first"),
         Step("make promote", "promote the model if good enough"),

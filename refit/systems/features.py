@@ -79,8 +79,8 @@ def backbone_sha256(classifier: Classifier) -> str:
 
 
 def features_of(model: ModelRecord, classifier: Classifier, split: str) -> Array | None:
-    """The features of a split that were computed by the layers of this very model; None if there are none, or if its
-    answers need more than them."""
+    """The features of a split, if this model's own layers computed them; otherwise None. None also for a model with
+    test_time_flip, whose answers need the mirror images too."""
     if model.test_time_flip or not has_features():
         return None
     return read_features(split, backbone_sha256(classifier), model.data_sha256)

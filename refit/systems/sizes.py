@@ -40,7 +40,7 @@ def check_train_size(model: ModelParams, shape: tuple[int, int, int], size: tupl
 
 
 def _built(name: str, arguments: Mapping[str, Any], shape: tuple[int, int, int]) -> nn.Module | None:
-    """A new network for images of `shape`, or None if there is none with these arguments."""
+    """A new network for images of `shape`; None if it cannot be built with these arguments."""
     try:
         return build_network(name, arguments, shape, 2, [0.5] * shape[0], [0.5] * shape[0]).eval()
     except Exception:  # noqa: BLE001, the libraries and users' networks raise anything

@@ -32,16 +32,14 @@ class Probe(pl.LightningModule):
     vary the same weight as the others; on photos that was less accurate (docs/systems.md).
     """
 
-    def __init__(
-        self, classifier: Classifier, train: Batch, val: Batch, strengths: Sequence[float], fit: FitParams
-    ) -> None:
+    def __init__(self, classifier: Classifier, train: Batch, val: Batch, fit: FitParams) -> None:
         """`train` and `val` have features, float32 (N, D), in place of images."""
         super().__init__()
         self.classifier, self.fit_params = classifier, fit
         self.mean = train.images.mean(0)
         self.scale = (train.images - self.mean).square().mean().sqrt().clamp_min(1e-6)
         self.batches = {"train": self._scaled(train), "val": self._scaled(val)}
-        self.strengths = strengths
+        self.strengths: Sequence[float] = STRENGTHS if fit.l2 == "auto" else (fit.l2,)
         layer = output_layer(classifier.network)
         self.layer = nn.Linear(layer.in_features, layer.out_features)
         for weight in self.layer.parameters():
@@ -117,11 +115,10 @@ def train_head(
     Returns the rows of history.csv, one per strength of the L2 penalty, and the best of them by fit.monitor, whose
     layer the classifier then has. The first of equals wins, which is the strongest.
     """
-    strengths = STRENGTHS if fit.l2 == "auto" else (fit.l2,)
     classifier.balance(train.labels.numpy())
-    probe = Probe(classifier, train, val, strengths, fit)
+    probe = Probe(classifier, train, val, fit)
     trainer = make_trainer(
-        trainer_params.model_copy(update={"precision": "32-true"}), quiet=True, max_epochs=len(strengths),
+        trainer_params.model_copy(update={"precision": "32-true"}), quiet=True, max_epochs=len(probe.strengths),
         logger=list(loggers),
     )  # fmt: skip
     trainer.fit(probe)

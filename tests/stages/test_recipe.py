@@ -1,4 +1,4 @@
-"""`make photos`: a recipe on photos of one's own, with weights from a file."""
+"""`make photos` runs a recipe on a folder of photos, with weights from a file."""
 
 import json
 import re

@@ -15,6 +15,7 @@ from refit.evaluation.comparison import Comparison
 from refit.evaluation.tested import Finding
 from refit.params import OUR_NETWORKS
 from refit.params.model import TIMM, TORCHVISION
+from refit.params.training import ALL_LAYERS
 
 _CHANCE = 0.01  # an observation that is less probable by chance is a finding
 _WIDE = 0.1  # half of the interval of the test accuracy
@@ -58,7 +59,8 @@ class Evidence:
 
 def find(evidence: Evidence) -> list[Finding]:
     """The findings of a run, the most serious first."""
-    return [finding for rule in _RULES for finding in rule(evidence)]
+    asked = [rule for rule in _RULES if not (evidence.head_alone and rule in _OF_EPOCHS)]
+    return [finding for rule in asked for finding in rule(evidence)]
 
 
 def _no_better_than_the_majority(seen: Evidence) -> Iterator[Finding]:
@@ -116,8 +118,6 @@ def _rare_classes(seen: Evidence) -> Iterator[Finding]:
 
 
 def _memorised(seen: Evidence) -> Iterator[Finding]:
-    if seen.head_alone:  # its penalty is the one that is best on the validation images
-        return
     best = seen.history[seen.best_epoch - 1]
     train, val = best.get("train_accuracy"), best.get("val_accuracy")
     if train is None or val is None:
@@ -132,8 +132,6 @@ def _memorised(seen: Evidence) -> Iterator[Finding]:
 
 
 def _loss_rose(seen: Evidence) -> Iterator[Finding]:
-    if seen.head_alone:
-        return
     best, last = seen.history[seen.best_epoch - 1].get("val_loss"), seen.history[-1].get("val_loss")
     if best is not None and last is not None and 0 < _RISE * best < last and seen.best_epoch <= len(seen.history) / 2:
         fewer = min(len(seen.history) - 1, max(2, round(1.2 * seen.best_epoch)))
@@ -146,7 +144,7 @@ def _loss_rose(seen: Evidence) -> Iterator[Finding]:
 
 def _still_falling(seen: Evidence) -> Iterator[Finding]:
     epochs = len(seen.history)
-    if seen.head_alone or seen.best_epoch < epochs or epochs == 1 or "val_loss" not in seen.history[-1]:
+    if seen.best_epoch < epochs or epochs == 1 or "val_loss" not in seen.history[-1]:
         return
     tail = max(1, epochs // 10)
     before, last = seen.history[-1 - tail]["val_loss"], seen.history[-1]["val_loss"]
@@ -224,6 +222,8 @@ _RULES: tuple[Callable[[Evidence], Iterator[Finding]], ...] = (
     _still_falling,
     _few_images,
 )
+# Not of a head alone: each of its epochs is another penalty, and the one that is best on the validation images is kept.
+_OF_EPOCHS = (_memorised, _loss_rose, _still_falling)
 
 
 def _any_of(*options: str) -> str:
@@ -240,7 +240,7 @@ def _change(what: str, *settings: str) -> str:
 def _longer(seen: Evidence) -> str:
     """More epochs can help only if the last one was the best; after the head, the other layers can learn."""
     if seen.head_alone:
-        return _change("training all layers", "fit.train=all", "fit.freeze_epochs=1", "fit.max_epochs=6")
+        return _change("training all layers", *ALL_LAYERS)
     epochs = len(seen.history)
     return _change("more epochs", f"fit.max_epochs={2 * epochs}") if seen.best_epoch == epochs else ""
 

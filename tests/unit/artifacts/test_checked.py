@@ -116,20 +116,20 @@ def test_a_stage_is_given_the_value_that_check_found_in_place_of_auto_and_change
     (root / "stages/prepare.py").write_text("")
     Path("params.yaml").write_text("data: {image_size: auto}")
     assert stage_params("prepare").data.image_size == "auto", "check has not run"
-    write_checked(Params(), root, {"data.image_size": 224})
+    write_checked(Params().replaced({"data.image_size": 224}), root)
     assert stage_params("prepare").data.image_size == 224
     as_auto = (CHECKED / "prepare.json").read_bytes()
 
     stated = "data: {image_size: 224}"
     Path("params.yaml").write_text(stated)
-    assert write_checked(load_params(), root, {"data.image_size": 224}) == []
+    assert write_checked(load_params().replaced({"data.image_size": 224}), root) == []
     assert (CHECKED / "prepare.json").read_bytes() == as_auto
     assert stage_params("prepare").data.image_size == 224
 
     Path("params.yaml").write_text("data: {image_size: 128}")
     with pytest.raises(UserError, match=r"has changed .*\(data\.image_size 224 -> 128\)"):
         stage_params("prepare")
-    assert write_checked(Params(), root, {"data.image_size": 300}) == ["prepare: data.image_size 224 -> 300"]
+    assert write_checked(Params().replaced({"data.image_size": 300}), root) == ["prepare: data.image_size 224 -> 300"]
     Path("params.yaml").write_text("data: {image_size: auto, val: 0.3}")
     with pytest.raises(UserError, match=r"has changed .*\(data\.val 0\.15 -> 0\.3\)"):
         stage_params("prepare")

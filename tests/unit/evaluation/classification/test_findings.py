@@ -93,7 +93,8 @@ FAULTS: list[tuple[dict[str, Any], str, str]] = [
     (
         {"report": WITHOUT_HATS, "train_images": (560, 560, 80), "params": HEAD_ALONE},
         r"^No image of hat is classified",
-        "or training all layers (`dvc exp run -S fit.train=all -S fit.freeze_epochs=1 -S fit.max_epochs=6`)",
+        "or training all layers (`dvc exp run -S fit.train=all -S fit.l2=auto -S fit.freeze_epochs=1 "
+        "-S fit.max_epochs=6`)",
     ),
     (
         {"history": history_of([1.0, 0.41, 0.4], train=0.999, val=0.8), "best_epoch": 3, "report":
@@ -182,7 +183,7 @@ def test_chance_and_intended_settings_give_no_finding(changes: dict[str, Any]) -
         {"model.system": "autoencoder"},
         {"model.weights": "data/weights/mine.safetensors"},
         {"model.network": "timm:resnet18"},
-        {"fit.train": "head", "model.weights": "data/weights/mine.safetensors"},
+        {"fit.train": "head", "fit.l2": 1.0, "model.weights": "data/weights/mine.safetensors"},
         {"loss.class_weights": "balanced", "augment.crop_area": 0.5, "augment.policy": "randaugment"},
     ],
     ids=str,
