@@ -33,7 +33,7 @@ from refit.params import TrainerParams, check_params
 from refit.params.reads import READS
 from refit.training.trainer import inference_trainer
 
-COLOUR, PHOTO = (3, 32, 32), (3, 176, 176)
+COLOUR, PHOTO, FULL = (3, 32, 32), (3, 176, 176), (3, 224, 224)
 BATCH_SIZE = 512
 CHOICES: dict[str, Any] = {"model__network": "resnet9", "augment__shift": 2, "augment__flip": True}
 RECIPE = Path(__file__).resolve().parents[1] / "docs/recipes/cifar10.yaml"
@@ -192,6 +192,33 @@ def photos(rounds: int) -> list[Result]:
     return [compare("GPU, ResNet-18 at 176 px: images/s", measured["images/s"], [1.0] * rounds, 10_000, "higher")]
 
 
+def fine_tuning(rounds: int) -> list[Result]:
+    """All layers of a ResNet-50 and of a ViT-S at 224 pixels; the head has ten times the learning rate of the others.
+    With random weights: the speed does not depend on them."""
+    return [_fine_tuning(network, rounds) for network in ("torchvision:resnet50", "timm:vit_small_patch16_224")]
+
+
+def _fine_tuning(network: str, rounds: int) -> Result:
+    train, val, epochs, batch_size = made_split(8_192, FULL), made_split(512, FULL), 2, 128
+    choices: dict[str, Any] = {
+        "model__network": network,
+        "optimizer__backbone_learning_rate": 0.1,
+        "augment__shift": 2,
+        "augment__flip": True,
+    }
+    raw = our_network(network, None, FULL)
+    with workspace(train, val, batch_size):
+        measured = interleave(
+            {
+                "refit": lambda: epochs * len(train.labels) / fit(epochs, **choices),
+                "raw": lambda: raw_loop(raw, train, val, batch_size, epochs, augmented=True),
+            },
+            rounds,
+        )
+    name = f"GPU, fine-tuning of {network}: images/s ÷ raw loop"
+    return compare(name, measured["refit"], measured["raw"], 0.95, "higher")
+
+
 def photos_against_reference(rounds: int) -> list[Result]:
     """The same on photo files, which the baseline decodes with one worker per core."""
     name = "GPU, ResNet-18 at 176 px: images/s from the cache ÷ torchvision's reference style"
@@ -201,4 +228,7 @@ def photos_against_reference(rounds: int) -> list[Result]:
 if __name__ == "__main__":
     if not torch.cuda.is_available() and not {"-h", "--help"} & set(sys.argv):
         sys.exit("error: no CUDA device; make bench runs the benchmarks that do not need one")
-    command_line(__doc__, [against_raw, host_waits, determinism, compiled, cifar10, photos, photos_against_reference])
+    command_line(
+        __doc__,
+        [against_raw, host_waits, determinism, compiled, cifar10, photos, photos_against_reference, fine_tuning],
+    )
