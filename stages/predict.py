@@ -72,7 +72,7 @@ def main(params: Params) -> None:
             if values.ndim > 1:  # such as embeddings: too wide for a table
                 np.save(new / f"{name}.npy", values.numpy())
     if never := never_in_doubt(below, len(model.classes)):
-        print(f"warning: {never}; raise it", file=sys.stderr)
+        print(f"note: {never}; to mark doubtful ones, raise it")
     count = "1 image" if len(rows) == 1 else f"{len(rows):,} images"
     print(f"predicted {count} ({of}) as one of {listed(model.classes)}; abstained on {summary['abstained']}")
     print(f"thumbnails, least certain first: {PREDICTIONS_PAGE}")

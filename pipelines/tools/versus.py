@@ -94,7 +94,12 @@ def _reader(revision: str) -> Callable[[str], str]:
 
 
 def as_facts(a: Tested, b: Tested, found: Comparison) -> list[Fact]:
-    better = "A" if found.low > 0 else "B" if found.high < 0 else None
+    if a.model == b.model:
+        verdict = "they are the same model"
+    elif found.low <= 0 <= found.high:
+        verdict = "neither is better: the difference may be chance"
+    else:
+        verdict = "A is better" if found.low > 0 else "B is better"
     return [
         *(
             Fact(letter, f"{one.name}: model {one.model}, accuracy {one.accuracy:.4f} on {len(one.outcomes):,} images")
@@ -102,7 +107,7 @@ def as_facts(a: Tested, b: Tested, found: Comparison) -> list[Fact]:
         ),
         Fact("accuracies", f"A {found.accuracy:.4f}, B {found.other_accuracy:.4f} on {found.images:,} common images"),
         Fact("difference", f"{found.difference:+.4f} (confidence interval {found.low:+.4f} to {found.high:+.4f})"),
-        Fact("verdict", f"{better} is better" if better else "neither is better: the difference may be chance"),
+        Fact("verdict", verdict),
     ]
 
 

@@ -101,7 +101,7 @@ def main(*, without_comparison: bool = False) -> None:
 
     if verdict.outcome == "promoted" and champion is None:
         warn_of_doubt(challenger, params.test.confidence)
-    facts = as_facts(challenger, versus_champion, verdict)
+    facts = as_facts(challenger, versus_champion, verdict, params.test.confidence)
     write_verdict(challenger, versus_champion, verdict, facts)
     if versus_champion:
         gain = {"accuracy_beside_champion": versus_champion.comparison.difference}
@@ -209,7 +209,7 @@ def decide(
 def warn_of_doubt(challenger: Challenger, confidence: float) -> None:
     """Warn of a first champion that is no better than the simplest answer, or that few images have tested."""
     images = len(challenger.outcomes)
-    low, high = wilson_interval(round(challenger.accuracy * images), images, confidence)
+    low, high = _interval(challenger, confidence)
     if low <= challenger.majority:
         print(f"warning: its accuracy of {challenger.accuracy:.4f} ({low:.4f} to {high:.4f}) is not shown to be better "
               f"than always answering with the largest class, {challenger.majority:.4f}; to refuse such a model, raise "
@@ -220,10 +220,21 @@ def warn_of_doubt(challenger: Challenger, confidence: float) -> None:
               file=sys.stderr)  # fmt: skip
 
 
-def as_facts(challenger: Challenger, versus_champion: ChampionComparison | None, verdict: Verdict) -> list[Fact]:
+def _interval(challenger: Challenger, confidence: float) -> tuple[float, float]:
     images = len(challenger.outcomes)
+    return wilson_interval(round(challenger.accuracy * images), images, confidence)
+
+
+def as_facts(
+    challenger: Challenger, versus_champion: ChampionComparison | None, verdict: Verdict, confidence: float
+) -> list[Fact]:
+    low, high = _interval(challenger, confidence)
     facts = [
-        Fact("new model", f"{model_name(challenger.sha256)}, accuracy {challenger.accuracy:.4f} on {images:,} images")
+        Fact(
+            "new model",
+            f"{model_name(challenger.sha256)}, accuracy {challenger.accuracy:.4f} (confidence interval {low:.4f} to "
+            f"{high:.4f}) on {len(challenger.outcomes):,} images",
+        )
     ]
     if versus_champion:
         champion, found, seen, unknown, _ = versus_champion

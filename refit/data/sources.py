@@ -171,8 +171,10 @@ def _folder(data: DataParams) -> Source:
     if len(classes) < 2:
         if not classes and (remedy := _remedy_in_copy(data.root)):
             raise UserError(f"data.root = {data.root!r} is not a folder{remedy}")
-        raise UserError(f"data.root = {data.root!r} has {len(classes)} class folders; expected two or more, "
-                         "one per class, directly in it or in each of train/ val/ test/")  # fmt: skip
+        found = "no class folder" if not classes else "one class folder"
+        above = " (is the folder above it the one?)" if not classes and any(find_images(root)) else ""
+        raise UserError(f"data.root = {data.root!r} has {found}{above}; expected two or more, one per class, "
+                         "directly in it or in each of train/ val/ test/")  # fmt: skip
 
     def list_items() -> list[Item]:
         items = [

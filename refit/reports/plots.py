@@ -90,10 +90,11 @@ def training_curves(history: Sequence[Mapping[str, float | None]], best_epoch: i
     of_head = any("l2" in row for row in history)
     _series(rate, history, {"l2" if of_head else "learning_rate": ("", QUIET)})
     loss.set_title("Loss, nats per image" if has_accuracy else "Loss")
-    rate.set_title("L2 penalty of each epoch" if of_head else "Learning rate at the first step of each epoch")
+    step = "penalty" if of_head else "epoch"
+    rate.set_title("L2 penalty" if of_head else "Learning rate at the first step of each epoch")
     rate.set_yscale("log" if of_head else "linear")
     rate.yaxis.set_major_formatter(_plain)
-    rate.set_xlabel("epoch")
+    rate.set_xlabel("number of the penalty" if of_head else "epoch")
     rate.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     for axes, label in ((loss, "best"), (rate, "")):
         _vertical_line(axes, best_epoch, label, GREEN)
@@ -101,7 +102,7 @@ def training_curves(history: Sequence[Mapping[str, float | None]], best_epoch: i
     best = next((row for row in history if row["epoch"] == best_epoch), {})
     metrics = (("accuracy", best.get("val_accuracy"), percent), ("loss", best.get("val_loss"), "{:.3g}".format))
     finding = ", ".join(f"{name} {show(value)}" for name, value, show in metrics if value is not None)
-    headline(figure, f"Best epoch {best_epoch} of {len(history)}" + (f": validation {finding}" if finding else ""))
+    headline(figure, f"Best {step} {best_epoch} of {len(history)}" + (f": validation {finding}" if finding else ""))
     return figure
 
 

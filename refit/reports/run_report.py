@@ -46,9 +46,7 @@ def write_run_report(
         },
         tuning=_tuning(batch, rate),
         training={
-            **({"layers": "the head alone", "L2 penalty": fitted["l2"]} if "l2" in fitted else {}),
-            "best epoch": fitted["epoch"],
-            "epochs": fitted["epochs"],
+            **_fitted(fitted),
             **{name.replace("val_", "validation "): value for name, value in fitted.items() if name.startswith("val_")},
         },
         params=read_fit_params(),
@@ -56,6 +54,12 @@ def write_run_report(
         debug=tested.debug,
     )
     return [LEARNING_RATE_CURVE, REPORT, *sorted(PICTURES.iterdir())]
+
+
+def _fitted(fitted: Mapping[str, Any]) -> dict[str, object]:
+    if "l2" in fitted:
+        return {"layers": "the head alone", "L2 penalty": fitted["l2"], "penalties tried": fitted["epochs"]}
+    return {"best epoch": fitted["epoch"], "epochs": fitted["epochs"]}
 
 
 def _tuning(batch: BatchChoice, rate: LearningRateChoice) -> dict[str, object]:

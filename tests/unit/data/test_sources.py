@@ -1,6 +1,7 @@
 """Sources of images: the images that each lists, and its errors."""
 
 import os
+import re
 import socket
 import struct
 import urllib.request
@@ -99,10 +100,17 @@ class TestFolder:
         fill(root, "cat/1.png", "dog/1.png")
         assert [pixels(item).max() for item in open_source(self.data).list_items()] == [0, 1]
 
-    @pytest.mark.parametrize("names", [[], ["cat/1.png"], ["1.png"]])
-    def test_fewer_than_two_classes_are_refused(self, names: Iterable[str], root: Path) -> None:
+    @pytest.mark.parametrize(
+        ("names", "found"),
+        [
+            ([], "no class folder;"),
+            (["cat/1.png"], "one class folder;"),
+            (["1.png"], "no class folder (is the folder above it the one?);"),
+        ],
+    )
+    def test_fewer_than_two_classes_are_refused(self, names: Iterable[str], found: str, root: Path) -> None:
         fill(root, *names)
-        with pytest.raises(UserError, match=r"class folders; expected two or more"):
+        with pytest.raises(UserError, match=re.escape(f"has {found} expected two or more")):
             open_source(self.data)
 
     def test_a_class_whose_name_is_not_utf_8_is_refused(self, root: Path) -> None:

@@ -58,7 +58,7 @@ def own_model(arguments: dict[str, int]) -> dict[str, object]:
             "tests/unit/stages/elsewhere.py, which the stage features uses, is in no folder that dvc.yaml watches",
         ),
         ("model.system", "torch.nn.Linear", "model.system = 'torch.nn.Linear' is not a LightningModule"),
-        ("model.system", "mine.Own", "there is no package 'mine'"),
+        ("model.system", "no_such_package.Own", "there is no package 'no_such_package'"),
         ("model.system_arguments", {"classes": 3}, "model.system_arguments = {"),
         ("model", own_model({"klasses": 3}), "has no such argument; did you mean classes?"),
         ("model", own_model({"classes": 3}), "Refit provides classes to Classifier("),

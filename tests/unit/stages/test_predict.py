@@ -143,7 +143,7 @@ def test_an_uncertain_prediction_is_marked_as_abstained_and_counted(changed: Cha
 
 
 @pytest.mark.parametrize(("abstain_below", "never"), [(0.0, False), (0.1, True), (0.11, False)])
-def test_the_page_shows_when_an_image_is_in_doubt_and_a_warning_says_that_it_can_never_be(
+def test_the_page_shows_when_an_image_is_in_doubt_and_a_note_says_that_it_can_never_be(
     abstain_below: float, never: bool, changed: Changed, capsys: pytest.CaptureFixture[str]
 ) -> None:
     draw("1.png")
@@ -152,7 +152,7 @@ def test_the_page_shows_when_an_image_is_in_doubt_and_a_warning_says_that_it_can
         "predict.abstain_below is 0.1: with 10 classes no image is ever below it, as the most probable class has at "
         "least 0.1"
     )
-    assert capsys.readouterr().err == (f"warning: {why}; raise it\n" if never else "")
+    assert (f"note: {why}; to mark doubtful ones, raise it\n" in capsys.readouterr().out) == never
     assert (f" {why}." in page()) == never
     assert (f"its probability is below predict.abstain_below = {abstain_below:g}." in page()) != never
 
