@@ -42,6 +42,7 @@ def choose(params: Params) -> tuple[LearningRateChoice, Curve, Curve]:
 
     from refit.batches.datamodule import PreparedData
     from refit.systems.build import build_system
+    from refit.systems.freezing import freeze_first_layers
     from refit.training.tuning import find_both_learning_rates, find_learning_rate, range_test_batch
 
     info, batch = read_info(), read_batch()
@@ -49,6 +50,7 @@ def choose(params: Params) -> tuple[LearningRateChoice, Curve, Curve]:
     # The range test sets the learning rate itself.
     constant = params.optimizer.model_copy(update={"schedule": "constant"})
     system = build_system(params.model, info, constant, params.loss)
+    freeze_first_layers(system, params.fit.freeze_share)
     size = range_test_batch(batch.effective_batch, info.counts["train"])
     data = PreparedData(params.augment, min(size, batch.micro_batch), size, params.seed)
     if params.fit.freeze_epochs:

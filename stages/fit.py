@@ -27,6 +27,7 @@ from refit.runtime.stage import run_stage
 from refit.systems.build import assemble, blueprint_of
 from refit.systems.classifier import Classifier
 from refit.systems.features import backbone_sha256
+from refit.systems.freezing import freeze_first_layers
 from refit.systems.weights import identity
 from refit.tracking.loggers import FitLoggers, chosen_loggers
 from refit.tracking.watchers import watchers
@@ -66,6 +67,7 @@ def main(params: Params) -> None:
         )
         pl.seed_everything(params.seed, verbose=False)
         system = assemble(blueprint, params.optimizer, params.loss, rate.learning_rate, params.model)
+        freeze_first_layers(system, params.fit.freeze_share)
         if leads and not head_alone and "learning_rate" not in inspect.signature(type(system)).parameters:
             print(f"warning: {type(system).__name__} has no argument learning_rate, so it does not train with "
                   f"{rate.learning_rate:.3g}", file=sys.stderr)  # fmt: skip

@@ -14,6 +14,7 @@ from refit.batches.datamodule import PreparedData
 from refit.params import OptimizerParams, Params, load_params
 from refit.runtime.stage import run_stage
 from refit.systems.build import build_system
+from refit.systems.freezing import freeze_first_layers
 from refit.systems.sizes import check_train_size
 from refit.training.pace import announce_pace
 from refit.training.trainer import hardware_class
@@ -34,6 +35,7 @@ def main(params: Params) -> None:
     # optimizer state, and an augmented image has the same size, that of augment.train_size.
     pl.seed_everything(0, verbose=False)
     system = build_system(params.model, info, OptimizerParams(schedule="constant"))
+    freeze_first_layers(system, params.fit.freeze_share)
     data = PreparedData(params.augment, effective_batch, effective_batch, seed=0)
     if params.augment.train_size is not None:  # `check` knows neither the size nor the colour of all data
         height, width = info.shape[1:]

@@ -8,13 +8,15 @@ _DEVICE = ("trainer.accelerator", "trainer.threads", "trainer.deterministic")
 READS: dict[str, tuple[str, ...]] = {
     "prepare": ("seed", "data"),
     # The initial weights and the order of the images do not change how much memory a step takes.
-    "scale_batch": ("augment.train_size", "model", "batch", "fit.train", *_DEVICE, "trainer.precision"),
+    "scale_batch": (
+        "augment.train_size", "model", "batch", "fit.train", "fit.freeze_share", *_DEVICE, "trainer.precision",
+    ),
     # The range test sets the learning rate at each step, so there is no schedule.
     "find_lr": (
         "seed", "augment", "model", "loss",
         "optimizer.name", "optimizer.learning_rate", "optimizer.fallback_learning_rate", "optimizer.weight_decay",
         "optimizer.momentum", "optimizer.backbone_learning_rate", "optimizer.layer_decay", "fit.freeze_epochs",
-        "fit.train", *_DEVICE, "trainer.precision",
+        "fit.freeze_share", "fit.train", *_DEVICE, "trainer.precision",
     ),
     "features": (
         "seed", *(f"model.{name}" for name in ModelParams.model_fields if name != "test_time_flip"), "fit.train",

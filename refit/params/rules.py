@@ -69,7 +69,12 @@ CHOICES = (
     Choice("fit.l2", "fit.train", _one_of("all"), "head"),
     *(
         Choice(key, "fit.train", _one_of("head"), "all")
-        for key in (*(f"augment.{name}" for name in AugmentParams.model_fields), "fit.averaging", "trainer.compile")
+        for key in (
+            *(f"augment.{name}" for name in AugmentParams.model_fields),
+            "fit.averaging",
+            "fit.freeze_share",
+            "trainer.compile",
+        )
     ),
 )  # fmt: skip
 _DEFAULTS = Params()
@@ -136,6 +141,7 @@ def _fsdp(params: Params) -> Iterator[str]:
         ("optimizer.weight_decay", (0,)),  # a shard does not tell a matrix from a norm
         ("fit.gradient_clip_val", (None,)),  # Lightning refuses to clip by norm
         ("fit.averaging", ("none",)),
+        ("fit.freeze_share", (0,)),  # a shard holds frozen and other weights
         ("model.system", ("classifier",)),  # others may need the whole network at the end of the fit
         ("trainer.compile", (None,)),
     ):
@@ -150,6 +156,16 @@ def _freezing(params: Params) -> Iterator[str]:
         yield (
             f"fit.freeze_epochs = {params.fit.freeze_epochs} of {params.fit.max_epochs} epochs would leave all layers "
             "but the last at their random initial weights; lower it, or set model.weights"
+        )
+    if params.fit.freeze_share and params.trainer.sync_batchnorm:
+        yield (
+            f"fit.freeze_share = {params.fit.freeze_share:g} does not work with trainer.sync_batchnorm = true, which "
+            "replaces the frozen layers; set one of them to its default"
+        )
+    if params.model.weights is None and params.fit.freeze_share:
+        yield (
+            f"fit.freeze_share = {params.fit.freeze_share:g} would leave the first layers at their random initial "
+            "weights; set it to 0, or set model.weights"
         )
 
 

@@ -97,6 +97,10 @@ class FitParams(Section):
     """Number of first epochs in which only the head learns: the network's last layer with weights, and the layers of a
     system outside its network. Batch norm before it keeps its statistics. These epochs have a constant learning rate,
     which find_lr chooses by a range test of its own. 0: off. See model.weights."""
+    freeze_share: Annotated[float, real(ge=0, lt=1), NOT_BOOL] = 0.0
+    """Share of the layers before the head that never learn, counted from the input. What pretrained layers near the
+    input respond to, such as edges and textures, fits most photos, and they cost the most time: a step without their
+    gradients is shorter. Their batch norm keeps its statistics. 0: all layers learn."""
     averaging: Literal["none", "swa", "ema"] = "none"
     """Which weights are validated and kept. none: the trained weights. ema: their exponential moving average over the
     steps, batch norm's statistics included. swa: their mean over the ends of the epochs from swa_start on, with batch
@@ -119,6 +123,9 @@ class FitParams(Section):
             raise ValueError(f"freeze_epochs = {self.freeze_epochs}, but averaging = 'swa' begins after "
                              f"{self.first_averaged_epoch} epochs and would recompute the frozen statistics; "
                              "raise swa_start")  # fmt: skip
+        if self.averaging == "swa" and self.freeze_share:
+            raise ValueError(f"freeze_share = {self.freeze_share:g}, but averaging = 'swa' would recompute the "
+                             "statistics of the frozen layers; set freeze_share to 0")  # fmt: skip
         return self
 
     @property

@@ -1,4 +1,4 @@
-"""Freezing: in the first epochs of a fine-tuning, only the head is trained."""
+"""Freezing in a fine-tuning: of all layers but the head in the first epochs, and of the first layers for good."""
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
@@ -8,6 +8,32 @@ from refit.runtime.errors import UserError
 from refit.systems.head import backbone
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+
+
+def freeze_first_layers(system: nn.Module, share: float) -> None:
+    """Freeze this share of the layers before the head, counted from the input in the order of `modules()`, for good:
+    nothing in them learns or decays, and batch norm uses and keeps its statistics.
+
+    Raises UserError if that is no layer.
+    """
+    if not share:
+        return
+    layers = [layer for layer in backbone(system) if any(True for _ in layer.parameters(recurse=False))]
+    first = layers[: round(share * len(layers))]
+    if not first:
+        raise UserError(
+            f"fit.freeze_share = {share:g} freezes no layer: {type(system).__name__} has {len(layers)} before its "
+            "head; raise it, or set it to 0"
+        )
+    for layer in first:
+        for weight in layer.parameters(recurse=False):
+            weight.requires_grad_(False)
+        if isinstance(layer, _BATCH_NORMS):  # each fit, range test and validation sets the mode of all layers anew
+            layer.register_forward_pre_hook(_evaluate)
+
+
+def _evaluate(layer: nn.Module, _: object) -> None:
+    layer.train(False)
 
 
 class FrozenBackbone(Callback):

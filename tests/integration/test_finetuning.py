@@ -155,6 +155,24 @@ def test_a_fit_may_be_frozen_to_its_end(noted: Any) -> None:
     assert {rates[0] for rates in notes.rates} == {0.01}
 
 
+@pytest.mark.parametrize("epochs", [0, 1])
+def test_the_first_layers_never_learn_and_the_others_do_after_the_frozen_epochs(epochs: int, noted: Any) -> None:
+    Path("data/weights").mkdir()
+    planted = "data/weights/planted.safetensors"
+    noted()
+    save_file(load_file(MODEL / "model.safetensors"), planted)
+    notes = noted(model__weights=planted, fit__freeze_share=0.5, fit__freeze_epochs=epochs, fit__averaging="ema")
+    names = list(notes.states[0])  # in the order of the layers
+    changed = changed_in(notes, epochs * STEPS, -1)
+    first_changed = next(number for number, name in enumerate(names) if name in changed)
+    assert {name for name in names if name.startswith("network.1.")} - set(names[:first_changed]) == changed
+    assert changed & notes.backbone
+    assert len([name for name in names[:first_changed] if "running" in name]) == 6
+    kept = load_file(MODEL / "model.safetensors")
+    for name, value in load_file(planted).items():
+        assert torch.equal(value, kept[name]) == (name not in changed), name
+
+
 class Rates(Callback):
     """What each step of the range tests was made with; the Tuner removes callbacks, so it watches AdamW."""
 

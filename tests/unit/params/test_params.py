@@ -37,8 +37,8 @@ KEYS = [
     "optimizer.warm_up", "optimizer.plateau_factor", "optimizer.plateau_patience",
     "loss.label_smoothing", "loss.class_weights",
     "fit.train", "fit.l2", "fit.max_epochs", "fit.monitor", "fit.patience", "fit.gradient_clip_val",
-    "fit.gradient_clip_algorithm", "fit.freeze_epochs", "fit.averaging", "fit.ema_decay", "fit.swa_start",
-    "fit.save_state_every",
+    "fit.gradient_clip_algorithm", "fit.freeze_epochs", "fit.freeze_share", "fit.averaging", "fit.ema_decay",
+    "fit.swa_start", "fit.save_state_every",
     "trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy", "trainer.sync_batchnorm",
     "trainer.precision", "trainer.threads", "trainer.deterministic", "trainer.compile",
     "test.confidence", "test.calibration_bins", "test.worst_mistakes",
@@ -267,7 +267,7 @@ NO_EFFECT: list[tuple[str, object, dict[str, object], str]] = [
 OF_ALL_LAYERS: dict[str, object] = {
     "augment.train_size": 8, "augment.shift": 1, "augment.flip": True, "augment.cutout": 1, "augment.crop_area": 0.5,
     "augment.color_jitter": 0.1, "augment.policy": "randaugment", "augment.mixup": 0.1, "augment.cutmix": 0.1,
-    "fit.averaging": "ema", "trainer.compile": "default",
+    "fit.averaging": "ema", "fit.freeze_share": 0.3, "trainer.compile": "default",
 }  # fmt: skip
 HEAD_ALONE: dict[str, object] = {"fit.train": "head", "model.weights": "data/weights/a.pth"}
 NO_EFFECT += [(key, value, HEAD_ALONE, "fit.train to all") for key, value in OF_ALL_LAYERS.items()]
@@ -302,6 +302,7 @@ def test_each_value_without_effect_gets_its_own_line(values: Values) -> None:
     assert len(str(raised.value).splitlines()) == 3
 
 
+FROZEN = {"fit.freeze_share": 0.3, "model.weights": "data/weights/a.pth"}
 FSDP = {
     "trainer.accelerator": "gpu", "trainer.devices": 2, "trainer.strategy": "fsdp", "fit.gradient_clip_val": None,
     "optimizer.weight_decay": 0,
@@ -322,6 +323,16 @@ FSDP = {
         (
             {"fit.freeze_epochs": 2},
             "fit.freeze_epochs = 2 of 2 epochs would leave all layers but the last at their random initial weights",
+        ),
+        ({"fit.freeze_share": 0.3}, "fit.freeze_share = 0.3 would leave the first layers at their random initial"),
+        (
+            {**FROZEN, "fit.train": "head"},
+            "fit.freeze_share = 0.3 has no effect while fit.train is head",
+        ),
+        ({**FSDP, **FROZEN}, "fit.freeze_share = 0.3 does not work with trainer.strategy = fsdp"),
+        (
+            {**FROZEN, "trainer.sync_batchnorm": True, "trainer.devices": 2, "trainer.accelerator": "gpu"},
+            "fit.freeze_share = 0.3 does not work with trainer.sync_batchnorm = true",
         ),
         ({"fit.train": "head"}, "fit.train = head would leave all layers but the last at their random initial weights"),
         ({"fit.train": "head", "model.system": "autoencoder"}, "fit.train = head does not work with model.system = "),

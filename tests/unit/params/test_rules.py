@@ -17,6 +17,8 @@ def test_swa_that_begins_while_layers_are_frozen_is_refused(values: Values) -> N
     check_params(values(keys | {"fit.freeze_epochs": 2}))
     with pytest.raises(UserError, match="freeze_epochs = 3, but averaging = 'swa' begins after 2 epochs"):
         check_params(values(keys | {"fit.freeze_epochs": 3}))
+    with pytest.raises(UserError, match=r"freeze_share = 0\.3, but averaging = 'swa' would recompute the statistics"):
+        check_params(values(keys | {"fit.freeze_share": 0.3}))
 
 
 @pytest.mark.parametrize(
