@@ -16,7 +16,7 @@ from timm.data.transforms_factory import create_transform
 from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 
-TRAIN_SIZE, TEST_SIZE, BATCH, RATE, HEAD_RATE = 160, 224, 64, 4e-4, 4e-3
+TRAIN_SIZE, TEST_SIZE, BATCH, RATE, HEAD_RATE = 192, 224, 64, 4e-4, 4e-3
 
 
 def main(folder: str, weights: str, seed: int, epochs: int) -> None:

@@ -29,7 +29,7 @@ def pytest_unconfigure() -> None:
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """For `-n auto`: two workers per core, because tests often wait for a process or a server. Each needs up to 3 GB of
-    memory, with the processes that it starts."""
+    """For `-n auto`: three workers for two cores, because tests often wait for a process or a server. More would only
+    collect the tests once more each. A worker needs up to 3 GB of memory, with the processes that it starts."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return max(1, min((os.cpu_count() or 1) * 2, int(memory / 3e9)))
+    return max(1, min((os.cpu_count() or 1) * 3 // 2, int(memory / 3e9)))

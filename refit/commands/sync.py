@@ -3,18 +3,13 @@
 import shutil
 import sys
 
-import numpy as np
-import torch
-
 from refit.artifacts.model import model_name
 from refit.artifacts.paths import OUTBOX, repository_root
-from refit.inference.predictor import read_model
 from refit.runtime.command import run_command
 from refit.runtime.errors import UserError
 from refit.runtime.locks import only_process
 from refit.tracking.model_runs import send_saved_test
 from refit.tracking.outbox import IMAGES, MODEL, models_in_outbox, outbox_part, read_metrics, saved_files
-from refit.tracking.runs import TrackedRun
 
 LOCK = OUTBOX / "sync.lock"
 
@@ -45,6 +40,12 @@ def _send_fit(sha256: str) -> bool:
     folder = outbox_part(sha256, "fit")
     if not folder.is_dir():
         return True
+    import numpy as np  # these imports take seconds, and an empty outbox needs none
+    import torch
+
+    from refit.inference.predictor import read_model
+    from refit.tracking.runs import TrackedRun
+
     read_model(folder / MODEL)  # it raises UserError before MLflow gets a run without a model
     run = TrackedRun.from_outbox(folder)
     run.log_files(*saved_files(folder))

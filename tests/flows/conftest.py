@@ -1,4 +1,4 @@
-"""One Prefect server, worker and deployment for all tests in this folder, created by the Makefile's own targets."""
+"""A Prefect server, worker and deployment for the tests of a file, created by the Makefile's own targets."""
 
 import os
 import socket
@@ -35,7 +35,7 @@ def toy(tmp_path: Path, prefect_home: Path) -> Toy:
     return Toy(tmp_path, prefect_home)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def deployed_toy(tmp_path_factory: pytest.TempPathFactory, prefect_home: Path) -> Toy:
     """The folder of the server, its worker and the scheduled runs. `slow` runs as long as the file `hold` exists."""
     toy = Toy(tmp_path_factory.mktemp("deployed"), prefect_home)
@@ -61,7 +61,7 @@ child.wait()
     return toy
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # idle, it would still take time from the tests of other files
 def server(deployed_toy: Toy) -> Iterator[Server]:
     """`make server`, on a free port."""
     url = f"http://127.0.0.1:{deployed_toy.env['PREFECT_SERVER_API_PORT']}/api"
@@ -72,7 +72,7 @@ def server(deployed_toy: Toy) -> Iterator[Server]:
         client.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def deployment(deployed_toy: Toy, server: Server) -> Iterator[dict[str, Any]]:
     """`make worker` and `make deploy`; returns the deployment as the server describes it."""
     with deployed_toy.making("worker"):

@@ -255,6 +255,7 @@ def test_a_folder_of_photos_needs_only_two_changed_parameters(tmp_path: Path) ->
     project.set_param("data.source", "folder")
     project.set_param("data.root", tmp_path / "photos")
     project.set_param("fit.max_epochs", 1)
+    project.set_param("tracking.loggers", "[]")
     project.run("dvc", "repro", "predict")
     assert json.loads((project.root / "data/prepared/dataset.json").read_text())["shape"] == [3, 128, 128]
     project.set_param("predict.images", tmp_path / "unseen")

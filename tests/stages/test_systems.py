@@ -14,11 +14,12 @@ from tests.fixtures.project import ROOT, Project
 
 
 def set_model(project: Project, **keys: object) -> None:
-    """Change the model section and shorten the fit."""
+    """Change the model section, shorten the fit and do without MLflow, which takes seconds."""
     path = project.root / "params.yaml"
     values = yaml.safe_load(path.read_text())
     values["model"] |= keys
     values["fit"]["max_epochs"] = 8
+    values["tracking"]["loggers"] = []
     path.write_text(yaml.safe_dump(values, sort_keys=False))
 
 
