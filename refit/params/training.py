@@ -67,8 +67,11 @@ class LossParams(Section):
             )
 
 
-ALL_LAYERS = ("fit.train=all", "fit.l2=auto", "fit.freeze_epochs=1", "fit.max_epochs=6")
-"""Settings to train all layers, after the head was trained alone."""
+ALL_LAYERS = (
+    "fit.train=all", "fit.l2=auto", "fit.freeze_share=0.3", "fit.max_epochs=5", "optimizer.learning_rate=0.004",
+    "optimizer.backbone_learning_rate=0.1",
+)  # fmt: skip
+"""Settings to fine-tune the network, after the head was trained alone: those of docs/recipes/photos-finetune.yaml."""
 
 
 class FitParams(Section):

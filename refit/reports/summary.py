@@ -21,7 +21,7 @@ from refit.artifacts.paths import (
     TEST,
 )
 from refit.params.training import ALL_LAYERS
-from refit.tracking.model_runs import find_run
+from refit.tracking.model_runs import accuracy_of_head_alone, find_run
 from refit.tracking.outbox import SYNC, models_in_outbox
 
 _COMMAND = re.compile("`(.+?)`")  # in the advice
@@ -108,7 +108,7 @@ def read_facts(root: Path = Path()) -> list[Fact]:
         Fact(
             "for comparison",
             f"largest class {found['baselines']['majority']:.4f}, nearest training images "
-            f"{found['baselines']['neighbours']:.4f}",
+            f"{found['baselines']['neighbours']:.4f}{_head_alone(data, fit)}",
         ),
         Fact("macro F1", f"{test['macro_f1']:.4f}"),
         Fact("ECE", f"{test['ece']:.4f}"),
@@ -135,6 +135,12 @@ def _fit_facts(
     ]
 
 
+def _head_alone(data: Mapping[str, Any], fit: Mapping[str, Any]) -> str:
+    """What the head alone reached on these images, if it was tried: what training the other layers was worth."""
+    accuracy = None if "l2" in fit else accuracy_of_head_alone(data["sha256"])
+    return "" if accuracy is None else f", the head alone {accuracy:.4f}"
+
+
 def _head_fact(fit: Mapping[str, Any], validation: str) -> Fact:
     chosen = "from params.yaml" if fit["epochs"] == 1 else f"the best of {fit['epochs']} tried"
     return Fact("head alone", f"L2 penalty {fit['l2']:.3g}, {chosen}: {validation}")
@@ -149,7 +155,8 @@ def read_steps(root: Path = Path()) -> list[Step]:
     advised = [command for finding in found["findings"] for command in _COMMAND.findall(finding["remedy"])]
     if "l2" in fit:
         change = Step(" -S ".join(["dvc exp run", *ALL_LAYERS]), "train all layers, keep both results")
-        more = [Step("dvc exp run -S fit.l2=1.0", "another head on the same features: half a minute")]
+        l2 = 1.0 if fit["l2"] != 1 else 0.1
+        more = [Step(f"dvc exp run -S fit.l2={l2}", "another head on the same features: half a minute")]
     else:
         change, more = Step("dvc exp run -S optimizer.weight_decay=0.1", "try a change, keep both results"), []
     return [

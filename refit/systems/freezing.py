@@ -28,12 +28,17 @@ def freeze_first_layers(system: nn.Module, share: float) -> None:
     for layer in first:
         for weight in layer.parameters(recurse=False):
             weight.requires_grad_(False)
-        if isinstance(layer, _BATCH_NORMS):  # each fit, range test and validation sets the mode of all layers anew
-            layer.register_forward_pre_hook(_evaluate)
+        if isinstance(layer, _BATCH_NORMS):
+            layer.register_forward_pre_hook(_use_statistics)
+            layer.register_forward_hook(_back_to_training)
 
 
-def _evaluate(layer: nn.Module, _: object) -> None:
-    layer.train(False)
+def _use_statistics(layer: nn.Module, _: object) -> None:
+    layer.training = False
+
+
+def _back_to_training(layer: nn.Module, *_: object) -> None:
+    layer.training = True  # Lightning warns of layers that are in evaluation mode when a fit or a trial begins
 
 
 class FrozenBackbone(Callback):

@@ -1,9 +1,9 @@
 """The finished MLflow run of a model: finding it, and adding the results of a test to it."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from refit.artifacts.model import model_name
 from refit.tracking.outbox import SYNC, outbox_part, save_test
@@ -11,6 +11,7 @@ from refit.tracking.store import (
     connect,
     failures,
     find_finished_run,
+    find_head_alone,
     hide_password,
     local_store_is_missing,
     metric_name,
@@ -20,6 +21,10 @@ from refit.tracking.store import (
     tracking_uri,
     warn_of_failure,
 )
+
+if TYPE_CHECKING:  # importing mlflow takes seconds
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
 
 
 class RunLink(NamedTuple):
@@ -33,16 +38,27 @@ class RunLink(NamedTuple):
 
 def find_run(model_sha256: str) -> RunLink | None:
     """The finished run of this model; None if there is none, or, after a warning, if MLflow cannot be reached."""
+    run = _look_up(lambda *store: find_finished_run(*store, model_sha256), "this model's run cannot be looked up")
+    return RunLink(run.info.run_id, run.info.run_name, run_page(tracking_uri(), run)) if run else None
+
+
+def accuracy_of_head_alone(data_sha256: str) -> float | None:
+    """The test accuracy of the newest model of this data set of which the head was trained alone; None as in
+    find_run."""
+    run = _look_up(lambda *store: find_head_alone(*store, data_sha256), "the head alone cannot be looked up")
+    return float(run.data.metrics["test/accuracy"]) if run else None
+
+
+def _look_up(search: Callable[["MlflowClient", str], "Run | None"], consequence: str) -> "Run | None":
+    """What `search` finds, given the client and the experiment; None, after a warning, if MLflow cannot be reached."""
     uri = tracking_uri()
     if local_store_is_missing(uri):  # MLflow would make the store only to find it empty
         return None
     try:
-        client, experiment_id = connect(uri)
-        run = find_finished_run(client, experiment_id, model_sha256)
+        return search(*connect(uri))
     except failures() as error:
-        warn_of_failure(uri, error, "this model's run cannot be looked up")
+        warn_of_failure(uri, error, consequence)
         return None
-    return RunLink(run.info.run_id, run.info.run_name, run_page(uri, run)) if run else None
 
 
 def log_to_model_run(model_sha256: str, metrics: Mapping[str, float], files: Sequence[Path]) -> None:

@@ -1,6 +1,7 @@
 """A head that is trained alone, on the features of pretrained layers: from the features to the tested model."""
 
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,13 @@ from refit.artifacts.checked import stage_params
 from refit.artifacts.features import NONE, write_features
 from refit.artifacts.files import read_numbers
 from refit.artifacts.paths import FEATURES, HISTORY, MODEL, OUTCOMES
-from refit.artifacts.prepared import read_split
+from refit.artifacts.prepared import read_info, read_split
 from refit.inference.predictor import read_model
+from refit.reports.summary import read_facts
 from refit.runtime.errors import UserError
+from refit.tracking.model_runs import accuracy_of_head_alone
 from stages import features, find_lr, fit, predict, scale_batch, test
-from tests.fixtures import Fit, Values
+from tests.fixtures import Fit, Values, run_test
 
 KEYS: dict[str, object] = {"model.network": "cnn", "model.width": 4, "tracking.loggers": [], "fit.train": "head"}
 HEAD = {"network.1.11.weight", "network.1.11.bias"}
@@ -112,6 +115,25 @@ def test_a_second_fit_has_the_same_bits_and_the_loss_section_changes_them(probed
     for keys in ({"loss.class_weights": "balanced"}, {"loss.label_smoothing": 0.1}):
         other = probed(keys)
         assert not torch.equal(other["network.1.11.weight"], first["network.1.11.weight"])
+
+
+@pytest.mark.filterwarnings("ignore:.*LeafSpec")
+@pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType")  # from a function in MLflow
+def test_what_the_head_alone_reached_is_found_for_later_models_of_the_same_images(
+    probed: Probed, fitted: Fit, empty_store: Path
+) -> None:
+    shutil.copy(empty_store, "mlflow.db")
+    data = read_info().sha256
+    assert accuracy_of_head_alone(data) is None
+    for keys in ({"fit.l2": 10.0}, {}):
+        probed({"tracking.loggers": ["mlflow"], **keys})
+        run_test(report=False)
+    accuracy = results()["accuracy"]
+    fitted(tracking__loggers=["mlflow"], fit__max_epochs=1)
+    run_test(report=False)
+    assert accuracy_of_head_alone(data) == accuracy != results()["accuracy"]
+    assert f", the head alone {accuracy:.4f}" in dict(fact[:2] for fact in read_facts())["for comparison"]
+    assert accuracy_of_head_alone("0" * 64) is None
 
 
 def test_features_of_other_layers_are_not_used(probed: Probed, fitted: Fit) -> None:
