@@ -30,10 +30,14 @@ lint: .venv/ready  ## check lint, format and types
 test-fast: lint  ## run lint, types and the pure tests, while you work (at most 90 seconds)
 	pytest -n auto --dist worksteal tests/unit
 
+.PHONY: test
+test: .venv/ready  ## run what CI runs: lint, types and all tests
+	@$(MAKE) --no-print-directory --jobs 2 all-tests lint
+
 # The tests of a file share slow fixtures, so they run on one core. The longest files run first (see pyproject.toml), so
 # that all cores are busy until the end.
-.PHONY: test
-test: lint  ## run what CI runs: lint, types and all tests
+.PHONY: all-tests
+all-tests: .venv/ready
 	pytest -n auto --dist loadfile --no-loadscope-reorder
 
 # uv installs builds that fit together, checks the hash of each file and compiles bytecode. Without bytecode, every process

@@ -21,6 +21,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from difflib import unified_diff
+from glob import glob
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
@@ -147,11 +148,11 @@ def wait_for_moment(
     dvc: psutil.Popen, project: Path, seconds: float, chance: random.Random
 ) -> tuple[psutil.Process, str] | None:
     """The process to kill now, and its description; None if dvc ended first."""
-    seen = set(project.glob(WRITING))  # left by the previous kill
+    seen = being_written(project)  # left by the previous kill
     moment = time.monotonic() + chance.uniform(0.3, seconds)
     states = chance.randrange(8) if chance.random() < 0.5 else None  # number of states to be written before the kill
     while dvc.poll() is None:
-        new = set(project.glob(WRITING)) - seen
+        new = being_written(project) - seen
         seen |= new
         writing = states is not None and bool(new) and len(seen) > states
         if writing or time.monotonic() > moment:
@@ -166,6 +167,10 @@ def wait_for_moment(
                 continue
         time.sleep(0.001)
     return None
+
+
+def being_written(project: Path) -> set[str]:
+    return set(glob(str(project / WRITING)))  # Path.glob fails if a folder vanishes meanwhile
 
 
 def is_warm(process: psutil.Process, project: Path) -> bool:

@@ -38,14 +38,20 @@ class RunLink(NamedTuple):
 
 def find_run(model_sha256: str) -> RunLink | None:
     """The finished run of this model; None if there is none, or, after a warning, if MLflow cannot be reached."""
-    run = _look_up(lambda *store: find_finished_run(*store, model_sha256), "this model's run cannot be looked up")
+    run = _look_up(
+        lambda client, experiment: find_finished_run(client, experiment, model_sha256),
+        "this model's run cannot be looked up",
+    )
     return RunLink(run.info.run_id, run.info.run_name, run_page(tracking_uri(), run)) if run else None
 
 
 def accuracy_of_head_alone(data_sha256: str) -> float | None:
     """The test accuracy of the newest model of this data set of which the head was trained alone; None as in
     find_run."""
-    run = _look_up(lambda *store: find_head_alone(*store, data_sha256), "the head alone cannot be looked up")
+    run = _look_up(
+        lambda client, experiment: find_head_alone(client, experiment, data_sha256),
+        "the head alone cannot be looked up",
+    )
     return float(run.data.metrics["test/accuracy"]) if run else None
 
 

@@ -28,20 +28,20 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux sign
 
 @pytest.fixture(scope="module")
 def project(finished: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """The project after an undisturbed `dvc repro`, with dvc.lock committed. States are saved very often."""
+    """The project after an undisturbed fit, with dvc.lock committed. States are saved very often."""
     project = copy_of(finished, tmp_path_factory.mktemp("two_devices"))
     project.set_param("fit.max_epochs", EPOCHS)
     project.set_param("fit.save_state_every", 0.05)
     project.set_param("model.width", 8)
     project.set_param("trainer.accelerator", "cpu")
     project.set_param("trainer.devices", 2)
-    project.run("dvc", "repro")
+    project.run("dvc", "repro", "fit")
     project.commit()
     return project
 
 
 def test_two_devices_give_one_mlflow_run_and_a_second_repro_runs_no_stage(project: Project) -> None:
-    assert "Running stage" not in project.run("dvc", "repro").stdout
+    assert "Running stage" not in project.run("dvc", "repro", "fit").stdout
     with sqlite3.connect(project.root / "mlflow.db") as store:
         assert store.execute("select status from runs").fetchall() == [("FINISHED",)] * 2, (
             "one run of the copied project and one of this project"

@@ -20,6 +20,7 @@ FILES: dict[str, dict[str, Any]] = {
         "source": "digits",
         "classes": [str(digit) for digit in range(10)],
         "shape": [1, 8, 8],
+        "sha256": "0" * 64,
         "counts": {"train": 1169, "val": 269, "test": 359},
     },
     "data/tuning/batch.json": {
