@@ -170,7 +170,7 @@ def wait_for_moment(
 
 
 def being_written(project: Path) -> set[str]:
-    return set(glob(str(project / WRITING)))  # Path.glob fails if a folder vanishes meanwhile
+    return set(glob(str(project / WRITING)))  # noqa: PTH207, Path.glob fails if a folder vanishes meanwhile
 
 
 def is_warm(process: psutil.Process, project: Path) -> bool:
