@@ -36,7 +36,7 @@ def main() -> None:
         subprocess.run(["git", "init", "--quiet", str(copy)], check=True)
         share_prepared(root, copy)
         params = load_params(copy / "params.yaml").model_dump()
-        environment = {OWNER: str(os.getpid()), **os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db"}
+        environment = {**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db", OWNER: str(os.getpid())}
         own = params["model"]["system"]
         for system in dict.fromkeys([*OUR_SYSTEMS, own]):
             began = time.monotonic()

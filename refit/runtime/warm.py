@@ -23,7 +23,7 @@ import struct
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from select import select
@@ -52,9 +52,6 @@ _LATER = (
 _TIMM = ("timm", "timm.optim")
 _NAMES_TIMM = re.compile(r"^ +(network: timm:|name: muon\b)", re.MULTILINE)
 _PROJECT = ("refit", "stages")
-_OF_THE_RUN = ("DVC_", "PWD", "OLDPWD")
-"""Beginnings of the names in the environment that a request carries: no library reads these when it is imported."""
-_REQUEST = 1 << 16  # bytes of a request at most
 _NUMBER = struct.Struct("i")
 _PATIENCE = 5.0  # seconds that a client may take to send its request
 
@@ -71,7 +68,7 @@ def run_warm() -> None:
         print(f"warning: no warm process for the stages: {error}; {SWITCH}=0 turns this off", file=sys.stderr)
         return
     if server is not None:
-        _hand_over(server, sys.orig_argv[sys.orig_argv.index("-m") + 1])
+        _hand_over(server, sys.orig_argv[sys.orig_argv.index("-m") + 1], stage)
 
 
 def _reach_server(owner: int, wanted: bool) -> socket.socket | None:
@@ -90,13 +87,13 @@ def _reach_server(owner: int, wanted: bool) -> socket.socket | None:
 
 
 def _address(owner: int) -> bytes:
-    """An abstract socket, which leaves no file. Stages with different environments use different servers; those of
-    one owner in different folders, such as the copies of experiments, share one."""
+    """An abstract socket, which leaves no file. Stages with different environments use different servers."""
     inherited = {
         "owner": [owner, Path(f"/proc/{owner}/stat").read_text().rpartition(")")[2].split()[19]],  # its start time
         "processes": str(Path("/proc/self/ns/pid").readlink()),
+        "folder": str(Path.cwd()),
         "python": [sys.executable, *sys.orig_argv[1 : sys.orig_argv.index("-m")]],
-        "environment": sorted((name, os.environ[name]) for name in os.environ if not name.startswith(_OF_THE_RUN)),
+        "environment": sorted((name, value) for name, value in os.environ.items() if name != "DVC_STAGE"),
     }
     return b"\0refit-" + hashlib.sha256(json.dumps(inherited).encode()).hexdigest().encode()
 
@@ -121,12 +118,11 @@ def _is_ours(connection: socket.socket) -> bool:
     return bool(user == os.getuid())
 
 
-def _hand_over(server: socket.socket, module: str) -> None:
+def _hand_over(server: socket.socket, module: str, stage: str) -> None:
     """Let a child of the server run the stage, and end as it ends. Returns if the server could not start one."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    of_the_run = {name: value for name, value in os.environ.items() if name.startswith(_OF_THE_RUN)}
     try:
-        socket.send_fds(server, [json.dumps([module, str(Path.cwd()), of_the_run]).encode()], [0, 1, 2])
+        socket.send_fds(server, [json.dumps([module, stage]).encode()], [0, 1, 2])
         began = server.recv(_NUMBER.size)
     except OSError:
         return
@@ -214,7 +210,7 @@ class _Server:
             return
         client.settimeout(_PATIENCE)  # a silent client must not block the others
         try:
-            request, streams, *_ = socket.recv_fds(client, _REQUEST, 3)
+            request, streams, *_ = socket.recv_fds(client, 4096, 3)
         except OSError:
             request, streams = b"", []
         client.settimeout(None)
@@ -223,12 +219,12 @@ class _Server:
                 os.close(stream)
             client.close()
             return
-        module, folder, of_the_run = json.loads(request)
+        module, stage = json.loads(request)
         server = os.getpid()
         child = os.fork()
         if child == 0:
             self._leave_to_child(client)
-            _run_stage(module, folder, of_the_run, streams, server)
+            _run_stage(module, stage, streams, server)
         with suppress(ProcessLookupError):  # it has already ended
             os.setpgid(child, child)
         for stream in streams:
@@ -270,8 +266,8 @@ def _timm_if_named() -> Iterable[str]:
     return ()
 
 
-def _run_stage(module: str, folder: str, of_the_run: Mapping[str, str], streams: list[int], server: int) -> NoReturn:
-    """Do in a forked child what `python -m MODULE` does in `folder`, with these variables in its environment."""
+def _run_stage(module: str, stage: str, streams: list[int], server: int) -> NoReturn:
+    """Do in a forked child what `python -m MODULE` does."""
     os.setpgid(0, 0)  # the server does so too; either may be first
     die_with_parent()
     if os.getppid() != server:
@@ -279,11 +275,7 @@ def _run_stage(module: str, folder: str, of_the_run: Mapping[str, str], streams:
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
         os.close(stream)
-    for name in [name for name in os.environ if name.startswith(_OF_THE_RUN)]:
-        del os.environ[name]
-    os.environ.update(of_the_run)
-    os.chdir(folder)
-    sys.path[0] = folder
+    os.environ["DVC_STAGE"] = stage
     sys.argv = [module]
     sys.stdout.reconfigure(line_buffering=os.isatty(1))  # type: ignore[union-attr]
     for name in [name for name in sys.modules if name.partition(".")[0] in _PROJECT]:

@@ -95,24 +95,6 @@ def test_stages_are_children_of_one_process_that_ends_with_dvc(toy: WarmToy) -> 
         assert line in done.stdout.splitlines()
 
 
-def test_runs_of_one_owner_in_two_folders_share_the_process_and_each_runs_its_own_code(
-    toy: WarmToy, tmp_path_factory: pytest.TempPathFactory, prefect_home: Path
-) -> None:
-    """As experiments do in copies of the repository."""
-    copy = WarmToy(tmp_path_factory.mktemp("copy"), prefect_home)
-    says = "from refit.answer import ANSWER; print(ANSWER, os.getcwd(), os.environ['DVC_EXP_NAME'])"
-    for each, answer in ((toy, "here"), (copy, "in the copy")):
-        (each.root / "refit/answer.py").write_text(f"ANSWER = {answer!r}")
-        each.stage("one", does=says)
-        each.env = {**toy.env, "DVC_EXP_NAME": answer, "PWD": str(each.root)}
-        done = each.repro(REFIT_WARM_OWNER=str(os.getpid()))
-        assert f"{answer} {each.root} {answer}" in done.stdout, done.stdout
-    server = pid(toy.about("one")["parent"])
-    assert server == pid(copy.about("one")["parent"])
-    os.kill(int(server), signal.SIGKILL)  # it would last as long as these tests
-    assert gone(server)
-
-
 @pytest.mark.parametrize("stage", ["check", "prepare"])
 def test_a_stage_without_torch_does_not_wait_for_it_but_starts_its_import_for_the_next(
     toy: WarmToy, stage: str

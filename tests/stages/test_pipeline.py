@@ -200,9 +200,9 @@ def test_mlflow_holds_one_run_of_the_model_with_its_parameters_fit_and_test(proj
 
 def test_experiments_run_in_a_temporary_folder_and_from_the_queue(project: Project) -> None:
     """An experiment in the workspace itself is tested in test_versus.py."""
-    project.run("dvc", "exp", "run", "--temp", "--name", "apart", "--set-param", "predict.top_k=2")
+    project.run("dvc", "exp", "run", "--temp", "--name", "apart", "--set-param", "predict.top_k=2", REFIT_WARM="0")
     project.run("dvc", "exp", "run", "--queue", "--name", "queued", "--set-param", "predict.top_k=4")
-    project.run("dvc", "queue", "start")
+    project.run("dvc", "queue", "start", REFIT_WARM="0")
     project.run("dvc", "queue", "logs", "--follow", "queued")
     project.run("dvc", "exp", "branch", "queued", "from-queue")
     shown = json.loads(project.run("dvc", "exp", "show", "--json").stdout)
@@ -223,7 +223,7 @@ def test_an_experiment_in_a_copy_reads_ignored_images_and_keeps_their_relative_p
     photos = project.root / "data/raw/photos"
     make_photos(photos, 20, seed=0)
     keys = ("-S", "data.source=folder", "-S", "data.root=data/raw/photos", "-S", "data.image_size=16")
-    project.run("dvc", "exp", "run", "--temp", "--name", "photos", *keys, "prepare")
+    project.run("dvc", "exp", "run", "--temp", "--name", "photos", *keys, "prepare", REFIT_WARM="0")
     project.run("dvc", "exp", "apply", "photos")
     assert yaml.safe_load((project.root / "params.yaml").read_text())["data"]["root"] == "data/raw/photos"
     assert str(project.root) not in (project.root / "dvc.lock").read_text()
