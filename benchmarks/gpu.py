@@ -193,8 +193,8 @@ def photos(rounds: int) -> list[Result]:
 
 
 def fine_tuning(rounds: int) -> list[Result]:
-    """All layers of a ResNet-50 and of a ViT-S at 224 pixels; the head has ten times the learning rate of the others.
-    With random weights: the speed does not depend on them."""
+    """All layers of a ResNet-50 and of a ViT-S at 224 pixels, with random weights: the speed does not depend on them.
+    In Refit the head has ten times the learning rate of the others, as in a fine-tuning."""
     return [_fine_tuning(network, rounds) for network in ("torchvision:resnet50", "timm:vit_small_patch16_224")]
 
 

@@ -94,7 +94,7 @@ def _reader(revision: str) -> Callable[[str], str]:
 
 
 def as_facts(a: Tested, b: Tested, found: Comparison) -> list[Fact]:
-    if a.model == b.model:
+    if a.model == b.model and not found.only_this and not found.only_other:
         verdict = "they are the same model"
     elif found.low <= 0 <= found.high:
         verdict = "neither is better: the difference may be chance"

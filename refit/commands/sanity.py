@@ -32,7 +32,8 @@ SHOWN = 10  # points of the curve
 
 
 def main(params: Params) -> None:
-    """Print the curve. Raises UserError with the likely causes if the system could not memorise the images."""
+    """Print the curve; all layers learn, also those that a fit would freeze. Raises UserError with the likely causes if
+    the system could not memorise the images."""
     info, rate = read_info(), _learning_rate(params.optimizer)
     pl.seed_everything(params.seed, verbose=False)
     constant = params.optimizer.model_copy(update={"schedule": "constant"})

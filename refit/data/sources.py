@@ -172,7 +172,8 @@ def _folder(data: DataParams) -> Source:
         if not classes and (remedy := _remedy_in_copy(data.root)):
             raise UserError(f"data.root = {data.root!r} is not a folder{remedy}")
         found = "no class folder" if not classes else "one class folder"
-        above = " (is the folder above it the one?)" if not classes and any(find_images(root)) else ""
+        is_class = not classes and parents == [(root, None)] and any(find_images(root))
+        above = " (is the folder above it the one?)" if is_class else ""
         raise UserError(f"data.root = {data.root!r} has {found}{above}; expected two or more, one per class, "
                          "directly in it or in each of train/ val/ test/")  # fmt: skip
 

@@ -67,11 +67,12 @@ class LossParams(Section):
             )
 
 
-ALL_LAYERS = (
-    "fit.train=all", "fit.l2=auto", "fit.freeze_share=0.3", "fit.max_epochs=5", "optimizer.learning_rate=0.004",
-    "optimizer.backbone_learning_rate=0.1",
+FINE_TUNING = (
+    "fit.train=all", "fit.l2=auto", "fit.freeze_share=0.3", "fit.max_epochs=5", "batch.max_size=64",
+    "optimizer.learning_rate=0.004", "optimizer.backbone_learning_rate=0.1",
 )  # fmt: skip
-"""Settings to fine-tune the network, after the head was trained alone: those of docs/recipes/photos-finetune.yaml."""
+"""Settings to train the later layers too, after the head was trained alone: of docs/recipes/photos-finetune.yaml those
+that do not depend on the images."""
 
 
 class FitParams(Section):

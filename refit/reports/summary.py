@@ -20,7 +20,7 @@ from refit.artifacts.paths import (
     REPORT,
     TEST,
 )
-from refit.params.training import ALL_LAYERS
+from refit.params.training import FINE_TUNING
 from refit.tracking.model_runs import accuracy_of_head_alone, find_run
 from refit.tracking.outbox import SYNC, models_in_outbox
 
@@ -138,7 +138,7 @@ def _fit_facts(
 def _head_alone(data: Mapping[str, Any], fit: Mapping[str, Any]) -> str:
     """What the head alone reached on these images, if it was tried: what training the other layers was worth."""
     accuracy = None if "l2" in fit else accuracy_of_head_alone(data["sha256"])
-    return "" if accuracy is None else f", the head alone {accuracy:.4f}"
+    return "" if accuracy is None else f", the last head alone {accuracy:.4f}"
 
 
 def _head_fact(fit: Mapping[str, Any], validation: str) -> Fact:
@@ -154,7 +154,7 @@ def read_steps(root: Path = Path()) -> list[Step]:
     data, found, fit = (read_json(root / file, "dvc repro") for file in (PREPARED / "dataset.json", FINDINGS, FIT))
     advised = [command for finding in found["findings"] for command in _COMMAND.findall(finding["remedy"])]
     if "l2" in fit:
-        change = Step(" -S ".join(["dvc exp run", *ALL_LAYERS]), "train all layers, keep both results")
+        change = Step(" -S ".join(["dvc exp run", *FINE_TUNING]), "fine-tune the later layers, keep both results")
         l2 = 1.0 if fit["l2"] != 1 else 0.1
         more = [Step(f"dvc exp run -S fit.l2={l2}", "another head on the same features: half a minute")]
     else:

@@ -18,14 +18,15 @@ def freeze_first_layers(system: nn.Module, share: float) -> None:
     """
     if not share:
         return
-    layers = [layer for layer in backbone(system) if any(True for _ in layer.parameters(recurse=False))]
-    first = layers[: round(share * len(layers))]
-    if not first:
+    layers = backbone(system)
+    weighted = [number for number, layer in enumerate(layers) if any(True for _ in layer.parameters(recurse=False))]
+    frozen = round(share * len(weighted))
+    if not frozen:
         raise UserError(
-            f"fit.freeze_share = {share:g} freezes no layer: {type(system).__name__} has {len(layers)} before its "
+            f"fit.freeze_share = {share:g} freezes no layer: {type(system).__name__} has {len(weighted)} before its "
             "head; raise it, or set it to 0"
         )
-    for layer in first:
+    for layer in layers[: weighted[frozen - 1] + 1]:  # with those between them that have no weights
         for weight in layer.parameters(recurse=False):
             weight.requires_grad_(False)
         if isinstance(layer, _BATCH_NORMS):
@@ -69,8 +70,8 @@ class FrozenBackbone(Callback):
         ]
         if not self.weights:
             raise UserError(
-                f"fit.freeze_epochs = {self.epochs}, but {type(system).__name__} has no layer before its head to "
-                "freeze; set it to 0"
+                f"fit.freeze_epochs = {self.epochs}, but {type(system).__name__} has no layer before its head that "
+                "could learn; set it to 0"
             )
         for weight in self.weights:
             weight.requires_grad_(False)

@@ -157,9 +157,12 @@ def find_finished_run(client: "MlflowClient", experiment_id: str, model_sha256: 
 def find_head_alone(client: "MlflowClient", experiment_id: str, data_sha256: str) -> "Run | None":
     """The newest finished and tested run on this data set, other than a debug run, in which the head was trained
     alone."""
-    filters = f"metrics.`test/accuracy` >= 0 and tags.data_sha256 = '{data_sha256}' and params.`fit.train` = 'head'"
-    runs = client.search_runs([experiment_id], filters, order_by=["attributes.start_time DESC"])
-    return next((run for run in runs if run.info.status == "FINISHED" and DEBUG_TAG not in run.data.tags), None)
+    filters = (
+        f"attributes.status = 'FINISHED' and metrics.`test/accuracy` >= 0 and tags.data_sha256 = '{data_sha256}' and "
+        "params.`fit.train` = 'head'"
+    )
+    runs = client.search_runs([experiment_id], filters, max_results=20, order_by=["attributes.start_time DESC"])
+    return next((run for run in runs if DEBUG_TAG not in run.data.tags), None)
 
 
 def run_page(uri: str, run: "Run") -> str:

@@ -15,7 +15,7 @@ from refit.evaluation.comparison import Comparison
 from refit.evaluation.tested import Finding
 from refit.params import OUR_NETWORKS
 from refit.params.model import TIMM, TORCHVISION
-from refit.params.training import ALL_LAYERS
+from refit.params.training import FINE_TUNING
 
 _CHANCE = 0.01  # an observation that is less probable by chance is a finding
 _WIDE = 0.1  # half of the interval of the test accuracy
@@ -240,7 +240,7 @@ def _change(what: str, *settings: str) -> str:
 def _longer(seen: Evidence) -> str:
     """More epochs can help only if the last one was the best; after the head, the other layers can learn."""
     if seen.head_alone:
-        return _change("training all layers", *ALL_LAYERS)
+        return _change("fine-tuning the later layers", *FINE_TUNING)
     epochs = len(seen.history)
     return _change("more epochs", f"fit.max_epochs={2 * epochs}") if seen.best_epoch == epochs else ""
 

@@ -1,4 +1,4 @@
-"""Fine-tuning: freezing all layers except the head."""
+"""Fine-tuning: freezing all layers except the head, and the first layers."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ def test_weights_frozen_by_a_user_s_network_stay_frozen() -> None:
 
 
 def test_a_network_of_one_layer_cannot_be_frozen() -> None:
-    with pytest.raises(UserError, match=r"fit\.freeze_epochs = 2, but Linear has no layer before its head"):
+    with pytest.raises(UserError, match=r"fit\.freeze_epochs = 2, but Linear has no layer before its head that could"):
         FrozenBackbone(2).freeze(nn.Linear(2, 2))
 
 
@@ -54,3 +54,15 @@ def test_the_first_layers_of_every_kind_of_network_are_those_near_its_input(
 def test_a_share_that_freezes_no_layer_is_refused() -> None:
     with pytest.raises(UserError, match=r"freeze_share = 0\.2 freezes no layer: Sequential has 1 before its head"):
         freeze_first_layers(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), 0.2)
+
+
+def test_frozen_batch_norm_without_weights_keeps_its_statistics_too() -> None:
+    network = nn.Sequential(
+        nn.Linear(2, 2), nn.BatchNorm1d(2, affine=False), nn.Linear(2, 2), nn.BatchNorm1d(2, affine=False),
+        nn.Linear(2, 2), nn.Linear(2, 1),
+    )  # fmt: skip
+    freeze_first_layers(network, 0.6)
+    network(torch.rand(8, 2))
+    steps = {name: int(value) for name, value in network.state_dict().items() if name.endswith("batches_tracked")}
+    assert steps == {"1.num_batches_tracked": 0, "3.num_batches_tracked": 1}
+    assert [weight.requires_grad for weight in network.parameters()] == [False] * 4 + [True] * 4

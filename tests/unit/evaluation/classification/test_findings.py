@@ -93,8 +93,9 @@ FAULTS: list[tuple[dict[str, Any], str, str]] = [
     (
         {"report": WITHOUT_HATS, "train_images": (560, 560, 80), "params": HEAD_ALONE},
         r"^No image of hat is classified",
-        "or training all layers (`dvc exp run -S fit.train=all -S fit.l2=auto -S fit.freeze_share=0.3 "
-        "-S fit.max_epochs=5 -S optimizer.learning_rate=0.004 -S optimizer.backbone_learning_rate=0.1`)",
+        "or fine-tuning the later layers (`dvc exp run -S fit.train=all -S fit.l2=auto -S fit.freeze_share=0.3 "
+        "-S fit.max_epochs=5 -S batch.max_size=64 -S optimizer.learning_rate=0.004 "
+        "-S optimizer.backbone_learning_rate=0.1`)",
     ),
     (
         {"history": history_of([1.0, 0.41, 0.4], train=0.999, val=0.8), "best_epoch": 3, "report":
