@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from refit.artifacts.files import read_json
-from refit.artifacts.model import model_name, model_sha256
+from refit.artifacts.model import model_name, model_sha256, read_record
 from refit.artifacts.paths import (
     BATCH,
     FINDINGS,
@@ -24,6 +24,8 @@ from refit.params.training import FINE_TUNING
 from refit.tracking.model_runs import accuracy_of_head_alone, find_run
 from refit.tracking.outbox import SYNC, models_in_outbox
 
+OF_PHOTOS = "timm:tf_efficientnet_lite0"
+"""The network of the recipes photos and photos-finetune."""
 _COMMAND = re.compile("`(.+?)`")  # in the advice
 _WIDE = 44  # columns of a command
 _NO_BREAK = "\N{NO-BREAK SPACE}"
@@ -154,7 +156,9 @@ def read_steps(root: Path = Path()) -> list[Step]:
     data, found, fit = (read_json(root / file, "dvc repro") for file in (PREPARED / "dataset.json", FINDINGS, FIT))
     advised = [command for finding in found["findings"] for command in _COMMAND.findall(finding["remedy"])]
     if "l2" in fit:
-        change = Step(" -S ".join(["dvc exp run", *FINE_TUNING]), "fine-tune the later layers, keep both results")
+        change = Step("make photos-finetune DATA=FOLDER", "train the later layers too: minutes")
+        if read_record(root / MODEL).network != OF_PHOTOS:
+            change = Step(" -S ".join(["dvc exp run", *FINE_TUNING]), "train the later layers too, keep both results")
         l2 = 1.0 if fit["l2"] != 1 else 0.1
         more = [Step(f"dvc exp run -S fit.l2={l2}", "another head on the same features: half a minute")]
     else:

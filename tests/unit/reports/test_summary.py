@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from refit.artifacts.model import model_name, model_sha256
+from refit.artifacts.model import model_name, model_sha256, read_record
+from refit.reports import summary
 from refit.reports.summary import as_markdown, as_text, read_facts, read_steps
 from refit.runtime.errors import UserError
 
@@ -80,7 +81,9 @@ def test_the_rate_of_the_frozen_epochs_is_shown_if_there_are_some(repository: Pa
     assert "| in frozen epochs | 0.0512, from find_lr" in as_markdown(read_facts())
 
 
-def test_a_head_that_was_trained_alone_is_shown_with_its_penalty_and_the_next_step(repository: Path) -> None:
+def test_a_head_that_was_trained_alone_is_shown_with_its_penalty_and_the_next_step(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fit = {**FILES["data/evaluation/fit.json"], "epoch": 6, "epochs": 9, "l2": 0.0316}
     (repository / "data/evaluation/fit.json").write_text(json.dumps(fit))
     text = as_markdown(read_facts())
@@ -88,6 +91,8 @@ def test_a_head_that_was_trained_alone_is_shown_with_its_penalty_and_the_next_st
     assert "batch size" not in text
     assert "learning rate" not in text
     assert read_steps()[0].command.startswith("dvc exp run -S fit.train=all ")
+    monkeypatch.setattr(summary, "OF_PHOTOS", read_record(repository / "data/model").network)
+    assert read_steps()[0].command == "make photos-finetune DATA=FOLDER"
 
 
 def test_metrics_of_another_model_are_marked_as_stale(repository: Path) -> None:
