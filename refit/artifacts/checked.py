@@ -59,6 +59,20 @@ def stage_params(stage: str) -> Params:
     return params.only(*READS[stage])
 
 
+def changes_since_checked(root: Path) -> list[str]:
+    """What differs between params.yaml in `root` and the values that `check` recorded there; nothing if one of the two
+    does not exist. Raises UserError if params.yaml is not valid."""
+    if not (root / PARAMS_FILE).exists():
+        return []
+    params, changes = load_params(root / PARAMS_FILE), dict[str, None]()
+    for stage in READS:
+        if (root / _file(stage)).exists():
+            recorded = read_json(root / _file(stage), "dvc repro check").get("params", {})
+            now = resolved_as(params, stage, recorded).values(*READS[stage])
+            changes |= dict.fromkeys(_differences({"params": recorded}, {"params": now}))
+    return list(changes)
+
+
 def resolved_as(params: Params, stage: str, recorded: Mapping[str, Any]) -> Params:
     """The same parameters, with the values that `check` had resolved when it recorded these for `stage`."""
     given = params.values(*READS[stage])

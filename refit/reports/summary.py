@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from refit.artifacts.checked import changes_since_checked
 from refit.artifacts.files import read_json
 from refit.artifacts.model import model_name, model_sha256, read_record
 from refit.artifacts.paths import (
@@ -21,6 +22,7 @@ from refit.artifacts.paths import (
     TEST,
 )
 from refit.params.training import FINE_TUNING
+from refit.runtime.errors import UserError
 from refit.tracking.model_runs import accuracy_of_head_alone, find_run
 from refit.tracking.outbox import SYNC, models_in_outbox
 
@@ -28,6 +30,7 @@ OF_PHOTOS = "timm:tf_efficientnet_lite0"
 """The network of the recipes photos and photos-finetune."""
 _COMMAND = re.compile("`(.+?)`")  # in the advice
 _WIDE = 44  # columns of a command
+_CHANGES = 5  # of params.yaml that are named
 _NO_BREAK = "\N{NO-BREAK SPACE}"
 _CHOSEN_BY = {
     "auto": "from scale_batch",
@@ -101,6 +104,7 @@ def read_facts(root: Path = Path()) -> list[Fact]:
         warnings.append(Fact("TEST IS STALE", "the metrics and the report are of another model; run: dvc repro"))
     return [
         *warnings,
+        *_params_warning(root),
         Fact("data", f"{data['source']}: {counts} images of {len(data['classes'])} classes, {shape}"),
         *([_head_fact(fit, validation)] if "l2" in fit else _fit_facts(batch, rate, fit, validation)),
         Fact(
@@ -120,6 +124,19 @@ def read_facts(root: Path = Path()) -> list[Fact]:
         *mlflow_facts(sha256),
         *(Fact("advice", f"{finding['what']}. What may help: {finding['remedy']}") for finding in found["findings"]),
     ]
+
+
+def _params_warning(root: Path) -> list[Fact]:
+    """What a run that failed leaves behind: DVC keeps the values that it was given."""
+    try:
+        changes = changes_since_checked(root)
+    except UserError as error:
+        return [Fact("PARAMS.YAML", f"is not valid now, and this result is of earlier values: {error}")]
+    if not changes:
+        return []
+    more = f" and {len(changes) - _CHANGES} more" if len(changes) > _CHANGES else ""
+    told = f"this result is of earlier values: {', '.join(changes[:_CHANGES])}{more}; run: dvc repro"
+    return [Fact("PARAMS.YAML", f"has changed, and {told}")]
 
 
 def _fit_facts(

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 from refit.artifacts.model import model_name, model_sha256, read_record
+from refit.params import Params
+from refit.params.reads import READS
 from refit.reports import summary
 from refit.reports.summary import as_markdown, as_text, read_facts, read_steps
 from refit.runtime.errors import UserError
@@ -100,6 +102,27 @@ def test_metrics_of_another_model_are_marked_as_stale(repository: Path) -> None:
     shutil.copy(MODELS / "format_2_autoencoder/model.json", repository / "data/model")
     assert "TEST IS STALE" in as_markdown(read_facts())
     assert "of another model; run: dvc repro" in " ".join(as_text(read_facts(), read_steps()).split())
+
+
+def test_values_that_a_failed_run_left_in_params_yaml_are_named(repository: Path) -> None:
+    (repository / "data/checked").mkdir()
+    recorded = {"code": {}, "params": Params().values(*READS["fit"])}
+    (repository / "data/checked/fit.json").write_text(json.dumps(recorded))
+    assert "PARAMS.YAML" not in as_text(read_facts(), read_steps())
+    for text, line in (
+        ("fit: {max_epochs: 30}", ""),
+        (
+            "fit: {max_epochs: 3}",
+            "has changed, and this result is of earlier values: fit.max_epochs 30 -> 3; run: dvc re",
+        ),
+        (
+            "fit: {max_epoch: 3}",
+            "is not valid now, and this result is of earlier values: params.yaml: fit.max_epoch is",
+        ),
+    ):
+        (repository / "params.yaml").write_text(text)
+        shown = " ".join(as_text(read_facts(), read_steps()).split())
+        assert f"PARAMS.YAML {line}" in shown if line else "PARAMS.YAML" not in shown
 
 
 def test_markdown_is_one_table_with_a_link_to_the_report(repository: Path) -> None:
