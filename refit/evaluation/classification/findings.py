@@ -91,7 +91,9 @@ def _classes_never_found(seen: Evidence) -> Iterator[Finding]:
     right = seen.report.accuracy
     missed = [row for row in seen.report.classes if row.recall == 0 and (1 - right) ** row.images < _CHANCE]
     if missed:
-        uneven = max(seen.train_images) >= _UNEVEN * min(seen.train_images)
+        images = {row.name: images for row, images in zip(seen.report.classes, seen.train_images, strict=True)}
+        smallest = min(images[row.name] for row in missed)
+        uneven = max(seen.train_images) >= _UNEVEN * smallest  # else weights would make these classes no heavier
         yield Finding(
             f"No image of {_names(missed)} is classified correctly (test images: {_counts(missed)})",
             _any_of(

@@ -91,6 +91,10 @@ FAULTS: list[tuple[dict[str, Any], str, str]] = [
         r"^No image of hat is classified", "more images of these classes, a check of their labels, or more epochs (`",
     ),
     (
+        {"report": WITHOUT_HATS, "train_images": (1060, 60, 500)},
+        r"^No image of hat is classified", "more images of these classes, a check of their labels, or more epochs (`",
+    ),
+    (
         {"report": WITHOUT_HATS, "train_images": (560, 560, 80), "params": HEAD_ALONE},
         r"^No image of hat is classified",
         "or fine-tuning the later layers (`dvc exp run -S fit.train=all -S fit.l2=auto -S fit.freeze_share=0.3 "
