@@ -48,14 +48,10 @@ def stage_params(stage: str) -> Params:
     Raises UserError if params.yaml is not valid, or was changed since `check` recorded it: DVC would record the outputs
     as those of the earlier values.
     """
-    params = load_params()
-    if _file(stage).exists():
-        recorded = read_json(_file(stage), "dvc repro check").get("params", {})
-        params = resolved_as(params, stage, recorded)
-        changes = _differences({"params": recorded}, {"params": params.values(*READS[stage])})
-        if changes:
-            raise UserError(f"{PARAMS_FILE} has changed since it was checked ({', '.join(changes)}); run: dvc repro "
-                            f"{stage}, which checks it first")  # fmt: skip
+    params, changes = _since_checked(load_params(), stage)
+    if changes:
+        raise UserError(f"{PARAMS_FILE} has changed since it was checked ({', '.join(changes)}); run: dvc repro "
+                        f"{stage}, which checks it first")  # fmt: skip
     return params.only(*READS[stage])
 
 
@@ -64,13 +60,19 @@ def changes_since_checked(root: Path) -> list[str]:
     does not exist. Raises UserError if params.yaml is not valid."""
     if not (root / PARAMS_FILE).exists():
         return []
-    params, changes = load_params(root / PARAMS_FILE), dict[str, None]()
-    for stage in READS:
-        if (root / _file(stage)).exists():
-            recorded = read_json(root / _file(stage), "dvc repro check").get("params", {})
-            now = resolved_as(params, stage, recorded).values(*READS[stage])
-            changes |= dict.fromkeys(_differences({"params": recorded}, {"params": now}))
-    return list(changes)
+    params = load_params(root / PARAMS_FILE)
+    return list(dict.fromkeys(change for stage in READS for change in _since_checked(params, stage, root)[1]))
+
+
+def _since_checked(params: Params, stage: str, root: Path = Path()) -> tuple[Params, list[str]]:
+    """These parameters with the values that `check` resolved for `stage`, and what differs from those that it recorded;
+    nothing if it recorded none."""
+    file = root / _file(stage)
+    if not file.exists():
+        return params, []
+    recorded = read_json(file, "dvc repro check").get("params", {})
+    params = resolved_as(params, stage, recorded)
+    return params, _differences({"params": recorded}, {"params": params.values(*READS[stage])})
 
 
 def resolved_as(params: Params, stage: str, recorded: Mapping[str, Any]) -> Params:

@@ -23,7 +23,7 @@ from refit.artifacts.paths import (
 )
 from refit.params.training import FINE_TUNING
 from refit.runtime.errors import UserError
-from refit.tracking.model_runs import accuracy_of_head_alone, find_run
+from refit.tracking.model_runs import RunLink, accuracy_of_head_alone, find_run
 from refit.tracking.outbox import SYNC, models_in_outbox
 
 OF_PHOTOS = "timm:tf_efficientnet_lite0"
@@ -87,6 +87,7 @@ def read_facts(root: Path = Path()) -> list[Fact]:
         for file in (PREPARED / "dataset.json", BATCH, LEARNING_RATE, FIT, TEST, FINDINGS)
     )
     sha256 = model_sha256(root / MODEL)
+    run = find_run(sha256)
     counts = ", ".join(f"{count:,} {split}" for split, count in data["counts"].items())
     shape = "x".join(map(str, data["shape"]))
     validation = ", ".join(
@@ -114,14 +115,14 @@ def read_facts(root: Path = Path()) -> list[Fact]:
         Fact(
             "for comparison",
             f"largest class {found['baselines']['majority']:.4f}, nearest training images "
-            f"{found['baselines']['neighbours']:.4f}{_head_alone(data, fit)}",
+            f"{found['baselines']['neighbours']:.4f}{_head_alone(data, fit) if run else ''}",
         ),
         Fact("macro F1", f"{test['macro_f1']:.4f}"),
         Fact("ECE", f"{test['ece']:.4f}"),
         Fact("model", f"{MODEL}, sha256 {model_name(sha256)}"),
         Fact("report", str(REPORT), (root / REPORT).resolve().as_uri()),
         *_prediction_facts(root, sha256),
-        *mlflow_facts(sha256),
+        *mlflow_facts(run),
         *(Fact("advice", f"{finding['what']}. What may help: {finding['remedy']}") for finding in found["findings"]),
     ]
 
@@ -208,9 +209,9 @@ def _prediction_facts(root: Path, sha256: str) -> list[Fact]:
     return [Fact("predictions", text, (root / PREDICTIONS_PAGE).resolve().as_uri())]
 
 
-def mlflow_facts(sha256: str) -> list[Fact]:
-    """The MLflow run of this model, and the number of models in the outbox."""
-    run, waiting = find_run(sha256), len(models_in_outbox())
+def mlflow_facts(run: RunLink | None) -> list[Fact]:
+    """The MLflow run of the model, and the number of models in the outbox."""
+    waiting = len(models_in_outbox())
     fact = (
         Fact("MLflow run", f"{run.name}, {run.run_id}", run.url) if run else Fact("MLflow run", "none for this model")
     )

@@ -5,7 +5,7 @@ from pytorch_lightning.callbacks import Callback
 from torch import nn
 
 from refit.runtime.errors import UserError
-from refit.systems.head import backbone
+from refit.systems.head import backbone, has_parameters
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
@@ -19,7 +19,7 @@ def freeze_first_layers(system: nn.Module, share: float) -> None:
     if not share:
         return
     layers = backbone(system)
-    weighted = [number for number, layer in enumerate(layers) if any(True for _ in layer.parameters(recurse=False))]
+    weighted = [number for number, layer in enumerate(layers) if has_parameters(layer)]
     frozen = round(share * len(weighted))
     if not frozen:
         raise UserError(

@@ -54,5 +54,9 @@ def _classifiers(network: nn.Module) -> list[nn.Module]:
 
 
 def _layers(network: nn.Module) -> list[nn.Module]:
-    """The layers with parameters of their own."""
-    return [layer for layer in network.modules() if any(True for _ in layer.parameters(recurse=False))]
+    return [layer for layer in network.modules() if has_parameters(layer)]
+
+
+def has_parameters(layer: nn.Module) -> bool:
+    """Whether the layer has parameters of its own, besides those of the layers in it."""
+    return any(True for _ in layer.parameters(recurse=False))

@@ -21,6 +21,7 @@ from refit.commands import sync
 from refit.reports.summary import mlflow_facts
 from refit.runtime.errors import UserError
 from refit.runtime.locks import only_process
+from refit.tracking.model_runs import find_run
 from refit.tracking.outbox import models_in_outbox
 from refit.tracking.runs import TrackedRun
 from tests.fixtures import Fit, run_test, watched_by
@@ -236,7 +237,7 @@ def test_runs_that_mlflow_never_received_are_created_from_the_outbox(
         fitted_in_mlflow(**second)
     fitted_in_mlflow(**second)
     assert len(models_in_outbox()) == 2
-    facts = mlflow_facts(models_in_outbox()[0])
+    facts = mlflow_facts(find_run(models_in_outbox()[0]))
     assert facts[-1] == ("MLflow outbox", "2 models not sent; run: make sync", None)
     assert "resuming from step" in capsys.readouterr().out
 
@@ -252,7 +253,7 @@ def test_runs_that_mlflow_never_received_are_created_from_the_outbox(
     assert "test/accuracy" in runs["0.05"].data.metrics
     assert "test/accuracy" not in runs["0.1"].data.metrics
     assert models_in_outbox() == []
-    assert [fact.name for fact in mlflow_facts(runs["0.1"].data.tags["model_sha256"])] == ["MLflow run"]
+    assert [fact.name for fact in mlflow_facts(find_run(runs["0.1"].data.tags["model_sha256"]))] == ["MLflow run"]
 
     away_and_back(False)
     run_test(report=False)  # tests the second model, whose run is in MLflow
