@@ -152,7 +152,7 @@ def test_a_fault_is_reported_with_its_metrics_and_a_remedy(changes: dict[str, An
 
 
 def test_class_weights_are_not_advised_for_a_missed_class_that_has_many_images() -> None:
-    changes = {"report": WITHOUT_HATS, "train_images": (1060, 60, 500)}
+    changes: dict[str, Any] = {"report": WITHOUT_HATS, "train_images": (1060, 60, 500)}
     (finding,) = find(replace(HEALTHY, **changes))
     assert "class_weights" not in finding.remedy
 
