@@ -29,7 +29,7 @@ def main(params: Params) -> None:
     summary = report.test_summary()
     metrics = summary | tested.logged
     marked = {"debug": True} if tested.debug else {}
-    write_json(TEST, {"tested": model_name(model.sha256), **metrics, **marked})
+    write_json(TEST, {"tested": model_name(model.sha256), "task": model.task, **metrics, **marked})
     write_test_metrics(score, summary[score], tested.logged)
     write_csv(OUTCOMES, outcomes)
     with whole_folder(TABLES) as tables:

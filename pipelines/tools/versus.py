@@ -24,6 +24,7 @@ from refit.params.dotted import flatten
 from refit.reports.summary import Fact, as_lines
 from refit.runtime.command import command_parser, run_command
 from refit.runtime.errors import UserError
+from refit.tasks.task import TASKS
 
 HERE = "workspace"
 _SHOWN = 10  # classes, or images
@@ -34,7 +35,8 @@ class Tested(NamedTuple):
 
     name: str
     model: str
-    accuracy: float
+    task: str
+    score: float
     outcomes: list[Row]
     """The rows of outcomes.csv, one per test image."""
     params: dict[str, str]
@@ -50,17 +52,11 @@ def main(first: str, second: str) -> None:
         )
     confidence = load_params().test.confidence
     a, b = read_tested(first), read_tested(second)
-    if a.params.get("data.source") != b.params.get("data.source"):
-        raise UserError(f"{a.name} and {b.name} have different images: data.source differs")
-    labels = {row["file"]: row["actual"] for row in a.outcomes}  # an image with a new label is a different image
-    predicted_by_b = {row["file"]: row["predicted"] for row in b.outcomes if row["actual"] == labels.get(row["file"])}
-    comparison, differences = paired(a.outcomes, "other", predicted_by_b, confidence)
-    if not comparison.images:
-        raise UserError(f"{a.name} and {b.name} have no test images in common: no file name and label is in both")
+    comparison, differences = compared(a, b, confidence)
     print("\n".join(["Comparison", *as_lines(as_facts(a, b, comparison))]))
     print("\n".join(["", "Parameters that differ", *_aligned(different_params(a, b))]))
-    print("\n".join(["", "Classes with the largest difference", *_aligned(different_classes(differences))]))
-    print("\n".join(["", "Images that only one model predicts correctly", *_aligned(different_images(differences))]))
+    print("\n".join(["", "Classes with the largest difference", *_aligned(different_classes(a.task, differences))]))
+    print("\n".join(["", "Images that one model predicts better", *_aligned(different_images(differences))]))
 
 
 def read_tested(revision: str) -> Tested:
@@ -81,8 +77,23 @@ def read_tested(revision: str) -> Tested:
         ) from None
     if test.get("debug"):
         raise UserError(f"the test of {revision} is a debug run: its metrics are not those of a fully trained model")
-    return Tested(revision, test.get("tested", "?"), test["accuracy"], outcomes,
+    task = test.get("task", "classification")  # the only task of the versions that did not write it
+    return Tested(revision, test.get("tested", "?"), task, test[TASKS[task].SCORE], outcomes,
                   {key: str(value) for key, value in flatten(params).items()})  # fmt: skip
+
+
+def compared(a: Tested, b: Tested, confidence: float) -> tuple[Comparison, list[Row]]:
+    """The two on their common test images, as in paired(). Raises UserError if they cannot be compared."""
+    if a.params.get("data.source") != b.params.get("data.source"):
+        raise UserError(f"{a.name} and {b.name} have different images: data.source differs")
+    if a.task != b.task:
+        raise UserError(f"{a.name} and {b.name} solve different tasks: {a.task} and {b.task}")
+    labels = {row["file"]: row["actual"] for row in a.outcomes}  # an image with a new label is a different image
+    predicted_by_b = {row["file"]: row["predicted"] for row in b.outcomes if row["actual"] == labels.get(row["file"])}
+    found = paired(a.outcomes, "other", predicted_by_b, TASKS[a.task].outcome_scores, confidence)
+    if not found[0].images:
+        raise UserError(f"{a.name} and {b.name} have no test images in common: no file name and label is in both")
+    return found
 
 
 def _reader(revision: str) -> Callable[[str], str]:
@@ -94,18 +105,19 @@ def _reader(revision: str) -> Callable[[str], str]:
 
 
 def as_facts(a: Tested, b: Tested, found: Comparison) -> list[Fact]:
-    if a.model == b.model and not found.only_this and not found.only_other:
+    if a.model == b.model and not found.this_better and not found.other_better:
         verdict = "they are the same model"
     elif found.low <= 0 <= found.high:
         verdict = "neither is better: the difference may be chance"
     else:
         verdict = "A is better" if found.low > 0 else "B is better"
+    score = TASKS[a.task].SCORE
     return [
         *(
-            Fact(letter, f"{one.name}: model {one.model}, accuracy {one.accuracy:.4f} on {len(one.outcomes):,} images")
+            Fact(letter, f"{one.name}: model {one.model}, {score} {one.score:.4f} on {len(one.outcomes):,} images")
             for letter, one in (("A", a), ("B", b))
         ),
-        Fact("accuracies", f"A {found.accuracy:.4f}, B {found.other_accuracy:.4f} on {found.images:,} common images"),
+        Fact(score, f"A {found.score:.4f}, B {found.other_score:.4f} on {found.images:,} common images"),
         Fact("difference", f"{found.difference:+.4f} (confidence interval {found.low:+.4f} to {found.high:+.4f})"),
         Fact("verdict", verdict),
     ]
@@ -117,12 +129,14 @@ def different_params(a: Tested, b: Tested) -> list[tuple[str, str]]:
     return rows or [("none", "the code, the images or the packages may differ; see: git diff A B, dvc diff A B")]
 
 
-def different_classes(differences: list[Row]) -> list[tuple[str, str]]:
-    """The classes with the largest difference in the number of correct predictions."""
-    a = Counter(row["actual"] for row in differences if row["predicted"] == row["actual"])
-    b = Counter(row["actual"] for row in differences if row["other"] == row["actual"])
+def different_classes(task: str, differences: list[Row]) -> list[tuple[str, str]]:
+    """The classes with the largest difference in the number of images that a model predicts better."""
+    scores, actual = TASKS[task].outcome_scores, [row["actual"] for row in differences]
+    by_a, by_b = (scores(actual, [row[who] for row in differences]) for who in ("predicted", "other"))
+    a = Counter(name for name, better in zip(actual, by_a > by_b, strict=True) if better)
+    b = Counter(name for name, better in zip(actual, by_b > by_a, strict=True) if better)
     classes = sorted(a.keys() | b.keys(), key=lambda name: (-abs(a[name] - b[name]), name))
-    return [(name, f"only A is right: {a[name]:,}, only B: {b[name]:,}") for name in classes[:_SHOWN]]
+    return [(name, f"A is better: {a[name]:,}, B: {b[name]:,}") for name in classes[:_SHOWN]]
 
 
 def different_images(differences: list[Row]) -> list[tuple[str, str]]:

@@ -14,14 +14,15 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from refit.artifacts.files import read_csv, read_json, whole_folder, write_bytes, write_csv, write_json
-from refit.artifacts.model import model_name, read_record
+from refit.artifacts.model import ModelRecord, model_name, read_record
 from refit.artifacts.paths import FINDINGS, MODEL, OUTCOMES, PREPARED, PROMOTION, TEST
 from refit.artifacts.prepared import Split, read_hashes, read_info, read_names, read_split
-from refit.evaluation.comparison import Comparison, Row, paired, wilson_interval
+from refit.evaluation.comparison import Comparison, Row, mean_interval, paired
 from refit.params import Params, PromoteParams, load_params
 from refit.reports.summary import Fact, as_lines, as_markdown
 from refit.runtime.command import command_parser, run_command
 from refit.runtime.errors import UserError
+from refit.tasks.task import TASKS
 from refit.tracking.model_runs import send_to_model_run
 from refit.tracking.registry import (
     CHAMPION,
@@ -36,7 +37,7 @@ from refit.tracking.registry import (
 )
 from refit.tracking.store import EXPERIMENT, open_store
 
-DOUBTFUL = 0.2  # width of the interval of an accuracy
+DOUBTFUL = 0.2  # width of the interval of a score
 WITHOUT_COMPARISON = "--without-comparison"
 MANUAL_PROMOTION = f"to promote the new model all the same, run: python -m refit.commands.promote {WITHOUT_COMPARISON}"
 MAX_CHANGED = 0.01  # fraction of the champion's predictions; other hardware rounds differently
@@ -47,11 +48,16 @@ class Challenger(NamedTuple):
 
     sha256: str
     weights_sha256: str
-    accuracy: float
+    task: str
+    score: float
     outcomes: list[Row]
     """The rows of outcomes.csv, one per test image."""
-    majority: float
-    """The accuracy of always answering with the largest class."""
+    baseline: float
+    """The score of the task's simplest baseline on the same images."""
+
+    def interval(self, confidence: float) -> tuple[float, float]:
+        actual, predicted = ([row[column] for row in self.outcomes] for column in ("actual", "predicted"))
+        return mean_interval(TASKS[self.task].outcome_scores(actual, predicted), confidence)
 
 
 class ChampionComparison(NamedTuple):
@@ -62,9 +68,9 @@ class ChampionComparison(NamedTuple):
     seen: int
     """Test images that the champion was trained or selected on, which are left out."""
     unknown: int
-    """Test images of classes that the champion does not know."""
+    """Test images whose target the champion cannot predict, as of a class that it does not know."""
     differences: list[Row]
-    """The images that only one of the two gets right."""
+    """The images for which the scores of the two differ."""
 
 
 class Verdict(NamedTuple):
@@ -104,7 +110,7 @@ def main(*, without_comparison: bool = False) -> None:
     facts = as_facts(challenger, versus_champion, verdict, params.test.confidence)
     write_verdict(challenger, versus_champion, verdict, facts)
     if versus_champion:
-        gain = {"accuracy_beside_champion": versus_champion.comparison.difference}
+        gain = {f"{TASKS[challenger.task].SCORE}_beside_champion": versus_champion.comparison.difference}
         with open_store():  # not to the outbox: data/promotion has it already
             send_to_model_run(challenger.sha256, gain, sorted(PROMOTION.iterdir()))
     print("\n".join(["Promotion", *as_lines(facts)]))
@@ -125,45 +131,49 @@ def read_challenger() -> Challenger:
     outcomes = read_csv(OUTCOMES)
     if [row["file"] for row in outcomes] != read_names("test"):
         raise UserError(f"{OUTCOMES} and {PREPARED} have different test images; run: dvc repro")
-    majority = float(read_json(FINDINGS, "dvc repro")["baselines"]["majority"])
-    return Challenger(record.sha256, record.weights_sha256, float(test["accuracy"]), outcomes, majority)
+    task = TASKS[record.task]
+    baseline = float(read_json(FINDINGS, "dvc repro")["baselines"][task.BASELINE[0]])
+    score = float(test[task.SCORE])
+    return Challenger(record.sha256, record.weights_sha256, record.task, score, outcomes, baseline)
 
 
 def compare_with_champion(champion: Version, challenger: Challenger, params: Params) -> ChampionComparison:
     """Compare both on the test images that the champion was not trained on. Raises UserError if that is impossible."""
-    files, labels = ([row[column] for row in challenger.outcomes] for column in ("file", "actual"))
+    files, actual = ([row[column] for row in challenger.outcomes] for column in ("file", "actual"))
+    task = TASKS[challenger.task]
     print(f"{champion.uri} predicts the {len(files):,} test images again, for the comparison", flush=True)
     with TemporaryDirectory() as folder:
         saved = fetch(champion, Path(folder))
-        classes, predicted, hashes = predictions_of(saved.model_dir, champion, params)
-    if not set(labels) & set(classes):
+        record, predicted, hashes = predictions_of(saved.model_dir, champion, params)
+    unknown = ~task.can_predict(actual, record.classes)
+    if record.task != challenger.task or unknown.all():
         raise UserError(
             f"the champion {champion.uri} knows none of the current classes: it solves another task; {MANUAL_PROMOTION}"
         )
     same = [saved.predicted[file] == now for file, now in zip(files, predicted, strict=True) if file in saved.predicted]
     if same.count(False) > max(1, MAX_CHANGED * len(same)):
         raise UserError(
-            f"the champion {champion.uri} now predicts a different class for {same.count(False)} of {len(same)} "
-            f"images than in its own test: the code or the images have changed; {MANUAL_PROMOTION}"
+            f"the champion {champion.uri} now predicts something else for {same.count(False)} of {len(same)} images "
+            f"than in its own test: the code or the images have changed; {MANUAL_PROMOTION}"
         )
     if saved.seen is None:
         print(f"warning: the training images of {champion.uri} are unknown: all test images are used", file=sys.stderr)
     seen = np.array([], np.uint64) if saved.seen is None else saved.seen
     unseen = ~np.isin(short_hashes(hashes), seen)
     champion_predictions = {file: predicted[i] for i, file in enumerate(files) if unseen[i]}
-    comparison, differences = paired(challenger.outcomes, "champion", champion_predictions, params.test.confidence)
-    unknown = sum(label not in classes for label in labels)
-    return ChampionComparison(champion, comparison, len(files) - len(champion_predictions), unknown, differences)
+    comparison, differences = paired(
+        challenger.outcomes, "champion", champion_predictions, task.outcome_scores, params.test.confidence
+    )
+    seen_images = len(files) - len(champion_predictions)
+    return ChampionComparison(champion, comparison, seen_images, int(unknown.sum()), differences)
 
 
-def predictions_of(folder: Path, champion: Version, params: Params) -> tuple[list[str], list[str], list[str]]:
-    """The classes of the model in `folder`; its predicted class for each test image; and the sha256 of each image's
-    pixels in its input. The images are decoded again if its input has another colour, size or `resize` than the new
-    model's."""
+def predictions_of(folder: Path, champion: Version, params: Params) -> tuple[ModelRecord, list[str], list[str]]:
+    """The record of the model in `folder`; its prediction for each test image; and the sha256 of each image's pixels in
+    its input. The images are decoded again if its input has another colour, size or `resize` than the new model's."""
     from refit.batches.datamodule import EVALUATION_FACTOR, ImageLoader
     from refit.data.pack import decode_again
     from refit.inference.predictor import predict, read_model
-    from refit.tasks.task import TASKS
     from refit.training.trainer import inference_trainer
 
     try:
@@ -180,7 +190,7 @@ def predictions_of(folder: Path, champion: Version, params: Params) -> tuple[lis
     images = ImageLoader(split, EVALUATION_FACTOR * model.batch_size)
     task = TASKS[model.task]
     answer = predict(inference_trainer(params.trainer), system, images, model.task)[task.ANSWER].numpy()
-    return model.classes, [model.classes[best] for best in task.predictions(answer)], hashes
+    return model, task.predicted(answer, model.classes), hashes
 
 
 def decide(
@@ -193,46 +203,43 @@ def decide(
     is `not_compared`."""
     champion = versus_champion.champion if versus_champion else not_compared
     stays = f"{champion.uri} stays the champion" if champion else "there is no champion yet"
-    if challenger.accuracy < promote.min_accuracy:
-        return Verdict("kept", f"{stays}: the new model's accuracy of {challenger.accuracy:.4f} is below "
+    score = TASKS[challenger.task].SCORE
+    if challenger.score < promote.min_accuracy:
+        return Verdict("kept", f"{stays}: the new model's {score} of {challenger.score:.4f} is below "
                                f"promote.min_accuracy = {promote.min_accuracy:g}")  # fmt: skip
     if versus_champion is None:
         replaces = f"it replaces {champion.uri} without a comparison" if champion else "it is the first one"
         return Verdict("promoted", replaces)
     found = versus_champion.comparison
-    difference = f"the difference in accuracy is {found.difference:+.4f}, with a lower bound of {found.low:+.4f}"
+    difference = f"the difference in {score} is {found.difference:+.4f}, with a lower bound of {found.low:+.4f}"
     if found.low < -promote.margin:
         return Verdict("kept", f"{stays}: {difference}, below the {-promote.margin:g} that promote.margin allows")
     return Verdict("promoted", f"it replaces {versus_champion.champion.uri}; {difference}")
 
 
 def warn_of_doubt(challenger: Challenger, confidence: float) -> None:
-    """Warn of a first champion that is no better than the simplest answer, or that few images have tested."""
-    images = len(challenger.outcomes)
-    low, high = _interval(challenger, confidence)
-    if low <= challenger.majority:
-        print(f"warning: its accuracy of {challenger.accuracy:.4f} ({low:.4f} to {high:.4f}) is not shown to be better "
-              f"than always answering with the largest class, {challenger.majority:.4f}; to refuse such a model, raise "
+    """Warn of a first champion that is no better than the simplest baseline, or that few images have tested."""
+    task, images = TASKS[challenger.task], len(challenger.outcomes)
+    low, high = challenger.interval(confidence)
+    if low <= challenger.baseline:
+        print(f"warning: its {task.SCORE} of {challenger.score:.4f} ({low:.4f} to {high:.4f}) is not shown to be "
+              f"better than {task.BASELINE[1]}, {challenger.baseline:.4f}; to refuse such a model, raise "
               "promote.min_accuracy", file=sys.stderr)  # fmt: skip
     elif high - low > DOUBTFUL:
-        print(f"warning: only {images:,} images have tested it, so its accuracy is only known to be between {low:.4f} "
-              f"and {high:.4f}; add test images, or raise data.test, which leaves fewer for training",
+        print(f"warning: only {images:,} images have tested it, so its {task.SCORE} is only known to be between "
+              f"{low:.4f} and {high:.4f}; add test images, or raise data.test, which leaves fewer for training",
               file=sys.stderr)  # fmt: skip
-
-
-def _interval(challenger: Challenger, confidence: float) -> tuple[float, float]:
-    images = len(challenger.outcomes)
-    return wilson_interval(round(challenger.accuracy * images), images, confidence)
 
 
 def as_facts(
     challenger: Challenger, versus_champion: ChampionComparison | None, verdict: Verdict, confidence: float
 ) -> list[Fact]:
-    low, high = _interval(challenger, confidence)
+    score = TASKS[challenger.task].SCORE
+    low, high = challenger.interval(confidence)
     facts = [
         Fact(
             "new model",
-            f"{model_name(challenger.sha256)}, accuracy {challenger.accuracy:.4f} (confidence interval {low:.4f} to "
+            f"{model_name(challenger.sha256)}, {score} {challenger.score:.4f} (confidence interval {low:.4f} to "
             f"{high:.4f}) on {len(challenger.outcomes):,} images",
         )
     ]
@@ -243,13 +250,13 @@ def as_facts(
         facts += [
             Fact("champion", f"{champion.uri}, {model_name(champion.sha256)}{new_classes}"),
             Fact(
-                "accuracies",
-                f"new {found.accuracy:.4f}, champion {found.other_accuracy:.4f} on {found.images:,} images{left_out}",
+                score,
+                f"new {found.score:.4f}, champion {found.other_score:.4f} on {found.images:,} images{left_out}",
             ),
             Fact(
                 "difference",
                 f"{found.difference:+.4f} (confidence interval {found.low:+.4f} to {found.high:+.4f}); "
-                f"only the new model is right on {found.only_this:,} images, only the champion on {found.only_other:,}",
+                f"the new model is better on {found.this_better:,} images, the champion on {found.other_better:,}",
             ),
         ]
     return [*facts, Fact(verdict.outcome, verdict.why)]

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from refit.artifacts.checked import changes_since_checked
 from refit.artifacts.files import read_json
-from refit.artifacts.model import model_name, model_sha256, read_record
+from refit.artifacts.model import model_name, read_record
 from refit.artifacts.paths import (
     BATCH,
     FINDINGS,
@@ -23,6 +23,7 @@ from refit.artifacts.paths import (
 )
 from refit.params.training import FINE_TUNING
 from refit.runtime.errors import UserError
+from refit.tasks.task import TASKS
 from refit.tracking.model_runs import RunLink, accuracy_of_head_alone, find_run
 from refit.tracking.outbox import SYNC, models_in_outbox
 
@@ -86,7 +87,8 @@ def read_facts(root: Path = Path()) -> list[Fact]:
         read_json(root / file, "dvc repro")
         for file in (PREPARED / "dataset.json", BATCH, LEARNING_RATE, FIT, TEST, FINDINGS)
     )
-    sha256 = model_sha256(root / MODEL)
+    record = read_record(root / MODEL)
+    sha256, task = record.sha256, TASKS[record.task]
     run = find_run(sha256)
     counts = ", ".join(f"{count:,} {split}" for split, count in data["counts"].items())
     shape = "x".join(map(str, data["shape"]))
@@ -108,17 +110,8 @@ def read_facts(root: Path = Path()) -> list[Fact]:
         *_params_warning(root),
         Fact("data", f"{data['source']}: {counts} images of {len(data['classes'])} classes, {shape}"),
         *([_head_fact(fit, validation)] if "l2" in fit else _fit_facts(batch, rate, fit, validation)),
-        Fact(
-            "test accuracy",
-            f"{test['accuracy']:.4f} (confidence interval {test['accuracy_low']:.4f} to {test['accuracy_high']:.4f})",
-        ),
-        Fact(
-            "for comparison",
-            f"largest class {found['baselines']['majority']:.4f}, nearest training images "
-            f"{found['baselines']['neighbours']:.4f}{_head_alone(data, fit) if run else ''}",
-        ),
-        Fact("macro F1", f"{test['macro_f1']:.4f}"),
-        Fact("ECE", f"{test['ece']:.4f}"),
+        *(Fact(name, text) for name, text in task.summary(test, found["baselines"])),
+        *(_head_alone(data, fit) if run else []),
         Fact("model", f"{MODEL}, sha256 {model_name(sha256)}"),
         Fact("report", str(REPORT), (root / REPORT).resolve().as_uri()),
         *_prediction_facts(root, sha256),
@@ -155,10 +148,10 @@ def _fit_facts(
     ]
 
 
-def _head_alone(data: Mapping[str, Any], fit: Mapping[str, Any]) -> str:
+def _head_alone(data: Mapping[str, Any], fit: Mapping[str, Any]) -> list[Fact]:
     """What the head alone reached on these images, if it was tried: what training the other layers was worth."""
     accuracy = None if "l2" in fit else accuracy_of_head_alone(data["sha256"])
-    return "" if accuracy is None else f", the last head alone {accuracy:.4f}"
+    return [] if accuracy is None else [Fact("last head alone", f"test accuracy {accuracy:.4f}")]
 
 
 def _head_fact(fit: Mapping[str, Any], validation: str) -> Fact:

@@ -1,24 +1,31 @@
-"""Classification: each image has one class. A target is the class's index, int64."""
+"""Classification: each image has one class. A target is the class's index, int64.
 
-from collections.abc import Sequence
-from typing import Any, Literal
+PyTorch is imported where it is used, so that commands which only read outcomes start at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import torch.nn.functional as F  # noqa: N812
-from torch import Tensor
-from torchmetrics import Metric
-from torchmetrics.classification import MulticlassAccuracy
 
 from refit.runtime.errors import UserError
 
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torchmetrics import Metric
+
 ANSWER = "probabilities"
 SCORE = "accuracy"
+BASELINE = "majority", "always answering with the largest class"
 _ROUNDING = 0.05  # tolerance for the sum of bfloat16 probabilities
 _DECIMALS = 6
 
 Floats = npt.NDArray[np.floating[Any]]
 Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
 
 
 def loss(
@@ -29,7 +36,9 @@ def loss(
     reduction: Literal["mean", "none"] = "mean",
 ) -> Tensor:
     """Cross-entropy, nats, of logits (N, classes) and targets (N,)."""
-    return F.cross_entropy(outputs, targets, class_weights, label_smoothing=label_smoothing, reduction=reduction)
+    from torch.nn.functional import cross_entropy
+
+    return cross_entropy(outputs, targets, class_weights, label_smoothing=label_smoothing, reduction=reduction)
 
 
 def scores(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -38,6 +47,8 @@ def scores(outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 def val_metrics(classes: int) -> dict[str, Metric]:
+    from torchmetrics.classification import MulticlassAccuracy
+
     # validate_args would synchronise with the device at each step.
     return {"accuracy": MulticlassAccuracy(classes, average="micro", validate_args=False)}
 
@@ -61,16 +72,46 @@ def predictions(answer: Floats) -> Ints:
     return best
 
 
+def predicted(answer: Floats, classes: Sequence[str]) -> list[str]:
+    """The name of the most probable class of each row."""
+    return [classes[best] for best in predictions(answer)]
+
+
 def outcome_rows(answer: Floats, targets: Ints, classes: Sequence[str]) -> list[dict[str, object]]:
     """One row per image: the actual and the predicted class, and the probability of each."""
     return [
         {
             "actual": classes[target],
-            "predicted": classes[best],
-            "probability": round(float(row[best]), _DECIMALS),
+            "predicted": name,
+            "probability": round(float(row.max()), _DECIMALS),
             "probability_of_actual": round(float(row[target]), _DECIMALS),
         }
-        for target, best, row in zip(targets, predictions(answer), answer, strict=True)
+        for target, name, row in zip(targets, predicted(answer, classes), answer, strict=True)
+    ]
+
+
+def outcome_scores(actual: Sequence[str], predicted: Sequence[str]) -> Bools:
+    """Whether each predicted class is the actual one, bool (N,)."""
+    return np.array([one == other for one, other in zip(actual, predicted, strict=True)], bool)
+
+
+def can_predict(actual: Sequence[str], classes: Sequence[str]) -> Bools:
+    """Whether each actual class is one of `classes`, bool (N,)."""
+    return np.array([name in classes for name in actual], bool)
+
+
+def summary(test: Mapping[str, Any], baselines: Mapping[str, float]) -> list[tuple[str, str]]:
+    return [
+        (
+            "test accuracy",
+            f"{test['accuracy']:.4f} (confidence interval {test['accuracy_low']:.4f} to {test['accuracy_high']:.4f})",
+        ),
+        (
+            "for comparison",
+            f"largest class {baselines['majority']:.4f}, nearest training images {baselines['neighbours']:.4f}",
+        ),
+        ("macro F1", f"{test['macro_f1']:.4f}"),
+        ("ECE", f"{test['ece']:.4f}"),
     ]
 
 

@@ -89,8 +89,8 @@ def test_every_way_to_predict_gives_the_same_answers(
     outcomes = rows("data/evaluation/outcomes.csv")
     predictions = run_predict()
     champion = Version("refit", "1", model.sha256, run.run_id, was_champion=True)
-    classes, of_promote, _ = predictions_of(Path("data/model"), champion, load_params())
-    assert classes == model.classes
+    record, of_promote, _ = predictions_of(Path("data/model"), champion, load_params())
+    assert record == model
     assert [row["predicted"] for row in outcomes] == [row["label"] for row in predictions] == of_promote
     assert of_promote[:20] == predicted
     for told in (outcomes, predictions):  # tables have six decimals, and other batch sizes change the last bits

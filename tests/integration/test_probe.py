@@ -132,7 +132,7 @@ def test_what_the_head_alone_reached_is_found_for_later_models_of_the_same_image
     fitted(tracking__loggers=["mlflow"], fit__max_epochs=1)
     run_test(report=False)
     assert accuracy_of_head_alone(data) == accuracy != results()["accuracy"]
-    assert f", the last head alone {accuracy:.4f}" in dict(fact[:2] for fact in read_facts())["for comparison"]
+    assert dict(fact[:2] for fact in read_facts())["last head alone"] == f"test accuracy {accuracy:.4f}"
     assert accuracy_of_head_alone("0" * 64) is None
 
 

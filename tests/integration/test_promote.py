@@ -16,7 +16,7 @@ import torch
 from mlflow import MlflowClient
 from mlflow.tracking._tracking_service import utils as mlflow_utils
 
-from refit.artifacts.model import Blueprint, identity, model_sha256, read_record
+from refit.artifacts.model import Blueprint, ModelRecord, identity, model_sha256, read_record
 from refit.artifacts.paths import MODEL, PROMOTION
 from refit.artifacts.prepared import read_hashes, read_split
 from refit.commands import promote
@@ -103,9 +103,9 @@ def test_the_first_and_a_better_model_are_promoted_and_a_worse_one_is_not(
     found = verdict()
     assert (found["outcome"], found["champion"]["number"]) == ("promoted", "1")
     compared = found["comparison"]
-    assert (compared["images"], compared["accuracy"], compared["other_accuracy"]) == (359, good, bad)
-    assert compared["accuracy"] - compared["other_accuracy"] == pytest.approx(
-        (compared["only_this"] - compared["only_other"]) / 359
+    assert (compared["images"], compared["score"], compared["other_score"]) == (359, good, bad)
+    assert compared["score"] - compared["other_score"] == pytest.approx(
+        (compared["this_better"] - compared["other_better"]) / 359
     )
     champion = find_champion("refit")
     assert champion is not None
@@ -120,7 +120,7 @@ def test_the_first_and_a_better_model_are_promoted_and_a_worse_one_is_not(
     assert find_champion("refit") == champion
     rows = (PROMOTION / "differences.csv").read_text().splitlines()
     assert rows[0] == "file,actual,predicted,champion"
-    assert len(rows) - 1 == verdict()["comparison"]["only_this"] + verdict()["comparison"]["only_other"]
+    assert len(rows) - 1 == verdict()["comparison"]["this_better"] + verdict()["comparison"]["other_better"]
     for row in rows[1:]:
         _, actual, predicted, champion_predicted = row.split(",")
         assert (actual == predicted) != (actual == champion_predicted)
@@ -150,7 +150,7 @@ def test_a_champion_of_an_earlier_format_can_be_compared(name: str, first_traine
     seen = fetch(version, Path(name)).seen
     fair = np.ones(len(right), bool) if seen is None else ~np.isin(registry.short_hashes(read_hashes("test")), seen)
     assert found["comparison"]["images"] == fair.sum() > 50
-    assert found["comparison"]["other_accuracy"] == pytest.approx(right[fair].mean())
+    assert found["comparison"]["other_score"] == pytest.approx(right[fair].mean())
     assert found["outcome"] == "promoted"
 
 
@@ -174,11 +174,11 @@ def test_images_that_the_champion_was_trained_on_are_left_out(
     _, theirs, _ = predictions_of_version(found["champion"]["sha256"])
     actual = [str(label) for label in read_split("test").labels]
     right = np.array([a == b for a, b in zip(actual, theirs, strict=True)])[unseen]
-    assert found["comparison"]["other_accuracy"] == pytest.approx(right.mean())
+    assert found["comparison"]["other_score"] == pytest.approx(right.mean())
     assert "are left out because the champion was trained on them" in (PROMOTION / "promotion.md").read_text()
 
 
-def predictions_of_version(sha256: str) -> tuple[list[str], list[str], list[str]]:
+def predictions_of_version(sha256: str) -> tuple[ModelRecord, list[str], list[str]]:
     (run,) = MlflowClient().search_runs(["1"], filter_string=f"tags.model_sha256 = '{sha256}'")
     folder = Path(MlflowClient().download_artifacts(run.info.run_id, "artifact", "."))
     return predictions_of(folder, RIVAL, load_params())
@@ -264,7 +264,7 @@ def test_a_champion_with_another_image_size_gets_images_of_that_size(
     assert theirs == expected
     actual = [str(label) for label in read_split("test").labels]
     hits = np.array([a == b for a, b in zip(actual, theirs[1], strict=True)])[unseen]
-    assert found["comparison"]["other_accuracy"] == pytest.approx(hits.mean())
+    assert found["comparison"]["other_score"] == pytest.approx(hits.mean())
     assert hits.mean() > 0.5 * own
 
 
@@ -294,7 +294,7 @@ def test_a_champion_whose_predictions_changed_with_the_code_is_not_compared(
     monkeypatch.setattr(torch.nn.functional, "relu", torch.tanh)
     monkeypatch.setattr(torch.nn.ReLU, "forward", lambda self, values: torch.tanh(values))
     monkeypatch.setattr(torch.nn.GELU, "forward", lambda self, values: torch.tanh(values))
-    with pytest.raises(UserError, match=r"models:/refit/1 now predicts a different class for \d+ of 359 images"):
+    with pytest.raises(UserError, match=r"models:/refit/1 now predicts something else for \d+ of 359 images"):
         promote.main()
     assert find_champion("refit") is not None
     assert verdict()["outcome"] == "promoted", "the verdict of the last promotion"

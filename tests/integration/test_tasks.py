@@ -1,24 +1,49 @@
-"""Another task joins with an entry in three tables. The stage `test` stays as it is."""
+"""Another task joins with an entry in three tables. The stage `test`, `promote`, `versus` and the summary stay as they
+are."""
 
 import json
+from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from pipelines.tools import versus
 from refit.artifacts.paths import FINDINGS, PICTURES, REPORT, TABLES, TEST, TEST_METRICS
 from refit.artifacts.prepared import read_names
+from refit.commands import promote
+from refit.evaluation.comparison import paired
 from refit.evaluation.evaluations import EVALUATIONS
 from refit.evaluation.tested import Evaluation, Finding, Tested
 from refit.inference.predictor import read_model
-from refit.params import TestParams
+from refit.params import Params, TestParams
+from refit.reports import summary
 from refit.reports.page import Section
 from refit.reports.sections import SECTIONS
+from refit.reports.summary import Fact
+from refit.runtime.errors import UserError
 from refit.tasks import classification
 from refit.tasks.task import TASKS
+from refit.tracking.registry import Version
 from stages import test
 from tests.fixtures import Fit, run_test
+
+
+class Nearness:
+    """Digits whose value counts: 7 for 8 is nearly right."""
+
+    SCORE = "closeness"
+    BASELINE = "nothing", "never answering"
+
+    @staticmethod
+    def outcome_scores(actual: Sequence[str], predicted: Sequence[str]) -> np.ndarray:
+        distances: np.ndarray = np.abs(np.array(actual, float) - np.array(predicted, float))
+        return 1 - distances / 10
+
+    @staticmethod
+    def summary(test: Mapping[str, Any], baselines: Mapping[str, float]) -> list[tuple[str, str]]:
+        return [("closeness", f"{test['closeness']:.4f}, and {baselines['nothing']:.0f} without an answer")]
 
 
 class Closeness:
@@ -52,12 +77,15 @@ def test_another_task_joins_with_its_own_metrics_and_report_section(
     fitted: Fit, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert TASKS.keys() == EVALUATIONS.keys() == SECTIONS.keys()
-    monkeypatch.setitem(TASKS, "nearness", SimpleNamespace(**vars(classification) | {"SCORE": "closeness"}))
+    monkeypatch.setitem(TASKS, "nearness", SimpleNamespace(**vars(classification) | vars(Nearness)))
     monkeypatch.setitem(EVALUATIONS, "nearness", evaluate)
     monkeypatch.setitem(SECTIONS, "nearness", section)
     fitted(fit__max_epochs=1)
     system, model = read_model()
-    monkeypatch.setattr(test, "read_model", lambda: (system, model.model_copy(update={"task": "nearness"})))
+    record = model.model_copy(update={"task": "nearness"})
+    monkeypatch.setattr(test, "read_model", lambda: (system, record))
+    for door in (promote, summary):
+        monkeypatch.setattr(door, "read_record", lambda _: record)
     run_test()
     closeness = json.loads(TEST.read_text())["closeness"]
     assert 0 < closeness < 1
@@ -72,3 +100,24 @@ def test_another_task_joins_with_its_own_metrics_and_report_section(
     assert "It is far." in page
     assert "Confusion" not in page
     assert capsys.readouterr().out.splitlines()[-1] == f"closeness {closeness:.4f}"
+    assert Fact("closeness", f"{closeness:.4f}, and 0 without an answer") in summary.read_facts()
+
+    challenger = promote.read_challenger()
+    rows = challenger.outcomes
+    distance = [abs(int(row["actual"]) - int(row["predicted"])) for row in rows]
+    assert max(distance) > 1, "otherwise the scores are those of a classification"
+    zeros = {row["file"]: "0" for row in rows}
+    found, _ = paired(rows, "other", zeros, Nearness.outcome_scores, 0.95)
+    assert found.score == pytest.approx(1 - np.mean(distance) / 10)
+    rival = promote.ChampionComparison(Version("refit", "7", "c" * 64, "run", was_champion=True), found, 0, 0, [])
+    verdict = promote.decide(challenger, rival, Params().promote)
+    facts = promote.as_facts(challenger, rival, verdict, 0.95)
+    assert f"closeness {closeness:.4f}" in facts[0].text
+    assert Fact("closeness", f"new {found.score:.4f}, champion {found.other_score:.4f} on 359 images") in facts
+    assert "the difference in closeness is" in verdict.why
+
+    tested = versus.read_tested("workspace")
+    told = versus.as_facts(tested, tested, found)
+    assert told[0].text == f"workspace: model {tested.model}, closeness {closeness:.4f} on 359 images"
+    with pytest.raises(UserError, match="solve different tasks: nearness and classification"):
+        versus.compared(tested, tested._replace(task="classification"), 0.95)

@@ -38,7 +38,7 @@ def test_two_experiments_are_compared_on_their_common_test_images(project: Proje
     assert re.search(r"verdict +B is better", said)
     params = said.partition("Parameters that differ\n")[2].partition("\n\n")[0].splitlines()
     assert params == ["  fit.max_epochs  A 1, B 3", "  model.width     A 4, B None"]
-    counts = re.findall(r"only A is right: (\d+), only B: (\d+)", said)
+    counts = re.findall(r"A is better: (\d+), B: (\d+)", said)
     assert [sum(map(int, column)) for column in zip(*counts, strict=True)] == [alone, alone_here]
     file, actual, a, b = re.findall(r"^  (\d+) +true (\d): A (\d), B (\d)$", said, re.MULTILINE)[0]
     assert (actual, a, b) == (wide[file]["actual"], thin[file]["predicted"], wide[file]["predicted"])

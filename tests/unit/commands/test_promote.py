@@ -10,6 +10,12 @@ from tests.fixtures import Changed
 RIVAL = Version("refit", "7", "c" * 64, "run", was_champion=True)
 
 
+def challenger_of(accuracy: float, images: int = 100, baseline: float = 0.1) -> Challenger:
+    right = round(accuracy * images)
+    outcomes = [{"actual": "cat", "predicted": "cat" if number < right else "dog"} for number in range(images)]
+    return Challenger("a" * 64, "b" * 64, "classification", accuracy, outcomes, baseline)
+
+
 @pytest.mark.parametrize(
     ("accuracy", "low", "keys", "outcome", "why"),
     [
@@ -34,7 +40,7 @@ def test_a_model_is_promoted_by_its_accuracy_and_the_lower_bound_of_the_differen
     versus_champion = (
         None if low is None else ChampionComparison(RIVAL, Comparison(100, 0.9, 0.88, 5, 3, low, 0.1), 0, 0, [])
     )
-    found = decide(Challenger("a" * 64, "b" * 64, accuracy, [], 0.1), versus_champion, rules)
+    found = decide(challenger_of(accuracy), versus_champion, rules)
     assert found.outcome == outcome
     assert why in found.why
 
@@ -50,14 +56,14 @@ def test_a_model_is_promoted_by_its_accuracy_and_the_lower_bound_of_the_differen
 def test_a_first_champion_of_doubtful_accuracy_gets_a_warning(
     accuracy: float, images: int, majority: float, warning: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    warn_of_doubt(Challenger("a" * 64, "b" * 64, accuracy, [{}] * images, majority), confidence=0.95)
+    warn_of_doubt(challenger_of(accuracy, images, majority), confidence=0.95)
     said = capsys.readouterr().err
     assert warning in said
     assert bool(said) == bool(warning)
 
 
 def test_without_a_comparison_only_min_accuracy_counts(changed: Changed) -> None:
-    challenger = Challenger("a" * 64, "b" * 64, 0.5, [], 0.1)
+    challenger = challenger_of(0.5)
     found = decide(challenger, None, changed({"promote.min_accuracy": 0.5}).promote, RIVAL)
     assert found == ("promoted", "it replaces models:/refit/7 without a comparison")
     found = decide(challenger, None, changed({"promote.min_accuracy": 0.6}).promote, RIVAL)
