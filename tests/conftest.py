@@ -4,6 +4,8 @@ import gc
 import os
 import signal
 
+import pytest
+
 gc.disable()  # until the tests are collected: garbage collection would double the time of the imports
 
 # A shell's `pytest &` starts with Ctrl-C ignored, and every process that a test starts and interrupts would inherit it.
@@ -16,7 +18,12 @@ os.environ.pop("SHELL", None)
 for name in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS"):
     os.environ.pop(name, None)
 
-pytest_plugins = ("tests.fixtures", "tests.fixtures.project")
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("numprocesses", None) is None or hasattr(config, "workerinput"):
+        # Not in the process that only hands tests to the workers: they would start some seconds later.
+        for fixtures in ("tests.fixtures", "tests.fixtures.project"):
+            config.pluginmanager.import_plugin(fixtures)
 
 
 def pytest_collection_finish() -> None:

@@ -202,12 +202,16 @@ def test_experiments_run_in_a_temporary_folder_and_from_the_queue(project: Proje
     """An experiment in the workspace itself is tested in test_versus.py."""
     project.run("dvc", "exp", "run", "--temp", "--name", "apart", "--set-param", "predict.top_k=2", REFIT_WARM="0")
     project.run("dvc", "exp", "run", "--queue", "--name", "queued", "--set-param", "predict.top_k=4")
+    project.run("dvc", "exp", "run", "--queue", "--name", "failing", "-S", "data.root=nowhere")
     project.run("dvc", "queue", "start", REFIT_WARM="0")
     project.run("dvc", "queue", "logs", "--follow", "queued")
+    project.run("dvc", "queue", "logs", "--follow", "failing", ok=False)
     project.run("dvc", "exp", "branch", "queued", "from-queue")
     shown = json.loads(project.run("dvc", "exp", "show", "--json").stdout)
     experiments = {one["name"]: one["revs"][0]["data"] for entry in shown for one in entry.get("experiments") or []}
-    assert set(experiments) == {"apart", "queued"}
+    assert {name for name in experiments if name != "failing"} == {"apart", "queued"}
+    table = project.run("python", "-m", "pipelines.tools.compare").stdout
+    assert re.search(r"^  failing \(failed\) +- +- +- +data\.root=nowhere$", table, re.MULTILINE), table
     for name, top_k in {"apart": 2, "queued": 4}.items():
         assert experiments[name]["params"]["params.yaml"]["data"]["predict"]["top_k"] == top_k
         assert experiments[name]["metrics"]["data/metrics/test.json"]["data"]["test_acc"] > 0
@@ -254,8 +258,8 @@ def test_a_folder_of_photos_needs_only_two_changed_parameters(tmp_path: Path) ->
     (tmp_path / "unseen/broken.jpg").write_bytes(b"no image")
     project.set_param("data.source", "folder")
     project.set_param("data.root", tmp_path / "photos")
-    project.set_param("fit.max_epochs", 1)
-    project.set_param("tracking.loggers", "[]")
+    for key, value in {"fit.max_epochs": 1, "model.width": 4, "tracking.loggers": "[]"}.items():  # to save time
+        project.set_param(key, value)
     project.run("dvc", "repro", "predict")
     assert json.loads((project.root / "data/prepared/dataset.json").read_text())["shape"] == [3, 128, 128]
     project.set_param("predict.images", tmp_path / "unseen")

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import pytest
 import timm
@@ -12,7 +13,8 @@ from tests.fixtures.project import Project, make_photos
 
 
 def test_the_recipe_trains_a_head_on_photos_and_prints_the_command_that_it_is(project: Project) -> None:
-    make_photos(project.root / "data/raw/photos", 16, seed=1)
+    photos = project.root / "data/raw/photos"
+    make_photos(photos, 16, seed=1)
     weights = project.root / "data/weights/lite0.safetensors"
     save_file(timm.create_model("tf_efficientnet_lite0").state_dict(), weights)
     project.set_param("optimizer.weight_decay", 0.1)
@@ -33,7 +35,8 @@ def test_the_recipe_trains_a_head_on_photos_and_prints_the_command_that_it_is(pr
         (row,) = [line for line in compared.splitlines() if line.strip().startswith("workspace")]
         assert len(re.findall(r"\d\.\d+", row)) >= 3, compared  # it was measured with the resolved image size
     finally:
-        weights.unlink()  # it is ignored by git
+        weights.unlink()  # git ignores these, so they would stay
+        shutil.rmtree(photos)
 
 
 @pytest.mark.parametrize(

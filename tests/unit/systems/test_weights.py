@@ -170,11 +170,11 @@ def test_a_file_without_weights_is_refused_and_nothing_in_it_is_executed(content
 def test_a_truncated_old_file_fails_with_a_one_line_error() -> None:
     path, buffer = FOLDER / "old.pt", io.BytesIO()
     torch.save({"fc.weight": torch.zeros(3, 3)}, buffer, _use_new_zipfile_serialization=False)
-    whole = buffer.getvalue()
+    whole, network = buffer.getvalue(), build(model(str(path)))
     for kept in range(0, len(whole), 7):
         path.write_bytes(whole[:kept])
         with pytest.raises(UserError, match=r"^model\.weights = 'data/weights/old\.pt' ") as raised:
-            load_weights(build(model(str(path))), model(str(path)))
+            load_weights(network, model(str(path)))
         assert "\n" not in str(raised.value)
 
 
