@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
-from refit.artifacts.checked import write_checked
+from refit.artifacts.checked import passed_before, write_checked
 from refit.artifacts.files import write_bytes
 from refit.data.sources import link_in_copy, open_source
 from refit.params import LIBRARIES, OUR_NETWORKS, OUR_SYSTEMS, WEIGHTS_FILES, Params, load_params
@@ -31,11 +31,8 @@ def main(params: Params) -> None:
         params.loss.check_class_weights(len(source.classes))
     if not Path(params.predict.images).is_dir():
         raise UserError(f"predict.images = {params.predict.images!r} is not a folder; create it, or set another folder")
-    ours = params.model.system in OUR_SYSTEMS and params.model.network in OUR_NETWORKS
-    if not ours or params.model.system_arguments or params.model.weights:
-        from refit.systems.build import check_model  # imports that take seconds, and that Refit's own do not need
-
-        check_model(params.model, params.loss)
+    resolved = passed_before(params) if weights_are_there(params.model.weights) else None
+    resolved = resolved or check_network(params)
     if params.trainer.accelerator not in ("auto", "cpu") or params.trainer.devices > 1:
         from refit.training.trainer import check_devices
 
@@ -48,14 +45,30 @@ def main(params: Params) -> None:
     for name in params.tracking.loggers:  # each needs the package of the same name; csv is built into Python
         if find_spec(name) is None:
             raise UserError(f"tracking.loggers names {name}, which is not installed; run: uv pip install {name}")
-    size = image_size(params)
-    check_train_size(params, size)
-    changes = write_checked(params.replaced({"data.image_size": size}))
+    changes = write_checked(params, resolved)
     write_bytes(SCHEMA, (json.dumps(Params.model_json_schema(), indent=2) + "\n").encode())
-    if size != params.data.image_size:
+    if (size := resolved["data.image_size"]) != params.data.image_size:
         told = f"the size that {params.model.weights} of {params.model.network} was trained at"
         changes.insert(0, f"data.image_size = auto is {size}, {told}")
     print("params.yaml is valid", *changes, sep="\n")
+
+
+def weights_are_there(weights: str | None) -> bool:
+    """False if `weights` names a file that is missing."""
+    return weights is None or "." not in weights or Path(weights).is_file()
+
+
+def check_network(params: Params) -> dict[str, object]:
+    """Build what `params` describe, which takes seconds of imports unless it is Refit's own. Returns the resolved
+    values of the keys in RESOLVED. Raises UserError if something cannot be built or had."""
+    model = params.model
+    if model.system not in OUR_SYSTEMS or model.network not in OUR_NETWORKS or model.system_arguments or model.weights:
+        from refit.systems.build import check_model
+
+        check_model(model, params.loss)
+    size = image_size(params)
+    check_train_size(params, size)
+    return {"data.image_size": size}
 
 
 def image_size(params: Params) -> int | Literal["auto"]:

@@ -17,15 +17,17 @@ from refit.runtime.errors import UserError
 from refit.runtime.fingerprint import PROJECT, code_of
 
 _SHOWN = 3  # changes shown per stage
+_NETWORK = "network.json"  # what `check` itself needs to know when it runs again; no stage depends on it
 
 Checked = Mapping[str, Mapping[str, Any]]
 """`code`: by file the digest of its meaning, by package its version. `params`: the values that the stage reads."""
 
 
-def write_checked(params: Params, root: Path = PROJECT) -> list[str]:
-    """Write the code and the parameters of each stage but `check`; the keys in RESOLVED have their resolved values.
+def write_checked(given: Params, resolved: Mapping[str, object], root: Path = PROJECT) -> list[str]:
+    """Write the code and the parameters of each stage but `check`; the keys in RESOLVED have their `resolved` values.
     Returns a line for each stage of which they changed, unless they are those of its last run again. Raises UserError
     as code_of."""
+    params = given.replaced(resolved)
     stages = sorted(path.stem for path in (root / "stages").glob("[!_]*.py") if path.stem != "check")
     own = (params.model.system, params.model.network)
     checked = {stage: {"code": code_of(stage, own, root), "params": params.values(*READS[stage])} for stage in stages}
@@ -38,8 +40,30 @@ def write_checked(params: Params, root: Path = PROJECT) -> list[str]:
     with whole_folder(CHECKED) as folder:
         for stage in stages:
             write_json(folder / _file(stage).name, checked[stage])
+        write_json(folder / _NETWORK, {"read": _network_reads(given, root), "resolved": resolved})
     last = _hashes_of_last_runs() if lines else {}
     return [line for stage, line in lines.items() if _md5(_file(stage)) != last.get(stage)]
+
+
+def passed_before(params: Params, root: Path = PROJECT) -> Mapping[str, object] | None:
+    """The resolved values of the keys in RESOLVED, if `check` has last passed with the same code, packages, network,
+    loss, augmentation and data; otherwise None. Raises UserError as code_of."""
+    reads = _network_reads(params, root)
+    with suppress(UserError):  # the file does not exist yet, or is damaged
+        last = read_json(CHECKED / _NETWORK, "dvc repro check")
+        if last.get("read") == reads:
+            resolved: Mapping[str, object] = last["resolved"]
+            return resolved
+    return None
+
+
+def _network_reads(params: Params, root: Path) -> dict[str, object]:
+    """What the check of the network depends on."""
+    sections = ("model", "loss", "augment", "data")
+    return {
+        "code": code_of("fit", (params.model.system, params.model.network), root),
+        "params": params.values(*sections),
+    }
 
 
 def stage_params(stage: str) -> Params:

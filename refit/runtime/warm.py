@@ -41,6 +41,8 @@ _COLD = ("check", "prepare")  # these need no torch, and end before it is import
 _FIRST = ("torch", "pytorch_lightning", "torchmetrics.classification", "torchvision", "safetensors.torch")
 _LATER = (
     "mlflow",
+    "mlflow.pytorch",
+    "mlflow.store.tracking.sqlalchemy_store",
     "sklearn.metrics",
     "sklearn.neighbors",
     "sklearn.decomposition",

@@ -292,6 +292,7 @@ class TrackedRun(FitLogger):
                     pip_requirements=[f"torch=={version('torch').partition('+')[0]}"],  # inferring them takes 7 s
                     tags={MODEL_TAG: record.sha256},
                     metadata={"classes": record.classes},
+                    validate_serving_input=False,  # it would load the model again, and only warn
                 )
             except failures():
                 raise

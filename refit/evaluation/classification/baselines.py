@@ -38,13 +38,13 @@ def nearest_neighbours(train_images: Pixels, train_labels: Ints, test_images: Pi
     """
     rows = np.linspace(0, len(train_labels) - 1, min(len(train_labels), MOST_IMAGES)).round().astype(np.int64)
     voters = KNeighborsClassifier(min(NEIGHBOURS, len(rows)), algorithm="brute")
-    voters.fit(_shrunk(train_images[rows]), train_labels[rows])
-    predicted: Ints = voters.predict(_shrunk(test_images))
+    voters.fit(_shrunk(train_images, rows), train_labels[rows])
+    predicted: Ints = voters.predict(_shrunk(test_images, np.arange(len(test_images))))
     return predicted
 
 
-def _shrunk(images: Pixels) -> NDArray[np.float64]:
-    """The mean colours of SIDE x SIDE areas, whole numbers, (N, C x SIDE x SIDE)."""
-    chunks = [torch.from_numpy(images[start : start + _CHUNK]) for start in range(0, len(images), _CHUNK)]
+def _shrunk(images: Pixels, rows: Ints) -> NDArray[np.float64]:
+    """The mean colours of SIDE x SIDE areas of the images in these rows, whole numbers, (rows, C x SIDE x SIDE)."""
+    chunks = [torch.from_numpy(images[rows[start : start + _CHUNK]]) for start in range(0, len(rows), _CHUNK)]
     small = [F.interpolate(chunk.float(), size=(SIDE, SIDE), mode="area").round().flatten(1) for chunk in chunks]
     return torch.cat(small).numpy().astype(np.float64)

@@ -21,7 +21,7 @@ def gather(report: ClassificationReport, answer: Floats, tested: Split, system: 
 
     answer: probabilities of the images of `tested`, (N, classes). system: the trained system.
     """
-    train, info = read_split("train"), read_info()
+    train, info = read_split("train", mapped=True), read_info()
     neighbours = nearest_neighbours(train.images, train.labels, tested.images)
     fitted, rate = read_json(FIT, "dvc repro fit"), read_learning_rate()
     rates = [row["learning_rate"] for row in read_numbers(LEARNING_RATE_CURVE)]

@@ -3,6 +3,7 @@
 import urllib.request
 from importlib.util import find_spec
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -55,7 +56,7 @@ def own_model(arguments: dict[str, int]) -> dict[str, object]:
         (
             "model",
             model_params(system="tests.unit.stages.elsewhere.Own").model_dump(),
-            "tests/unit/stages/elsewhere.py, which the stage features uses, is in no folder that dvc.yaml watches",
+            "tests/unit/stages/elsewhere.py, which the stage fit uses, is in no folder that dvc.yaml watches",
         ),
         ("model.system", "torch.nn.Linear", "model.system = 'torch.nn.Linear' is not a LightningModule"),
         ("model.system", "no_such_package.Own", "there is no package 'no_such_package'"),
@@ -189,6 +190,44 @@ def test_the_image_size_of_other_data_networks_and_numbers_does_not_depend_on_we
     whole |= {"data.source": "folder", "model.weights": weights_file(workspace)}
     params = check_params(values(whole | keys))
     assert check.image_size(params) == params.data.image_size
+
+
+def test_the_network_is_built_again_only_if_something_it_depends_on_has_changed(
+    workspace: Path, values: Values, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise a run with another learning rate would wait seconds for imports."""
+    photo(workspace / "data/raw")
+    weights = weights_file(workspace)
+    choices = {
+        "model": {**TORCHVISION, "weights": weights}, "data.source": "folder", "augment.train_size": 32
+    }  # fmt: skip
+    build = Mock(wraps=check.check_network)
+    monkeypatch.setattr(check, "check_network", build)
+
+    def builds(**keys: object) -> bool:
+        build.reset_mock()
+        whole = values(choices | keys)
+        Path("params.yaml").write_text(yaml.safe_dump(whole))
+        check.main(check_params(whole))
+        assert stage_params("prepare").data.image_size == keys.get("data.image_size", 224)
+        return build.called
+
+    assert builds()
+    assert not builds()
+    assert not builds(**{"optimizer.learning_rate": 0.01, "fit.max_epochs": 7})
+    for keys in (
+        {"model": {**TORCHVISION, "weights": weights, "test_time_flip": True}}, {"loss.label_smoothing": 0.1},
+        {"augment.train_size": 64}, {"data.image_size": 96},
+    ):  # fmt: skip
+        assert builds(**keys)
+        assert not builds(**keys)
+    assert builds()
+    record = Path("data/checked/network.json")
+    record.write_text(record.read_text().replace('"torchvision": "', '"torchvision": "0.'))
+    assert builds(), "another version of a package"
+    Path(weights).unlink()
+    with pytest.raises(UserError, match="does not exist; put the file into"):
+        builds()
 
 
 VIT = timm_model("vit_tiny_patch16_224")
