@@ -3,8 +3,7 @@
 import gc
 import os
 import signal
-
-import pytest
+import sys
 
 gc.disable()  # until the tests are collected: garbage collection would double the time of the imports
 
@@ -18,12 +17,9 @@ os.environ.pop("SHELL", None)
 for name in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS"):
     os.environ.pop(name, None)
 
-
-def pytest_configure(config: pytest.Config) -> None:
-    if config.getoption("numprocesses", None) is None or hasattr(config, "workerinput"):
-        # Not in the process that only hands tests to the workers: they would start some seconds later.
-        for fixtures in ("tests.fixtures", "tests.fixtures.project"):
-            config.pluginmanager.import_plugin(fixtures)
+# The process that only hands the tests to workers does without the fixtures' imports, so that these start at once.
+if "PYTEST_XDIST_WORKER" in os.environ or not any(argument.startswith("-n") for argument in sys.argv):
+    pytest_plugins = ("tests.fixtures", "tests.fixtures.project")
 
 
 def pytest_collection_finish() -> None:

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from refit.runtime.environment import QUIET
-from tests.fixtures import made_once
 from tests.flows.toy import Server, Toy
+from tests.once import made_once
 from tests.processes import answers, eventually
 
 
