@@ -17,7 +17,7 @@ from sklearn.datasets import load_sample_images
 
 from benchmarks.compare import Result, command_line, compare, interleave
 from refit.data.pack import pack
-from refit.data.sources import open_source
+from refit.data.sources.open import open_source
 from refit.params import DataParams
 
 
@@ -64,7 +64,7 @@ def _prepare(root: Path, size: int) -> float:
     data = DataParams(source="folder", root=str(root), image_size=size)
     with TemporaryDirectory() as folder:
         began = time.perf_counter()
-        info, _ = pack(open_source(data), data, 0, Path(folder))
+        info = pack(open_source(data), data, 0, Path(folder)).info
         return sum(info.counts.values()) / (time.perf_counter() - began)
 
 

@@ -13,7 +13,8 @@ from typing import Literal
 
 from refit.artifacts.checked import passed_before, write_checked
 from refit.artifacts.files import write_bytes
-from refit.data.sources import link_in_copy, open_source
+from refit.data.sources.open import link_in_copy, open_source, stores_photos
+from refit.data.sources.unlabelled import check_unlabelled
 from refit.params import LIBRARIES, OUR_NETWORKS, OUR_SYSTEMS, WEIGHTS_FILES, Params, load_params
 from refit.runtime.errors import UserError
 from refit.runtime.stage import run_stage
@@ -27,10 +28,9 @@ def main(params: Params) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     link_in_copy(params.data.root)
     source = open_source(params.data)
-    if params.model.system == "classifier":
-        params.loss.check_class_weights(len(source.classes))
-    if not Path(params.predict.images).is_dir():
-        raise UserError(f"predict.images = {params.predict.images!r} is not a folder; create it, or set another folder")
+    if params.model.system == "classifier" and not isinstance(params.loss.class_weights, str):
+        params.loss.check_class_weights(len(source.read_classes()))
+    check_unlabelled(params.predict.images)
     resolved = passed_before(params) if weights_are_there(params.model.weights) else None
     resolved = resolved or check_network(params)
     if params.trainer.accelerator not in ("auto", "cpu") or params.trainer.devices > 1:
@@ -75,7 +75,11 @@ def image_size(params: Params) -> int | Literal["auto"]:
     """data.image_size, where `auto` is that of pretrained weights. `prepare` cannot look it up: it does not read the
     section `model`, so that another network of the same size does not decode the images again."""
     given, model = params.data.image_size, params.model
-    if given != "auto" or params.data.source != "folder" or not (model.weights and model.network.startswith(LIBRARIES)):
+    if (
+        given != "auto"
+        or not stores_photos(params.data.source)
+        or not (model.weights and model.network.startswith(LIBRARIES))
+    ):
         return given
     from refit.systems.weights import input_size
 

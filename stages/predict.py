@@ -12,8 +12,8 @@ from refit.artifacts.files import as_text, whole_folder, write_csv, write_json
 from refit.artifacts.paths import PREDICTIONS, PREDICTIONS_PAGE, PREDICTIONS_SUMMARY, repository_root
 from refit.artifacts.prepared import read_names, read_split
 from refit.batches.datamodule import EVALUATION_FACTOR, ImageLoader
-from refit.batches.folder import FolderLoader
-from refit.data.images import NO_IMAGE, find_images, find_others
+from refit.batches.new_images import NewImages
+from refit.data.sources.unlabelled import unlabelled
 from refit.inference.predictor import columns_of_each, predict, read_model
 from refit.params import Params
 from refit.reports.predictions import least_certain, listed, never_in_doubt, write_predictions_page
@@ -27,21 +27,19 @@ WARNED = 20  # files left out; the rest is counted
 
 def main(params: Params) -> None:
     system, model = read_model()
-    folder, batch_size = Path(params.predict.images), EVALUATION_FACTOR * model.batch_size
-    if not folder.is_dir():
-        raise UserError(f"predict.images = {str(folder)!r} is not a folder; create it, or set another folder")
-
-    new_images = FolderLoader(list(find_images(folder)), model.color, model.shape[1:], model.resize, batch_size)
+    batch_size = EVALUATION_FACTOR * model.batch_size
+    found, left_out = unlabelled(params.predict.images)
+    new_images = NewImages(found, model.color, model.shape[1:], model.resize, batch_size)
     test = None if len(new_images) else read_split("test")
     images = new_images if test is None else ImageLoader(test, batch_size)
     trainer = inference_trainer(params.trainer, limit_predict_batches=params.debug.test_batches)
     with translate_lightning_errors(params.debug):
         answers = predict(trainer, system, images, model.task)
-    names = [_name(file, folder) for file in new_images.files] if test is None else read_names("test")
-    unreadable = _left_out(new_images.unreadable, folder)
+    names = [image.name for image in new_images.decoded] if test is None else read_names("test")
+    unreadable = _left_out({**new_images.unreadable, **{gone.name: gone.why for gone in left_out}})
     if not names:
         bad = len(new_images.unreadable)
-        raise UserError(f"predict.images = {str(folder)!r}: none of its {bad} images can be decoded")
+        raise UserError(f"predict.images = {params.predict.images!r}: none of its {bad} images can be decoded")
 
     task = TASKS[model.task]
     answer = answers.pop(task.ANSWER).numpy()
@@ -63,7 +61,7 @@ def main(params: Params) -> None:
     debug = model.debug or params.debug.shortens
     summary |= {"debug": True} if debug else {}
     shown = least_certain(rows)
-    pixels = test.images[shown] if test else new_images.decode([new_images.files[i] for i in shown])
+    pixels = test.images[shown] if test else new_images.decode([new_images.decoded[i] for i in shown])
     with whole_folder(PREDICTIONS) as new:
         write_csv(new / "predictions.csv", rows)
         write_json(new / PREDICTIONS_SUMMARY.name, summary)
@@ -80,20 +78,15 @@ def main(params: Params) -> None:
         print("the result of the whole run: make summary")
 
 
-def _left_out(unreadable: Mapping[Path, str], folder: Path) -> list[dict[str, str]]:
-    """The files of `folder` that get no prediction, each with the reason; warns of them."""
-    files = {**unreadable, **dict.fromkeys(find_others(folder), NO_IMAGE)}
-    left_out = [{"file": _name(file, folder), "why": why} for file, why in sorted(files.items())]
+def _left_out(reasons: Mapping[str, str]) -> list[dict[str, str]]:
+    """The files that get no prediction, each with the reason; warns of them."""
+    left_out = [{"file": as_text(name), "why": why} for name, why in sorted(reasons.items())]
     for bad in left_out[:WARNED]:
         print(f"warning: {bad['file']} is left out: {bad['why']}", file=sys.stderr)
     if len(left_out) > WARNED:
         more = f"{len(left_out) - WARNED:,} more files are left out"
         print(f"warning: {more}; {PREDICTIONS_SUMMARY} names all", file=sys.stderr)
     return left_out
-
-
-def _name(file: Path, folder: Path) -> str:
-    return as_text(file.relative_to(folder).as_posix())
 
 
 if __name__ == "__main__":

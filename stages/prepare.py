@@ -1,11 +1,11 @@
 """Raw images → one packed data set with train, validation and test splits."""
 
 from refit.artifacts.checked import stage_params
-from refit.artifacts.files import whole_folder, write_json
+from refit.artifacts.files import whole_folder, write_csv, write_json
 from refit.artifacts.metrics import write_data_metrics
-from refit.artifacts.paths import PREPARED, PREPARED_REPORT
+from refit.artifacts.paths import PREPARED, PREPARED_LEFT_OUT, PREPARED_REPORT
 from refit.data.pack import pack
-from refit.data.sources import open_source
+from refit.data.sources.open import open_source
 from refit.params import Params
 from refit.runtime.stage import run_stage
 
@@ -13,9 +13,13 @@ from refit.runtime.stage import run_stage
 def main(params: Params) -> None:
     source = open_source(params.data)
     with whole_folder(PREPARED) as folder:
-        info, report = pack(source, params.data, params.seed, folder)
+        info, report, left_out = pack(source, params.data, params.seed, folder)
     write_json(PREPARED_REPORT, report)
+    write_csv(PREPARED_LEFT_OUT, left_out)
     write_data_metrics(params.data)
+    if left_out:
+        count = "1 file is" if len(left_out) == 1 else f"{len(left_out):,} files are"
+        print(f"{count} left out; {PREPARED_LEFT_OUT} has each with the reason")
     counts = ", ".join(f"{count:,} {split}" for split, count in info.counts.items())
     print(f"prepared {info.source}: {counts} images of {len(info.classes)} classes, {'x'.join(map(str, info.shape))}")
 

@@ -30,7 +30,10 @@ def write_checked(given: Params, resolved: Mapping[str, object], root: Path = PR
     params = given.replaced(resolved)
     stages = sorted(path.stem for path in (root / "stages").glob("[!_]*.py") if path.stem != "check")
     own = (params.model.system, params.model.network)
-    checked = {stage: {"code": code_of(stage, own, root), "params": params.values(*READS[stage])} for stage in stages}
+    checked = {
+        stage: {"code": code_of(stage, own, root, params.data.source), "params": params.values(*READS[stage])}
+        for stage in stages
+    }
     lines: dict[str, str] = {}
     for stage in stages:
         with suppress(UserError):  # the file does not exist yet, or is damaged

@@ -9,6 +9,7 @@ from pathlib import Path
 CHECKED = Path("data/checked")
 PREPARED = Path("data/prepared")
 PREPARED_REPORT = Path("data/prepared_report.json")
+PREPARED_LEFT_OUT = Path("data/prepared_left_out.csv")
 
 BATCH = Path("data/tuning/batch.json")
 LEARNING_RATE = Path("data/tuning/learning_rate.json")

@@ -8,6 +8,7 @@ import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
 
@@ -69,10 +70,14 @@ def _visible_files(folder: Path) -> Iterator[Path]:
         yield from (Path(parent, name) for name in sorted(files) if not name.startswith("."))
 
 
-def open_image(path: Path) -> Image.Image:
-    """Open an image file without decoding its pixels. Raises BadImageError."""
+def has_image_suffix(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in _SUFFIXES  # noqa: PTH122, ten times as fast as a Path
+
+
+def open_image(source: Path | bytes) -> Image.Image:
+    """Open an image file, or its content, without decoding its pixels. Raises BadImageError."""
     with _translate_pillow_errors():
-        return Image.open(path, formats=_FORMATS)
+        return Image.open(BytesIO(source) if isinstance(source, bytes) else source, formats=_FORMATS)
 
 
 def read_header(image: Image.Image) -> Header:

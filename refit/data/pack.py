@@ -5,7 +5,7 @@ import math
 import os
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import count
@@ -20,7 +20,8 @@ from refit.artifacts.files import as_text, write_json
 from refit.artifacts.prepared import FORMAT, Color, DatasetInfo, Pixels, read_names
 from refit.data.images import BadImageError, Header, decode, read_header
 from refit.data.parallel import in_parallel
-from refit.data.sources import SPLITS, Item, Source, SplitName, open_source
+from refit.data.sources.open import open_source
+from refit.data.sources.source import SPLITS, Item, Source, SplitName
 from refit.data.splits import assign_splits, find_label_conflicts
 from refit.params import DataParams
 from refit.params.data import Resize
@@ -64,49 +65,76 @@ class _Decoded(NamedTuple):
     digest: _Digest
 
 
-def pack(source: Source, data: DataParams, seed: int, folder: Path) -> tuple[DatasetInfo, dict[str, int | float]]:
-    """Write the prepared data set to `folder`; returns its description and a report of counts.
+class Packed(NamedTuple):
+    info: DatasetInfo
+    report: dict[str, int | float]
+    """Counts."""
+    left_out: list[dict[str, object]]
+    """A row for each file of the source that is not in the data set: its name, and why."""
+
+
+def pack(source: Source, data: DataParams, seed: int, folder: Path) -> Packed:
+    """Write the prepared data set to `folder`.
 
     Raises UserError that lists all images that cannot be decoded or have two labels, unless `data.bad_images` is skip.
     """
-    items = source.list_items()
+    listing = source.list_images()
+    items, classes = listing.items, listing.classes
     bad = _BadImages(data)
+    for gone in listing.left_out:
+        if gone.fault:
+            bad.add([gone.name], gone.why)
     scratch = folder / "scratch.npy"
     decoded, form, pixels = _decode_all(items, data, scratch, bad)
+    listing.check_unchanged()
     images = _without_conflicts(decoded, bad)
     bad.raise_if_any()
     hashes = [image.digest.sha256 for image in images]
     assigned = assign_splits([image.item for image in images], hashes, data, seed)
     splits = {name: [image for image, split in zip(images, assigned, strict=True) if split == name] for name in SPLITS}
-    _check_classes(source.classes, splits, data)
+    _check_classes(classes, splits, data)
 
     for name, members in splits.items():
         _write_split(folder, name, members, pixels)
-    _write_manifest(folder / "manifest.parquet", source.classes, splits)
+    _write_manifest(folder / "manifest.parquet", classes, splits)
     mean, std = _channel_statistics(splits["train"], form)
     del pixels
     scratch.unlink()
     info = DatasetInfo(
         format=FORMAT,
         source=data.source,
-        classes=list(source.classes),
+        classes=list(classes),
         color=form.color,
         shape=list(form.shape),
         counts={name: len(members) for name, members in splits.items()},
         mean=mean,
         std=std,
-        sha256=_content_hash(source.classes, splits),
+        sha256=_content_hash(classes, splits),
         resize=form.resize,
     )
     write_json(folder / "dataset.json", info.as_json())
     train_classes = Counter(image.item.label for image in splits["train"])
-    return info, {
+    left_out = [(gone.name, gone.why) for gone in listing.left_out if not gone.fault]
+    left_out += [*bad.found, *_copies_left_out(images, assigned)]
+    report = {
         **info.counts,
-        "skipped": len(items) - len(images),
+        "skipped": len(bad.found),
         "duplicates": len(hashes) - len(set(hashes)),
         "left_out_copies": assigned.count(None),
+        "left_out": len(left_out),
         "imbalance": round(max(train_classes.values()) / min(train_classes.values()), 4),
     }
+    return Packed(info, report, [{"file": as_text(name), "why": why} for name, why in sorted(left_out)])
+
+
+def _copies_left_out(images: Sequence[_Decoded], assigned: Sequence[SplitName | None]) -> Iterator[tuple[str, str]]:
+    held_out = {
+        image.digest.sha256: (image.item.name, split) for image, split in zip(images, assigned, strict=True) if split
+    }
+    for image, split in zip(images, assigned, strict=True):
+        if split is None:
+            name, other = held_out[image.digest.sha256]
+            yield image.item.name, f"a copy of {as_text(name)}, which is in the {other} split"
 
 
 def decode_again(split: str, data: DataParams, color: Color, size: tuple[int, int], resize: Resize) -> Pixels:
@@ -114,7 +142,7 @@ def decode_again(split: str, data: DataParams, color: Color, size: tuple[int, in
 
     Raises UserError if the source no longer has an image, or an image cannot be decoded.
     """
-    items = {as_text(item.name): item for item in open_source(data).list_items()}
+    items = {as_text(item.name): item for item in open_source(data).list_images().items}
     names = read_names(split)
     for name in names:
         if name not in items:
@@ -137,14 +165,18 @@ class _BadImages:
 
     def __init__(self, data: DataParams) -> None:
         self.skip = data.bad_images == "skip"
+        self.found: list[tuple[str, str]] = []
+        """Name and reason."""
         self.lines: list[str] = []
 
-    def add(self, name: str, reason: object) -> None:
-        line = f"{as_text(name)}: {reason}"
-        if self.skip:
-            print(f"skipped {line}", flush=True)
-        else:
+    def add(self, names: Sequence[str], reason: object) -> None:
+        """Add one image, or several with the same fault."""
+        line = f"{' and '.join(map(as_text, names))}: {reason}"
+        self.found += [(name, str(reason)) for name in names]
+        if not self.skip:
             self.lines.append(line)
+        elif len(self.found) <= LISTED:
+            print(f"skipped {line}", flush=True)
 
     def raise_if_any(self) -> None:
         if len(self.lines) == 1:
@@ -177,7 +209,7 @@ def _decode_all(
     decoded = []
     for row, (item, (header, result)) in enumerate(zip(items, outcomes, strict=True)):
         if header is None or isinstance(result, BadImageError):
-            bad.add(item.name, result)
+            bad.add([item.name], result)
         else:
             decoded.append(_Decoded(item, header, row, result))
     if not headers:
@@ -235,8 +267,7 @@ def _without_conflicts(images: list[_Decoded], bad: _BadImages) -> list[_Decoded
     """Leave out identical images with different labels: the correct label is unknown."""
     conflicts = find_label_conflicts([image.item for image in images], [image.digest.sha256 for image in images])
     for group in conflicts:
-        names = " and ".join(images[i].item.name for i in group)
-        bad.add(names, "identical images with different labels")
+        bad.add([images[i].item.name for i in group], "identical images with different labels")
     left_out = {i for group in conflicts for i in group}
     return [image for i, image in enumerate(images) if i not in left_out]
 

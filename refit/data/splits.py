@@ -4,7 +4,7 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Sequence
 
-from refit.data.sources import SPLITS, Item, SplitName
+from refit.data.sources.source import SPLITS, Item, SplitName
 from refit.params import DataParams
 from refit.runtime.errors import UserError
 
@@ -18,21 +18,25 @@ def assign_splits(items: Sequence[Item], hashes: Sequence[str], data: DataParams
     """The split of each item; None for a training copy of a held-out image, which is left out.
 
     `hashes` are the sha256 of each item's pixels. Splits that the source defines are kept. A missing split is drawn
-    from the training images of each class, in groups of identical pixels, so that all copies of an image are in the
-    same split. The images of a class are sorted by a hash of their names and divided into test, val and train, in this
-    order: when images are added or removed, the others keep their splits, except for the few at a boundary.
+    from the training images of each class, in groups of identical pixels or of the source's own groups, so that all
+    copies of an image, and all images of a group, are in the same split. The images of a class are sorted by a hash of
+    their names and divided into test, val and train, in this order: when images are added or removed, the others keep
+    their splits, except for the few at a boundary.
     """
     given = {item.split for item in items if item.split is not None}
     assigned: list[SplitName | None] = [None] * len(items)
-    to_draw: dict[int, list[list[int]]] = defaultdict(list)
-    for group in _groups(hashes):
-        held_out = [i for i in group if items[i].split in ("val", "test")]
+    free: list[list[int]] = []
+    for copies in _groups(hashes):
+        held_out = [i for i in copies if items[i].split in ("val", "test")]
         if not held_out:
-            to_draw[items[group[0]].label].append(group)
+            free.append(copies)
             continue
-        strictest: SplitName = "test" if any(items[i].split == "test" for i in group) else "val"
-        for i in group:
+        strictest: SplitName = "test" if any(items[i].split == "test" for i in copies) else "val"
+        for i in copies:
             assigned[i] = strictest if items[i].split == strictest else None
+    to_draw: dict[int, list[list[int]]] = defaultdict(list)
+    for group in _joined(free, items):
+        to_draw[items[group[0]].label].append(group)
 
     fractions = {"test": 0 if "test" in given else data.test, "val": 0 if "val" in given else data.val}
     for groups in to_draw.values():
@@ -47,6 +51,19 @@ def assign_splits(items: Sequence[Item], hashes: Sequence[str], data: DataParams
             hint = f"; raise data.{split}" if split != "train" else ""
             raise UserError(f"data.source = {data.source!r}: with {len(items)} images the {split} split is empty{hint}")
     return assigned
+
+
+def _joined(copies: Sequence[list[int]], items: Sequence[Item]) -> list[list[int]]:
+    """Groups of identical pixels, joined where they have images of the same group of the source."""
+    joined: dict[int, list[int]] = {}  # by the position of the first of its images
+    first_of: dict[str, int] = {}
+    for positions in copies:
+        names = {group for i in positions if (group := items[i].group) is not None}
+        together = sorted({first_of[name] for name in names if name in first_of})
+        merged = [i for first in together for i in joined.pop(first)] + positions
+        joined[merged[0]] = merged
+        first_of |= {group: merged[0] for i in merged if (group := items[i].group) is not None}
+    return list(joined.values())
 
 
 def _rank(item: Item, seed: int) -> bytes:

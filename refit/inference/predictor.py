@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -13,8 +14,9 @@ from torch import Tensor
 from refit.artifacts.model import WEIGHTS, ModelRecord, read_record, read_weights
 from refit.artifacts.paths import MODEL
 from refit.batches.datamodule import EVALUATION_FACTOR
-from refit.batches.folder import FolderLoader
-from refit.data.images import find_images
+from refit.batches.new_images import NewImages
+from refit.data.images import find_images, open_image
+from refit.data.sources.source import Unlabelled
 from refit.runtime.allocator import keep_freed_memory
 from refit.runtime.errors import UserError
 from refit.systems.build import assemble
@@ -94,16 +96,18 @@ class Predictor:
         files = [file for path in given for file in (find_images(path) if path.is_dir() else [path])]
         record, task = self.record, TASKS[self.record.task]
         batch_size = EVALUATION_FACTOR * record.batch_size
-        loader = FolderLoader(files, record.color, record.shape[1:], record.resize, batch_size)
+        images = [Unlabelled(str(file), partial(open_image, file)) for file in files]
+        loader = NewImages(images, record.color, record.shape[1:], record.resize, batch_size)
         with torch.inference_mode():
-            batches = [self.system(images.to(self.system.device)) for images in loader]
+            batches = [self.system(batch.to(self.system.device)) for batch in loader]
         answers = _gather(self.system, batches, task)
         probabilities = answers.pop(task.ANSWER).tolist() if answers else []
         more = columns_of_each(answers, len(probabilities))
-        predictions = {file: Prediction(file, {}, {}, why) for file, why in loader.unreadable.items()}
-        for file, row, numbers in zip(loader.files, probabilities, more, strict=True):
-            predictions[file] = Prediction(file, _most_probable_first(row, record.classes), numbers)
-        return [predictions[file] for file in files]
+        predictions = {name: Prediction(Path(name), {}, {}, why) for name, why in loader.unreadable.items()}
+        for image, row, numbers in zip(loader.decoded, probabilities, more, strict=True):
+            probable = _most_probable_first(row, record.classes)
+            predictions[image.name] = Prediction(Path(image.name), probable, numbers)
+        return [predictions[image.name] for image in images]
 
 
 def _most_probable_first(probabilities: Sequence[float], classes: Sequence[str]) -> dict[str, float]:

@@ -12,16 +12,20 @@ Resize = Literal["crop", "squash", "pad"]
 
 class DataParams(Section):
     source: Annotated[str, Field(min_length=1)] = "digits"
-    """Where the images come from: digits (bundled), torchvision:NAME, or folder (one folder per class in data.root)."""
+    """Where the images come from. folder: data.root, with one folder per class. archive: the same in a zip or tar file,
+    which is data.root. manifest: a table with a row for each image, which is data.root: a CSV or Parquet file, or a
+    folder of them, also as Hugging Face writes them. digits: bundled. torchvision:NAME. Or the dotted path of your own
+    function, such as refit.data.own.images, which takes data.root. See docs/data.md."""
     root: Annotated[str, Field(min_length=1)] = "data/raw"
-    """Folder of the raw images. Torchvision's data sets are downloaded into it if they are not there yet. The folder
-    must exist."""
+    """The raw images: a folder, or for data.source archive and manifest a file. It must exist. Torchvision's data sets
+    are downloaded into it if they are not there yet."""
     image_size: Literal["auto"] | Annotated[int, Field(ge=4, le=1024)] = "auto"
-    """Side of the square images that prepare writes, in pixels. auto: for data.source folder and a network of
-    torchvision or timm with model.weights, the size of the images that these weights were trained on (for a file: that
-    of the network's usual weights). Otherwise the size of the raw images if all have the same one, else 128. So digits
-    and torchvision's data sets, of 8 to 96 pixels, keep their size also with such weights: enlarged to 224 they would
-    take up to 49 times the space, and each step as many times the work. Set a number to do that."""
+    """Side of the square images that prepare writes, in pixels. auto: for a network of torchvision or timm with
+    model.weights, the size of the images that these weights were trained on (for a file: that of the network's usual
+    weights), unless data.source is digits or torchvision. Otherwise the size of the raw images if all have the same
+    one, else 128. So digits and torchvision's data sets, of 8 to 96 pixels, keep their size also with such weights:
+    enlarged to 224 they would take up to 49 times the space, and each step as many times the work. Set a number to do
+    that."""
     resize: Resize = "crop"
     """How an image that is not square becomes one of image_size, in prepare and for new images. crop: resized until it
     covers the square, then cropped at the centre. squash: resized to the square, so its aspect ratio is lost. pad:
@@ -47,7 +51,9 @@ class DataParams(Section):
 
 def data_name(source: str, root: str) -> str:
     """What people call the data: the folder's own name, or that of torchvision's data set, such as FashionMNIST."""
-    return PurePath(root).name or source if source == "folder" else source.rpartition(":")[2]
+    if source in ("folder", "archive", "manifest"):
+        return PurePath(root).name.partition(".")[0] or source
+    return source.rpartition(":")[2].rpartition(".")[2]
 
 
 class AugmentParams(Section):

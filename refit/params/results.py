@@ -19,7 +19,8 @@ class TestParams(Section):
 
 class PredictParams(Section):
     images: Annotated[str, Field(min_length=1)] = "data/new"
-    """Folder of new images, searched with all its subfolders. If it has no images, the test split is predicted."""
+    """New images: a folder, searched with all its subfolders, or an archive or a table as for data.source, which needs
+    no labels. If it has no images, the test split is predicted."""
     top_k: Count = 3
     """Number of most probable classes in each row."""
     abstain_below: Fraction = 0.5

@@ -23,18 +23,20 @@ _WATCHERS = (
     "refit/params/rules.py", "refit/params/spelling.py", "stages/__init__.py",
 )  # fmt: skip
 _SYSTEM_BUILDER = "refit/systems/build.py"
+_SOURCE_OPENER = "refit/data/sources/open.py"
 _DISTRIBUTIONS = {  # named otherwise than their import
     "PIL": "pillow", "lightning_fabric": "pytorch-lightning", "sklearn": "scikit-learn", "yaml": "PyYAML",
 }  # fmt: skip
 _BLOCKS = ("body", "orelse", "handlers", "finalbody", "cases")  # where statements hold statements
 
 
-def code_of(stage: str, own: Sequence[str], root: Path = PROJECT) -> dict[str, str]:
+def code_of(stage: str, own: Sequence[str], root: Path = PROJECT, source: str = "") -> dict[str, str]:
     """The code that decides the results of `stage`: its module and all that it imports, except for the watchers.
 
     By the path of a project file the sha256 of its meaning, by the name of a package its version. `own` are the values
     of model.system and model.network: a class named there by dotted path counts for a stage that builds a system.
-    Raises UserError where a file is not Python, or an edit of it would go unnoticed.
+    `source` is that of data.source: a function of the user's own counts for a stage that reads the raw images. Raises
+    UserError where a file is not Python, or an edit of it would go unnoticed.
     """
     code: dict[str, str] = {}
     todo = [f"stages.{stage}"]
@@ -59,6 +61,8 @@ def code_of(stage: str, own: Sequence[str], root: Path = PROJECT) -> dict[str, s
                 todo.append(".".join([*folders[: len(folders) + 1 - level], imported]) if level else imported)
             if name == _SYSTEM_BUILDER:
                 todo += [path for path in own if "." in path]
+            if name == _SOURCE_OPENER and "." in source and ":" not in source:
+                todo.append(source)
     return dict(sorted(code.items()))
 
 

@@ -1,13 +1,11 @@
 """Find the user's own systems and networks by dotted path, and check their arguments against their signature."""
 
-import importlib
-import importlib.util
 import inspect
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from refit.params import nearest
+from refit.params.user_code import user_object
 from refit.runtime.errors import UserError
 
 Provided = Mapping[str, Callable[[], Any]]
@@ -16,24 +14,9 @@ Provided = Mapping[str, Callable[[], Any]]
 
 def user_class(path: str, key: str) -> type:
     """The class at the dotted path `path`, the value of `key`. Raises UserError if there is none."""
-    module_name, _, name = path.rpartition(".")
-    if not module_name:
+    if "." not in path:
         raise UserError(f"{key} = {path!r} is unknown; expected one of Refit's own, or a dotted path to a class")
-    if importlib.util.find_spec(module_name.partition(".")[0]) is None:
-        raise UserError(f"{key} = {path!r}: there is no package {module_name.partition('.')[0]!r}")
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if not module_name.startswith(error.name or " "):
-            raise  # raised inside the user's module, by an import of its own
-        raise UserError(f"{key} = {path!r}: there is no module {error.name!r}") from None
-    except SyntaxError as error:
-        where = f"{Path(error.filename or module_name).name}, line {error.lineno}"
-        raise UserError(f"{key} = {path!r}: {where}: {error.msg}") from None
-    found = getattr(module, name, None)
-    if not isinstance(found, type):
-        close = nearest(name, [other for other, value in vars(module).items() if isinstance(value, type)])
-        raise UserError(f"{key} = {path!r}: {module_name} has no class {name!r}{close}")
+    found: type = user_object(path, key, "class", lambda value: isinstance(value, type))
     return found
 
 

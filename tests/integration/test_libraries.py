@@ -18,7 +18,7 @@ from refit.artifacts.checked import stage_params
 from refit.artifacts.model import read_record
 from refit.artifacts.paths import MODEL
 from refit.data.pack import pack
-from refit.data.sources import open_source
+from refit.data.sources.open import open_source
 from refit.inference.predictor import read_model
 from refit.params import check_params
 from refit.params.reads import READS

@@ -22,7 +22,8 @@ from refit.artifacts.prepared import read_hashes, read_split
 from refit.commands import promote
 from refit.commands.promote import predictions_of
 from refit.data.pack import pack
-from refit.data.sources import Source, open_source
+from refit.data.sources.open import open_source
+from refit.data.sources.source import Listing, Source
 from refit.inference.predictor import read_model
 from refit.params import load_params
 from refit.runtime.errors import UserError
@@ -373,7 +374,7 @@ def test_a_champion_that_cannot_be_compared_fails_with_a_one_line_error(
     first_trained(fit__max_epochs=1)
     description = json.loads((MODEL / "model.json").read_text())
     write_record(MODEL, description, shape=[1, 16, 16])
-    monkeypatch.setattr("refit.data.pack.open_source", lambda _: Source((), lambda: []))
+    monkeypatch.setattr("refit.data.pack.open_source", lambda _: Source(tuple, lambda: Listing((), [])))
     with pytest.raises(UserError, match=r"^\d+ is no longer in data.root = 'data/raw'; run: dvc repro"):
         predictions_of(MODEL, RIVAL, load_params())
     (MODEL / "model.json").write_text(json.dumps({**description, "format": 99}))

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from refit.data.sources import Item, Source, link_in_copy, open_source
+from refit.data.sources.open import link_in_copy, open_source
+from refit.data.sources.source import Item, Source
 from refit.runtime.errors import UserError
 from tests.fixtures import Changed
 
@@ -31,7 +32,7 @@ def fill(root: Path, *names: str) -> None:
 
 
 def listed(source: Source) -> list[tuple[str, str, str | None]]:
-    return [(item.name, source.classes[item.label], item.split) for item in source.list_items()]
+    return [(item.name, source.read_classes()[item.label], item.split) for item in source.list_images().items]
 
 
 def pixels(item: Item) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
@@ -41,8 +42,8 @@ def pixels(item: Item) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
 
 def test_digits_are_the_1797_of_scikit_learn_in_17_grey_levels(changed: Changed, root: Path) -> None:
     source = open_source(changed({"data.source": "digits", "data.root": str(root)}).data)
-    items = source.list_items()
-    assert source.classes == tuple("0123456789")
+    items = source.list_images().items
+    assert source.read_classes() == tuple("0123456789")
     assert len(items) == len({item.name for item in items}) == 1797
     assert Counter(item.label for item in items)[3] == 183
     images = np.stack([pixels(item) for item in items])
@@ -83,22 +84,22 @@ class TestFolder:
     def test_a_class_missing_in_one_split_does_not_shift_the_labels_of_the_others(self, root: Path) -> None:
         fill(root, "train/ant/1.png", "train/bee/1.png", "train/cat/1.png", "test/cat/2.png", "test/bee/2.png")
         source = open_source(self.data)
-        assert source.classes == ("ant", "bee", "cat")
-        for item in source.list_items():
-            assert source.classes[item.label] == Path(item.name).parent.name
+        assert source.read_classes() == ("ant", "bee", "cat")
+        for item in source.list_images().items:
+            assert source.read_classes()[item.label] == Path(item.name).parent.name
 
     def test_folders_next_to_the_split_folders_are_not_classes(self, root: Path) -> None:
         fill(root, "train/cat/1.png", "train/dog/1.png", "masks/1.png", ".cache/1.png", "train/.hidden/1.png", "1.png")
-        assert open_source(self.data).classes == ("cat", "dog")
+        assert open_source(self.data).read_classes() == ("cat", "dog")
         assert len(listed(open_source(self.data))) == 2
 
     def test_classes_can_be_called_test_and_val(self, root: Path) -> None:
         fill(root, "test/1.png", "val/1.png")
-        assert open_source(self.data).classes == ("test", "val")
+        assert open_source(self.data).read_classes() == ("test", "val")
 
     def test_items_open_their_own_image(self, root: Path) -> None:
         fill(root, "cat/1.png", "dog/1.png")
-        assert [pixels(item).max() for item in open_source(self.data).list_items()] == [0, 1]
+        assert [pixels(item).max() for item in open_source(self.data).list_images().items] == [0, 1]
 
     @pytest.mark.parametrize(
         ("names", "found"),
@@ -115,7 +116,7 @@ class TestFolder:
 
     def test_a_class_whose_name_is_not_utf_8_is_refused(self, root: Path) -> None:
         fill(root, "cat/1.png", os.fsdecode(b"caf\xe9/2.png"))
-        with pytest.raises(UserError, match=r"the name of class folder caf\\udce9 is not UTF-8"):
+        with pytest.raises(UserError, match=r"the name of class caf\\udce9 is not UTF-8"):
             open_source(self.data)
 
     def test_a_class_without_an_image_fails_with_an_error_that_names_it(self, root: Path) -> None:
@@ -123,7 +124,7 @@ class TestFolder:
         (root / "emu").mkdir()
         (root / "emu/notes.txt").touch()
         with pytest.raises(UserError, match="class folder 'emu' has no image"):
-            open_source(self.data).list_items()
+            open_source(self.data).list_images()
 
 
 @pytest.mark.parametrize("source", ["mnist", "digits:8x8", "folder:photos", "torchvision", "torchvision:Fashion", ":"])
@@ -158,7 +159,7 @@ def test_images_missing_in_an_experiment_s_temporary_copy_give_an_error_with_the
         with pytest.raises(UserError, match=remedy):
             open_source(changed({"data.source": "folder", "data.root": root}).data)
     works = changed({"data.source": "folder", "data.root": f"{tmp_path}/main/data/raw/photos"}).data
-    assert open_source(works).classes == ("cat", "dog")
+    assert open_source(works).read_classes() == ("cat", "dog")
 
 
 def test_images_that_git_ignores_are_linked_into_an_experiment_s_copy(
@@ -169,7 +170,7 @@ def test_images_that_git_ignores_are_linked_into_an_experiment_s_copy(
     monkeypatch.chdir(tmp_path / "copy")
     monkeypatch.setenv("DVC_ROOT", str(tmp_path / "main"))
     link_in_copy("data/raw/photos")
-    assert open_source(changed({"data.source": "folder", "data.root": "data/raw/photos"}).data).classes == (
+    assert open_source(changed({"data.source": "folder", "data.root": "data/raw/photos"}).data).read_classes() == (
         "cat",
         "dog",
     )
@@ -218,8 +219,8 @@ def test_a_torchvision_data_set_in_the_root_is_read_completely(name: str, change
         write_idx(raw / f"{prefix}-labels-idx1-ubyte", labels)
         sets[split] = list(zip(images, labels, strict=True))
     source = open_source(changed({"data.source": f"torchvision:{name}", "data.root": str(root)}).data)
-    items = source.list_items()
-    assert len(source.classes) == 10
+    items = source.list_images().items
+    assert len(source.read_classes()) == 10
     assert [item.split for item in items] == ["train"] * 12 + ["test"] * 5
     for item, (image, label) in zip(items, sets["train"] + sets["test"], strict=True):
         assert item.label == label

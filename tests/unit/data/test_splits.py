@@ -8,7 +8,7 @@ from typing import cast
 import pytest
 from PIL import Image
 
-from refit.data.sources import Item, SplitName
+from refit.data.sources.source import Item, SplitName
 from refit.data.splits import assign_splits, find_label_conflicts
 from refit.params import DataParams
 from refit.runtime.errors import UserError

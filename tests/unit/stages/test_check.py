@@ -73,7 +73,7 @@ def own_model(arguments: dict[str, int]) -> dict[str, object]:
         ("model", timm_model("test_vit", weights="data/weights/gone.pth"), "gone.pth' does not exist; put the file"),
         ("model", timm_model("test_vit", weights="r161_in1k"), "'r161_in1k' is unknown; did you mean r160_in1k?"),
         ("loss.class_weights", [1.0, 2.0], "loss.class_weights has 2 weights for 10 classes; expected one per class"),
-        ("predict.images", "data/newer", "predict.images = 'data/newer' is not a folder; create it"),
+        ("predict.images", "data/newer", "predict.images = 'data/newer' does not exist; create the folder"),
     ],
 )
 def test_a_wrong_value_gives_a_one_line_error_and_no_file(

@@ -191,7 +191,7 @@ def test_if_no_image_can_be_decoded_the_last_predictions_are_kept(params: Params
 
 
 def test_a_missing_folder_fails_with_an_error_that_names_its_key(changed: Changed) -> None:
-    with pytest.raises(UserError, match=r"predict\.images = 'data/newer' is not a folder"):
+    with pytest.raises(UserError, match=r"predict\.images = 'data/newer' does not exist"):
         predict.main(changed({"predict.images": "data/newer"}))
 
 

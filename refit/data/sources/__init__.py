@@ -1,0 +1,1 @@
+"""Where the labelled images come from: each module lists the images of one kind of source, without decoding them."""

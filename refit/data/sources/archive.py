@@ -1,0 +1,262 @@
+"""An archive of class folders, zip or tar, read where it is: nothing in it is written to a path that it names.
+
+A compressed tar has to be decompressed to be read in any order: it goes into one temporary file, which has no name.
+"""
+
+import os
+import shutil
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO, NamedTuple, cast
+from zlib import error as ZlibError  # noqa: N812
+
+from PIL import Image
+
+from refit.artifacts.files import as_text
+from refit.data.images import BadImageError, open_image
+from refit.data.sources.source import LabelledImage, LeftOut, Listing, Source, Unlabelled, listed, root_file
+from refit.data.sources.tree import read_tree
+from refit.params import DataParams
+from refit.runtime.errors import UserError
+
+ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")
+MOST_FILES = 5_000_000
+MOST_BYTES = 2**30  # of one file
+MOST_GROWTH = 200  # of more than a tenth of MOST_BYTES: how many times the compressed size; photos hardly grow
+
+_DAMAGED = (OSError, EOFError, ValueError, ZlibError, tarfile.TarError, zipfile.BadZipFile, NotImplementedError,
+            RuntimeError)  # fmt: skip
+"""What the standard library raises for a file that is damaged, encrypted, or compressed in an unusual way."""
+
+
+class _Member(NamedTuple):
+    name: str
+    read: Callable[[], bytes]
+    """Raises BadImageError."""
+    fault: str | None
+    """Why it cannot be read."""
+
+
+class _Content(NamedTuple):
+    members: list[_Member]
+    folders: list[str]
+
+
+def archive(data: DataParams) -> Source:
+    path = root_file(data, f"an archive: {', '.join(ARCHIVES)}")
+    where = f"data.root = {data.root!r}"
+    if not path.name.lower().endswith(ARCHIVES):
+        raise UserError(f"{where} is no archive that Refit reads; expected {', '.join(ARCHIVES)}")
+    return Source(lambda: _list_images(path, where).classes, partial(_list_images, path, where))
+
+
+def images_in_archive(path: Path) -> tuple[list[Unlabelled], list[LeftOut]]:
+    """The image files of an archive, in whatever folders, and what is left out. Raises UserError."""
+    content = _read(path, str(path))
+    # As if all were in one class folder, so that nothing is in none.
+    tree = read_tree([f"all/{member.name}" for member in content.members], ["all"])
+    members = {member.name: member for member in content.members}
+    left_out = [LeftOut(gone.name.partition("/")[2], gone.why) for gone in tree.left_out]
+    images = [members[member.name.partition("/")[2]] for member in tree.members]
+    left_out += [LeftOut(member.name, member.fault, fault=True) for member in images if member.fault]
+    return [Unlabelled(member.name, partial(_open, member)) for member in images if not member.fault], left_out
+
+
+def _list_images(path: Path, where: str) -> Listing:
+    before = path.stat()
+    content = _read(path, where)
+    top = _common_folder(content)
+    members = {member.name.removeprefix(top): member for member in content.members}
+    tree = read_tree(members, [name.removeprefix(top) for name in content.folders if name.startswith(top)])
+    images, left_out = [], [LeftOut(top + gone.name, gone.why) for gone in tree.left_out]
+    for name, label, split in ((member.name, member.label, member.split) for member in tree.members):
+        member = members[name]
+        if member.fault:
+            left_out.append(LeftOut(member.name, member.fault, fault=True))
+        else:
+            images.append(LabelledImage(member.name, label, partial(_open, member), split))
+
+    def check_unchanged() -> None:
+        after = path.stat() if path.exists() else None
+        if after is None or (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
+            raise UserError(f"{where} was changed or removed while it was read; run again")
+
+    labels = sorted({image.label for image in images})
+    if absent := sorted(set(tree.classes) - set(labels)):
+        raise UserError(f"{where}: class folder {absent[0]!r} has no image; add images, or remove it")
+    return listed(images, where, left_out, labels, check_unchanged)
+
+
+def _open(member: _Member) -> Image.Image:
+    return open_image(member.read())
+
+
+def _read(path: Path, where: str) -> _Content:
+    """Raises UserError if the archive is damaged, or has a member that no archive of images has."""
+    try:
+        content = _of_zip(path, where) if path.name.lower().endswith(".zip") else _of_tar(path, where)
+    except UserError:
+        raise
+    except _DAMAGED as error:
+        raise UserError(f"{where} cannot be read: {error or type(error).__name__}; it may be incomplete: copy or "
+                        "download it again") from None  # fmt: skip
+    seen: set[str] = set()
+    for member in content.members:
+        if member.name in seen:
+            raise UserError(f"{where}: {as_text(member.name)} is in it twice; make it anew")
+        seen.add(member.name)
+    return content
+
+
+def _common_folder(content: _Content) -> str:
+    """The path, with a / at its end, of the folder that holds all that is visible, down to where there is more than one
+    folder: many archives hold all in one folder. Empty if there is none."""
+    top = ""
+    while True:
+        names = {name.removeprefix(top) for name in [*content.folders, *(member.name for member in content.members)]
+                 if name.startswith(top) and name != top}  # fmt: skip
+        visible = {name.partition("/")[0] for name in names if not name.startswith((".", "__MACOSX"))}
+        nested = {name.partition("/")[0] for name in names if "/" in name}
+        only = visible.pop() if len(visible) == 1 else None
+        if only is None or only not in nested:
+            return top
+        top += f"{only}/"
+
+
+def _checked_name(name: str, where: str) -> str:
+    """The name of a member. Raises UserError if it points out of the archive."""
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or "\0" in name or name.startswith("\\") or name[1:3] == ":\\":
+        raise UserError(f"{where}: {as_text(name)!r} is a path out of the archive; it was not made for images only")
+    return str(path)
+
+
+def _folders_above(names: Iterator[str]) -> list[str]:
+    found: set[str] = set()
+    for name in names:
+        for parent in PurePosixPath(name).parents:
+            if str(parent) == "." or str(parent) in found:
+                break
+            found.add(str(parent))
+    return sorted(found)
+
+
+def _grows_too_much(size: int, compressed: int) -> bool:
+    return size > MOST_BYTES // 10 and size > MOST_GROWTH * max(compressed, 1)
+
+
+# Zip
+
+
+class _Zip:
+    """Reads a zip file, which each process opens for itself: a position in an open file is shared with forks."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.process = 0
+        self.opened: zipfile.ZipFile | None = None
+
+    def file(self) -> zipfile.ZipFile:
+        if self.opened is None or self.process != os.getpid():
+            self.opened, self.process = zipfile.ZipFile(self.path), os.getpid()
+        return self.opened
+
+    def read(self, info: zipfile.ZipInfo) -> bytes:
+        try:
+            return self.file().read(info)
+        except _DAMAGED as error:
+            raise BadImageError(f"it cannot be read from the archive: {error}") from None
+
+
+def _of_zip(path: Path, where: str) -> _Content:
+    reader = _Zip(path)
+    infos = reader.file().infolist()
+    if len(infos) > MOST_FILES:
+        raise UserError(f"{where} has {len(infos):,} files, more than {MOST_FILES:,}")
+    members, folders = [], []
+    for info in infos:
+        name = _checked_name(info.filename.replace("\\", "/"), where)  # as some programs for Windows write it
+        kind = info.external_attr >> 28  # of a file that was archived on Unix
+        if kind in (0xA, 0x2, 0x6, 0x1):
+            raise UserError(f"{where}: {as_text(name)} is a link or a device; archive the files themselves")
+        if info.is_dir():
+            folders.append(name)
+            continue
+        fault = None
+        if info.flag_bits & 1:
+            fault = "it is encrypted"
+        elif info.file_size > MOST_BYTES:
+            fault = f"its {info.file_size:,} bytes exceed the limit of {MOST_BYTES:,}"
+        elif _grows_too_much(info.file_size, info.compress_size):
+            fault = f"it is a decompression bomb: {info.compress_size:,} bytes become {info.file_size:,}"
+        members.append(_Member(name, partial(reader.read, info), fault))
+    return _Content(members, [*folders, *_folders_above(member.name for member in members)])
+
+
+# Tar
+
+
+def _of_tar(path: Path, where: str) -> _Content:
+    file = path.open("rb") if path.name.lower().endswith(".tar") else _decompressed(path, where)
+    members, folders = [], []
+    with tarfile.open(fileobj=file, mode="r:") as tar:
+        for info in tar:
+            name = _checked_name(info.name, where)
+            if info.isdir():
+                if name != ".":
+                    folders.append(name)
+                continue
+            if not info.isreg():
+                raise UserError(f"{where}: {as_text(name)} is a link or a device; archive the files themselves")
+            if info.issparse():
+                raise UserError(f"{where}: {as_text(name)} is a sparse file; archive it without --sparse")
+            fault = f"its {info.size:,} bytes exceed the limit of {MOST_BYTES:,}" if info.size > MOST_BYTES else None
+            members.append(_Member(name, partial(_read_part, file, info.offset_data, info.size), fault))
+            if len(members) > MOST_FILES:
+                raise UserError(f"{where} has more than {MOST_FILES:,} files")
+            tar.members = []  # type: ignore[attr-defined]  # or tarfile keeps all of them in memory
+    return _Content(members, [*folders, *_folders_above(member.name for member in members)])
+
+
+def _read_part(file: BinaryIO, start: int, size: int) -> bytes:
+    """Without a position, which forks and threads would share."""
+    content = os.pread(file.fileno(), size, start)
+    if len(content) < size:
+        raise BadImageError("the archive ends within it")
+    return content
+
+
+def _decompressed(path: Path, where: str) -> BinaryIO:
+    """The tar in `path`, in a temporary file that ends with this process."""
+    file = cast(BinaryIO, tempfile.TemporaryFile())  # noqa: SIM115, the members read it later
+    compressed, size = path.stat().st_size, 0
+    with _decompressor(path) as stream:
+        while block := stream.read(2**20):
+            size += len(block)
+            if _grows_too_much(size, compressed):
+                raise UserError(f"{where} is a decompression bomb: {compressed:,} bytes become more than {size:,}")
+            if size % 2**28 < 2**20 and shutil.disk_usage(tempfile.gettempdir()).free < 2**28:
+                raise UserError(f"{where} needs more space than {tempfile.gettempdir()} has to be decompressed; set "
+                                "TMPDIR to a folder on a larger disk, or use an uncompressed .tar")  # fmt: skip
+            file.write(block)
+    file.flush()
+    return file
+
+
+def _decompressor(path: Path) -> BinaryIO:
+    if path.name.lower().endswith((".zst", ".tzst")):
+        import pyarrow as pa
+
+        return cast(BinaryIO, pa.input_stream(str(path), compression="zstd"))
+    import bz2
+    import gzip
+    import lzma
+
+    suffix = path.suffix.lower()
+    if suffix in (".bz2", ".tbz2"):
+        return cast(BinaryIO, bz2.open(path))
+    return cast(BinaryIO, lzma.open(path) if suffix in (".xz", ".txz") else gzip.open(path))

@@ -1,0 +1,93 @@
+"""A folder with one folder per class, directly or in each of train/, val/ and test/."""
+
+import os
+from functools import partial
+from pathlib import Path
+
+from refit.artifacts.files import as_text
+from refit.data.images import NO_IMAGE, find_images, find_others, open_image
+from refit.data.sources.source import (
+    LabelledImage,
+    LeftOut,
+    Listing,
+    Source,
+    Unlabelled,
+    check_class_names,
+    listed,
+    root_folder,
+)
+from refit.data.sources.tree import read_tree
+from refit.params import DataParams
+from refit.runtime.errors import UserError
+
+_LINK = "it is a link to a folder; these may form loops"
+
+
+def folder(data: DataParams) -> Source:
+    root, where = root_folder(data), f"data.root = {data.root!r}"
+    classes = read_tree((), _subfolders(root)).classes
+    if len(classes) < 2:
+        found = "no class folder" if not classes else "one class folder"
+        holds_images = not classes and any(read_tree([f"x/{file.name}"], ["x"]).members for file in root.iterdir())
+        above = " (is the folder above it the one?)" if holds_images else ""
+        raise UserError(f"{where} has {found}{above}; expected two or more, one per class, directly in it or in each "
+                        "of train/ val/ test/")  # fmt: skip
+    check_class_names(classes, where)
+    return Source(lambda: classes, partial(_list_images, root, where))
+
+
+def images_in_folder(root: Path) -> tuple[list[Unlabelled], list[LeftOut]]:
+    """The image files below a folder, in whatever folders, and what is left out but for hidden files."""
+    images = [Unlabelled(as_text(file.relative_to(root).as_posix()), partial(open_image, file))
+              for file in find_images(root)]  # fmt: skip
+    return images, [LeftOut(file.relative_to(root).as_posix(), NO_IMAGE) for file in find_others(root)]
+
+
+def _subfolders(root: Path) -> list[str]:
+    """The folders in `root` and in these, but for links, relative to it."""
+    found = []
+    for parent in (path for path in root.iterdir() if path.is_dir() and not path.is_symlink()):
+        found += [parent.name, *(f"{parent.name}/{child.name}" for child in parent.iterdir() if child.is_dir())]
+    return found
+
+
+def _list_images(root: Path, where: str) -> Listing:
+    files, folders, links = _walk(root)
+    tree = read_tree(files, folders)
+    if absent := sorted(set(tree.classes) - {member.label for member in tree.members}):
+        raise UserError(f"{where}: class folder {absent[0]!r} has no image; add images, or remove it")
+    states = {member.name: _state(root / member.name) for member in tree.members}
+
+    def check_unchanged() -> None:
+        for name, state in states.items():
+            if _state(root / name) != state:
+                raise UserError(f"{where}: {name} was changed or removed while it was read; run again")
+
+    images = [
+        LabelledImage(member.name, member.label, partial(open_image, root / member.name), member.split)
+        for member in tree.members
+    ]
+    left_out = [*tree.left_out, *(LeftOut(name, _LINK) for name in links)]
+    return listed(images, where, left_out, tree.classes, check_unchanged)
+
+
+def _walk(root: Path) -> tuple[list[str], list[str], list[str]]:
+    """The files, the folders and the links to folders below `root`, relative to it."""
+    files: list[str] = []
+    folders: list[str] = []
+    links: list[str] = []
+    for parent, names, contents in os.walk(root):
+        below = "" if parent == str(root) else f"{os.path.relpath(parent, root)}/"
+        for name in names:
+            (links if Path(parent, name).is_symlink() else folders).append(f"{below}{name}")
+        files += [f"{below}{name}" for name in contents]
+    return files, folders, links
+
+
+def _state(path: Path) -> tuple[int, int] | None:
+    """Size and time of the last change; None if the file is gone."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return stat.st_size, stat.st_mtime_ns
