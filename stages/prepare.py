@@ -15,7 +15,7 @@ def main(params: Params) -> None:
     with whole_folder(PREPARED) as folder:
         info, report, left_out = pack(source, params.data, params.seed, folder)
     write_json(PREPARED_REPORT, report)
-    write_csv(PREPARED_LEFT_OUT, left_out)
+    write_csv(PREPARED_LEFT_OUT, left_out, ["file", "why"])  # DVC warns of an empty file
     write_data_metrics(params.data)
     if left_out:
         count = "1 file is" if len(left_out) == 1 else f"{len(left_out):,} files are"

@@ -48,19 +48,19 @@ def read_json(path: Path, command: str) -> dict[str, Any]:
     return values
 
 
-def csv_text(rows: Sequence[Mapping[str, object]]) -> str:
-    """Rows that share their keys, as CSV; the first row's keys are the header. Empty for an empty sequence."""
+def csv_text(rows: Sequence[Mapping[str, object]], columns: Sequence[str] = ()) -> str:
+    """Rows that share their keys, as CSV. The header is `columns`, or the first row's keys."""
     text = io.StringIO(newline="")
-    if rows:
-        writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    if names := list(columns or (rows[0] if rows else ())):
+        writer = csv.DictWriter(text, fieldnames=names, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
     return text.getvalue()
 
 
-def write_csv(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
+def write_csv(path: Path, rows: Sequence[Mapping[str, object]], columns: Sequence[str] = ()) -> None:
     """Write a table as csv_text formats it."""
-    write_bytes(path, csv_text(rows).encode())
+    write_bytes(path, csv_text(rows, columns).encode())
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:

@@ -48,10 +48,13 @@ class WarmToy(Toy):
         (root / "stages").mkdir()
         shutil.copy(PROJECT / "stages/__init__.py", root / "stages")
         for library in {*warm._FIRST, *warm._LATER} - {"jinja2"}:  # Prefect needs the real one
-            package, _, module = library.partition(".")
-            (root / package).mkdir(exist_ok=True)
-            (root / package / "__init__.py").touch()
-            (root / package / f"{module or package}.py").touch()
+            *packages, module = library.split(".")
+            folder = root
+            for package in packages or [module]:
+                folder = folder / package
+                folder.mkdir(exist_ok=True)
+                (folder / "__init__.py").touch()
+            (folder / f"{module}.py").touch()
 
     def stage(self, name: str, *, after: tuple[str, ...] = (), does: str = "", always: bool = False) -> None:
         super().stage(name, after=after, always=always)

@@ -4,6 +4,7 @@ After `make lock`, this file lists the features that the new versions break. Eac
 """
 
 import ast
+import importlib.util
 import inspect
 import logging
 import os
@@ -367,6 +368,18 @@ def _() -> None:
     from mlflow.utils.mlflow_tags import MLFLOW_GIT_COMMIT
 
     assert MLFLOW_GIT_COMMIT == "mlflow.source.git.commit"
+
+
+@need("mlflow", "its store of SQL as a module", "the warm process, which imports it while the first stage runs")
+def _() -> None:
+    assert importlib.util.find_spec("mlflow.store.tracking.sqlalchemy_store")
+
+
+@need("mlflow", "log_model's argument validate_serving_input", "the end of a fit: MLflow would load the model again")
+def _() -> None:
+    from mlflow.models import Model
+
+    assert 'kwargs.get("validate_serving_input", True)' in inspect.getsource(Model.log)
 
 
 # --------------------------------------------------------------------------------------------------------------- tests

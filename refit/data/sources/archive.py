@@ -204,7 +204,8 @@ def _of_tar(path: Path, where: str) -> _Content:
     file = path.open("rb") if path.name.lower().endswith(".tar") else _decompressed(path, where)
     members, folders = [], []
     with tarfile.open(fileobj=file, mode="r:") as tar:
-        for info in tar:
+        while (info := tar.next()) is not None:
+            tar.members = []  # type: ignore[attr-defined]  # tarfile would keep all of them in memory
             name = _checked_name(info.name, where)
             if info.isdir():
                 if name != ".":
@@ -218,7 +219,6 @@ def _of_tar(path: Path, where: str) -> _Content:
             members.append(_Member(name, partial(_read_part, file, info.offset_data, info.size), fault))
             if len(members) > MOST_FILES:
                 raise UserError(f"{where} has more than {MOST_FILES:,} files")
-            tar.members = []  # type: ignore[attr-defined]  # or tarfile keeps all of them in memory
     return _Content(members, [*folders, *_folders_above(member.name for member in members)])
 
 
@@ -243,7 +243,7 @@ def _decompressed(path: Path, where: str) -> BinaryIO:
                 raise UserError(f"{where} needs more space than {tempfile.gettempdir()} has to be decompressed; set "
                                 "TMPDIR to a folder on a larger disk, or use an uncompressed .tar")  # fmt: skip
             file.write(block)
-    file.flush()
+    file.seek(0)
     return file
 
 
