@@ -15,7 +15,7 @@ class DataParams(Section):
     """Where the images come from. folder: data.root, with one folder per class. archive: the same in a zip or tar file,
     which is data.root. manifest: a table with a row for each image, which is data.root: a CSV or Parquet file, or a
     folder of them, also as Hugging Face writes them. digits: bundled. torchvision:NAME. Or the dotted path of your own
-    function, such as refit.data.own.images, which takes data.root. See docs/data.md."""
+    function, such as refit.data.own.images, which takes data.root. See docs/own_images.md."""
     root: Annotated[str, Field(min_length=1)] = "data/raw"
     """The raw images: a folder, or for data.source archive and manifest a file. It must exist. Torchvision's data sets
     are downloaded into it if they are not there yet."""

@@ -3,12 +3,13 @@
 import json
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 import timm
 from safetensors.torch import save_file
 
-from pipelines.tools.recipe import command_for
+from pipelines.tools.recipe import command_for, source_of
 from tests.fixtures.project import Project, make_photos
 
 
@@ -18,6 +19,7 @@ def test_the_recipe_trains_a_head_on_photos_and_prints_the_command_that_it_is(pr
     weights = project.root / "data/weights/lite0.safetensors"
     save_file(timm.create_model("tf_efficientnet_lite0").state_dict(), weights)
     project.set_param("optimizer.weight_decay", 0.1)
+    project.set_param("tracking.loggers", "[]")  # MLflow takes seconds; a recipe leaves this choice as it is
     try:
         said = project.run(
             "python", "-m", "pipelines.tools.recipe", "photos", "data/raw/photos/", "data/weights/lite0.safetensors"
@@ -43,7 +45,7 @@ def test_the_recipe_trains_a_head_on_photos_and_prints_the_command_that_it_is(pr
     ("arguments", "line"),
     [
         (("photos", ""), "DATA is missing: the folder of your images, as in: make photos DATA=data/raw/photos"),
-        (("photos", "data/none"), "DATA = 'data/none' is not a folder; put your images into one folder per class"),
+        (("photos", "data/none"), "DATA = 'data/none' is not a folder, an archive or a table; put your images into"),
         (("photo", "data/raw"), "docs/recipes/photo.yaml does not exist; the recipes are cifar10, photos, photos-fine"),
     ],
 )
@@ -67,3 +69,13 @@ def test_only_values_that_differ_are_set() -> None:
     assert command_for(wanted, current) == [
         "dvc", "exp", "run", "-S", "fit.train=head", "-S", "model.width=null", "-S", "model.network_arguments={}",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [("photos", "folder"), ("p.ZIP", "archive"), ("p.tar.gz", "archive"), ("p.csv", "manifest")],
+)
+def test_the_source_follows_from_what_the_data_is(name: str, source: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.mkdir() if source == "folder" else path.touch()
+    assert source_of(str(path)) == source
