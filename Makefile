@@ -146,6 +146,10 @@ promote: .venv/ready  ## make the current model MLflow's champion, if it is good
 versus: .venv/ready  ## compare experiment A with B, or with the current model: make versus A=NAME [B=NAME]
 	@python -m pipelines.tools.versus "$(A)" $(B)
 
+.PHONY: data-diff
+data-diff: .venv/ready  ## images added, removed, relabelled or moved since A: make data-diff A=NAME [B=NAME]
+	@python -m pipelines.tools.data_diff "$(A)" $(B)
+
 .PHONY: compare
 compare: .venv/ready  ## compare the experiments of the last three commits, best validation accuracy first
 	@python -m pipelines.tools.compare

@@ -97,7 +97,7 @@ def undisturbed(project: Path) -> tuple[bytes, float]:
 def clear(project: Path) -> None:
     for name in MADE:
         shutil.rmtree(project / name, ignore_errors=True)
-    for name in ("dvc.lock", "data/prepared_report.json", "data/prepared_left_out.csv"):
+    for name in ("dvc.lock", "data/prepared_report.json", "data/prepared_report.html", "data/prepared_left_out.csv"):
         (project / name).unlink(missing_ok=True)
 
 

@@ -3,10 +3,12 @@
 from refit.artifacts.checked import stage_params
 from refit.artifacts.files import whole_folder, write_csv, write_json
 from refit.artifacts.metrics import write_data_metrics
-from refit.artifacts.paths import PREPARED, PREPARED_LEFT_OUT, PREPARED_REPORT
+from refit.artifacts.paths import PREPARED, PREPARED_LEFT_OUT, PREPARED_PAGE, PREPARED_REPORT
+from refit.artifacts.prepared import read_manifest, read_split
 from refit.data.pack import pack
 from refit.data.sources.open import open_source
 from refit.params import Params
+from refit.reports.data_report import write_data_report
 from refit.runtime.stage import run_stage
 
 
@@ -17,11 +19,13 @@ def main(params: Params) -> None:
     write_json(PREPARED_REPORT, report)
     write_csv(PREPARED_LEFT_OUT, left_out, ["file", "why"])  # DVC warns of an empty file
     write_data_metrics(params.data)
+    write_data_report(PREPARED_PAGE, info, read_split("train", mapped=True), read_manifest(), left_out)
     if left_out:
         count = "1 file is" if len(left_out) == 1 else f"{len(left_out):,} files are"
         print(f"{count} left out; {PREPARED_LEFT_OUT} has each with the reason")
     counts = ", ".join(f"{count:,} {split}" for split, count in info.counts.items())
     print(f"prepared {info.source}: {counts} images of {len(info.classes)} classes, {'x'.join(map(str, info.shape))}")
+    print(f"what is in it: {PREPARED_PAGE}")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,9 @@ from pathlib import Path
 CHECKED = Path("data/checked")
 PREPARED = Path("data/prepared")
 PREPARED_REPORT = Path("data/prepared_report.json")
+PREPARED_PAGE = Path("data/prepared_report.html")
+DATA_DIFF = Path("data/data_diff.html")
+"""The last comparison of two data sets."""
 PREPARED_LEFT_OUT = Path("data/prepared_left_out.csv")
 
 BATCH = Path("data/tuning/batch.json")

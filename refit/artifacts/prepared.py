@@ -8,7 +8,7 @@ Large arrays are memory-mapped.
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -73,6 +73,29 @@ def read_info(folder: Path = PREPARED) -> DatasetInfo:
     if values.get("format") != FORMAT:
         raise UserError(f"{path} has format {values.get('format')!r}, expected {FORMAT}; run: dvc repro prepare")
     return DatasetInfo(**values)
+
+
+class ManifestRow(NamedTuple):
+    """An image of the prepared data set."""
+
+    name: str
+    split: str
+    label: str
+    """Its class."""
+    sha256: str
+    """Of its pixels."""
+    width: int
+    """Pixels of the raw image, after EXIF orientation."""
+    height: int
+
+
+def read_manifest(file: str | Path | BinaryIO = PREPARED / "manifest.parquet") -> list[ManifestRow]:
+    """The images of all splits, in the order of their rows."""
+    from pyarrow.parquet import read_table
+
+    columns = read_table(file).to_pydict()
+    names = ("name", "split", "class", "sha256", "width", "height")
+    return [ManifestRow(*values) for values in zip(*(columns[name] for name in names), strict=True)]
 
 
 def read_names(split: str, folder: Path = PREPARED) -> list[str]:

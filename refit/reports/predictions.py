@@ -1,34 +1,22 @@
 """The page of predictions: a single HTML file with thumbnails, least certain first."""
 
-import base64
-import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from refit.artifacts.files import write_bytes
 from refit.artifacts.model import ModelRecord
 from refit.reports.style import page_template
+from refit.reports.thumbnails import STYLE, thumbnail
 
-SHOWN = 200  # thumbnails; with SIDE, the page has at most a few megabytes
-SIDE = 128  # pixels; larger images are scaled down
-_ENLARGED = 64  # pixels; up to this side, images are stored without loss and drawn with visible pixels
+SHOWN = 200  # thumbnails: the page has at most a few megabytes
 _NAMED = 20  # files left out
 _CLASSES = 10  # named
 
 Rows = Sequence[Mapping[str, object]]
-
-
-@dataclass(frozen=True)
-class Thumbnail:
-    url: str
-    """A data URL."""
-    pixelated: bool
 
 
 def least_certain(rows: Rows) -> list[int]:
@@ -67,6 +55,7 @@ def write_predictions_page(
         left_out=left_out[:_NAMED],
         left_out_count=len(left_out),
         debug=debug,
+        cards_style=STYLE,
     )
     write_bytes(path, html.encode())
 
@@ -89,32 +78,17 @@ def listed(classes: Sequence[str]) -> str:
 
 def _card(row: Mapping[str, object], image: npt.NDArray[np.uint8]) -> dict[str, object]:
     others = [(row[name], row[f"probability{name.removeprefix('label')}"]) for name in row if name.startswith("label_")]
-    return {"row": row, "others": others, "thumbnail": _thumbnail(image)}
-
-
-def _thumbnail(pixels: npt.NDArray[np.uint8]) -> Thumbnail:
-    """From pixels (C, H, W)."""
-    image = Image.fromarray(pixels[0] if len(pixels) == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0)))
-    image.thumbnail((SIDE, SIDE))
-    content, small = io.BytesIO(), max(image.size) <= _ENLARGED
-    image.save(content, "PNG" if small else "JPEG", quality=85)
-    kind = "png" if small else "jpeg"
-    return Thumbnail(f"data:image/{kind};base64,{base64.b64encode(content.getvalue()).decode()}", small)
+    return {"row": row, "others": others, "thumbnail": thumbnail(image)}
 
 
 _HTML = """\
 <title>{{ images | count }} predictions, {{ doubtful | count }} in doubt</title>
 <style>
 {{ style | safe }}
+{{ cards_style | safe }}
   :root { --doubt: #b34700; }
   @media (prefers-color-scheme: dark) { :root { --doubt: #ff9d5c; } }
-  .cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(9.2rem, 1fr)); gap: .7rem; padding: 0;
-           margin: 1rem 0; list-style: none; }
-  .cards li { background: var(--card); border: 1px solid var(--line); border-radius: .5rem; padding: .6rem;
-              font-size: .85rem; line-height: 1.35; overflow-wrap: anywhere; break-inside: avoid; }
   .cards li.doubt { border-color: var(--doubt); }
-  .cards img { width: 100%; height: 8rem; object-fit: contain; margin-bottom: .45rem; background: none; }
-  .cards .pixelated { image-rendering: pixelated; }
   .cards b { font-size: 1rem; }
   .cards .meter { height: 4px; border-radius: 2px; margin: .25rem 0 .35rem;
                   background: linear-gradient(var(--bar) 0 0) no-repeat 0 0 / var(--share) 100% var(--line); }

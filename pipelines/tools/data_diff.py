@@ -1,0 +1,109 @@
+"""What differs between the data of two experiments: `make data-diff A=NAME [B=NAME]`.
+
+A and B are experiments, commits, branches or tags; B defaults to this workspace. Images are found again by their name
+or by their pixels. data/data_diff.html shows pictures of those that differ.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from dvc.api import DVCFileSystem
+from dvc.exceptions import DvcException
+from dvc.scm import SCMError
+
+from refit.artifacts.paths import DATA_DIFF, PREPARED
+from refit.artifacts.prepared import ManifestRow, Pixels, read_manifest, read_split
+from refit.data.diff import KINDS, Difference, differences
+from refit.reports.data_diff import write_data_diff
+from refit.runtime.command import command_parser, run_command
+from refit.runtime.errors import UserError
+
+HERE = "workspace"
+_LISTED = 10  # of each kind
+
+
+def main(first: str, second: str) -> None:
+    """Raises UserError if there is no `first`, or a revision has no prepared data."""
+    if not first:
+        raise UserError(
+            "A is missing: the experiment, commit, branch or tag whose data to compare with those in this folder, as "
+            "in: make data-diff A=HEAD"
+        )
+    with prepared_at(first) as a, prepared_at(second) as b:
+        before, after = (read_manifest(folder / "manifest.parquet") for folder in (a, b))
+        found = differences(before, after)
+        print("\n".join(as_lines(first, second, before, after, found)))
+        write_data_diff(DATA_DIFF, (first, second), found, pixels_in(a, before), pixels_in(b, after))
+    if found:
+        print(f"pictures: {DATA_DIFF}")
+
+
+@contextmanager
+def prepared_at(revision: str) -> Iterator[Path]:
+    """The prepared data of a revision, in a temporary folder unless it is that of the workspace."""
+    if revision == HERE:
+        if not (PREPARED / "manifest.parquet").is_file():
+            raise UserError(f"{PREPARED} does not exist; run: dvc repro prepare")
+        yield PREPARED
+        return
+    with TemporaryDirectory() as folder:
+        try:
+            DVCFileSystem(rev=revision).get(str(PREPARED), folder, recursive=True)
+        except SCMError:
+            raise UserError(
+                f"{revision} is not an experiment, commit, branch or tag; to list the experiments: dvc exp list"
+            ) from None
+        except (OSError, DvcException) as error:
+            reason = str(error).partition("\n")[0]
+            raise UserError(f"{revision} has no prepared data ({reason}); to download them: dvc pull") from None
+        (found,) = Path(folder).rglob("manifest.parquet")
+        yield found.parent
+
+
+def pixels_in(folder: Path, rows: Sequence[ManifestRow]) -> Callable[[str], Pixels]:
+    """A function from the name of an image to its pixels, (C, H, W)."""
+    splits = {split: read_split(split, folder, mapped=True).images for split in {row.split for row in rows}}
+    counted: Counter[str] = Counter()
+    places = {}
+    for row in rows:
+        places[row.name] = row.split, counted[row.split]
+        counted[row.split] += 1
+
+    def pixels(name: str) -> Pixels:
+        split, place = places[name]
+        image: Pixels = splits[split][place]
+        return image
+
+    return pixels
+
+
+def as_lines(
+    first: str, second: str, before: Sequence[ManifestRow], after: Sequence[ManifestRow], found: Sequence[Difference]
+) -> list[str]:
+    lines = ["Data", f"  A            {first}: {_counts(before)}", f"  B            {second}: {_counts(after)}"]
+    if not found:
+        return [*lines, "  differences  none"]
+    number = Counter(one.kind for one in found)
+    lines += [f"  {kind:<11}  {number[kind]:,}: {KINDS[kind]}" for kind in KINDS if number[kind]]
+    for kind in KINDS:
+        ofkind = [one.describe() for one in found if one.kind == kind]
+        if ofkind:
+            more = [f"  and {len(ofkind) - _LISTED:,} more"] if len(ofkind) > _LISTED else []
+            lines += ["", kind.capitalize(), *(f"  {text}" for text in ofkind[:_LISTED]), *more]
+    return lines
+
+
+def _counts(rows: Sequence[ManifestRow]) -> str:
+    splits = Counter(row.split for row in rows)
+    classes = len({row.label for row in rows})
+    return f"{', '.join(f'{count:,} {split}' for split, count in splits.items())} images of {classes:,} classes"
+
+
+if __name__ == "__main__":
+    parser = command_parser()
+    parser.add_argument("first", metavar="A", nargs="?", default="", help="an experiment, commit, branch or tag")
+    parser.add_argument("second", metavar="B", nargs="?", default=HERE, help="another one; this workspace by default")
+    run_command(main, parser)
