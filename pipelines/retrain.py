@@ -14,6 +14,7 @@ from prefect.states import Completed, Failed
 
 from pipelines.dvc_graph import read_sources
 from pipelines.flow import TaskFailedError, alone_here, bring_up_to_date, run_flow, run_step
+from pipelines.tools.data_diff import changes_since
 from refit.artifacts.files import read_json
 from refit.artifacts.paths import PROMOTION
 from refit.params import PipelinesParams, load_params
@@ -21,6 +22,7 @@ from refit.runtime.command import run_command
 from refit.runtime.errors import UserError
 
 PROMOTION_KEY = "refit-promotion"
+DATA_KEY = "refit-data"
 
 
 @flow(name="retrain", persist_result=False)
@@ -42,6 +44,8 @@ async def retrain() -> State[None]:
             for file in imports_to_update():
                 await run_step(limits, f"update {file}", "dvc", "--wait-for-lock", "update", file)
             await bring_up_to_date(graph, limits)
+            if changes := changes_since("HEAD"):
+                await acreate_markdown_artifact(changes, key=DATA_KEY)
             await run_step(limits, "promote", sys.executable, "-m", "refit.commands.promote")
             verdict = read_json(PROMOTION / "verdict.json", "python -m refit.commands.promote")
             await acreate_markdown_artifact((PROMOTION / "promotion.md").read_text(), key=PROMOTION_KEY)

@@ -6,7 +6,7 @@ or by their pixels. data/data_diff.html shows pictures of those that differ.
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -39,6 +39,15 @@ def main(first: str, second: str) -> None:
         write_data_diff(DATA_DIFF, (first, second), found, pixels_in(a, before), pixels_in(b, after))
     if found:
         print(f"pictures: {DATA_DIFF}")
+
+
+def changes_since(revision: str) -> str:
+    """How the data of this workspace differ from those of a revision, in Markdown; empty if one of them has none."""
+    with suppress(UserError), prepared_at(HERE) as here, prepared_at(revision) as there:
+        before, after = (read_manifest(folder / "manifest.parquet") for folder in (there, here))
+        lines = as_lines(revision, HERE, before, after, differences(before, after))
+        return "\n".join(["```", *lines, "```", ""])
+    return ""
 
 
 @contextmanager

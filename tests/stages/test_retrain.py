@@ -45,6 +45,11 @@ def test_new_photos_lead_to_a_model_that_replaces_the_champion(tmp_path: Path) -
     ran = re.findall(r"Running stage '(\w+)'", said)
     assert {"prepare", "fit", "test"} <= set(ran)
     found, after = verdict(project), splits(project)
+    since = project.run("python", "-m", "pipelines.tools.data_diff", "HEAD~1").stdout
+    assert re.search(r"^  added +40: only in B$", since, re.MULTILINE)
+    assert "  above/new0.jpg (above, " in since
+    assert "removed" not in since
+    assert (project.root / "data/data_diff.html").read_text().count("<li>") >= 40
     assert found["outcome"] == "promoted"
     assert found["champion"]["sha256"] == first["model_sha256"] != found["model_sha256"]
     tests = [name for name, split in after.items() if split == "test"]
