@@ -59,7 +59,7 @@ _HTML = """\
 <main>
 {% for part in parts %}
 <h2 id="{{ part.kind }}">{{ part.number | count }} {{ part.kind }}</h2>
-<p class="quiet">{{ part.what | capitalize }}.\
+<p class="quiet">{{ part.what[0] | upper }}{{ part.what[1:] }}.\
 {% if part.cards | length < part.number %} The first {{ part.cards | length }} are shown.{% endif %}</p>
 <ul class="cards">
 {% for text, pictures in part.cards %}
