@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from refit.artifacts.checked import changes_since_checked
 from refit.artifacts.files import read_json
-from refit.artifacts.model import model_name, read_record
+from refit.artifacts.model import ModelRecord, model_name, read_fit_params, read_record
 from refit.artifacts.paths import (
     BATCH,
     FINDINGS,
@@ -105,6 +105,9 @@ def read_facts(root: Path = Path()) -> list[Fact]:
         )
     if test.get("tested") != model_name(sha256):  # only one stage was run, such as fit
         warnings.append(Fact("TEST IS STALE", "the metrics and the report are of another model; run: dvc repro"))
+    if newer := _newer_than_model(record, data, {} if "l2" in fit else _fit_choices(root), batch, rate):
+        told = f"the {' and the '.join(newer)} shown here {'is' if len(newer) == 1 else 'are'} not of this model"
+        warnings.append(Fact("FIT IS STALE", f"{told}; run: dvc repro"))
     return [
         *warnings,
         *_params_warning(root),
@@ -118,6 +121,29 @@ def read_facts(root: Path = Path()) -> list[Fact]:
         *mlflow_facts(run),
         *(Fact("advice", f"{finding['what']}. What may help: {finding['remedy']}") for finding in found["findings"]),
     ]
+
+
+def _newer_than_model(
+    record: ModelRecord,
+    data: Mapping[str, Any],
+    fitted: Mapping[str, Any],
+    batch: Mapping[str, Any],
+    rate: Mapping[str, Any],
+) -> list[str]:
+    """What has changed since the model was fitted: earlier stages were run alone. `fitted` are the _fit_choices."""
+    found = ["data"] if record.data_sha256 != data["sha256"] else []
+    now = {"batch size": batch["effective_batch"], "learning rate": rate["learning_rate"]}
+    return found + [name for name, value in fitted.items() if value != now[name]]
+
+
+def _fit_choices(root: Path) -> dict[str, Any]:
+    """The batch size and the learning rate that the model was fitted with; empty if an earlier version of Refit did not
+    keep them."""
+    try:
+        params = read_fit_params(root / MODEL)
+        return {"batch size": params["batch"]["size"], "learning rate": params["optimizer"]["learning_rate"]}
+    except (UserError, KeyError):
+        return {}
 
 
 def _params_warning(root: Path) -> list[Fact]:

@@ -23,7 +23,7 @@ FILES: dict[str, dict[str, Any]] = {
         "source": "digits",
         "classes": [str(digit) for digit in range(10)],
         "shape": [1, 8, 8],
-        "sha256": "0" * 64,
+        "sha256": read_record(MODEL).data_sha256,
         "counts": {"train": 1169, "val": 269, "test": 359},
     },
     "data/tuning/batch.json": {
@@ -187,3 +187,21 @@ def test_the_last_predictions_are_shown_with_their_classes_only_if_from_this_mod
     assert "1,234 images (the test split), 5 in doubt MLflow" in " ".join(as_text(read_facts(), read_steps()).split())
     (folder / "summary.json").write_text(json.dumps(values | {"model_sha256": "0" * 64}))
     assert "predictions.html" not in as_text(read_facts(), read_steps())
+
+
+@pytest.mark.parametrize(
+    ("file", "key", "value", "newer"),
+    [
+        ("data/tuning/learning_rate.json", "learning_rate", 0.5, "the learning rate shown here is not of this model"),
+        ("data/tuning/batch.json", "effective_batch", 512, "the batch size shown here is not of this model"),
+        ("data/prepared/dataset.json", "sha256", "1" * 64, "the data shown here is not of this model"),
+    ],
+)
+def test_the_summary_warns_if_an_earlier_stage_was_run_alone(
+    file: str, key: str, value: object, newer: str, repository: Path
+) -> None:
+    fitted = {"optimizer": {"learning_rate": 0.0069183}, "batch": {"size": 256}}
+    (repository / "data/model/params.json").write_text(json.dumps(fitted))
+    assert "FIT IS STALE" not in dict(fact[:2] for fact in read_facts())
+    (repository / file).write_text(json.dumps({**FILES[file], key: value}))
+    assert dict(fact[:2] for fact in read_facts())["FIT IS STALE"] == f"{newer}; run: dvc repro"
