@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -30,7 +30,6 @@ from refit.runtime.progress import progress
 
 AUTO_SIZE = 128  # pixels, for image_size: auto if the images differ in size
 LISTED = 50  # images that cannot be used, in an error
-_CHUNK = 512  # images held in memory at a time
 _SAMPLE = 64  # images whose headers tell the form of most sets
 
 
@@ -61,7 +60,7 @@ class _Decoded(NamedTuple):
     item: Item
     header: Header
     row: int
-    """Row of its pixels in the scratch array."""
+    """The place of its pixels in the scratch file."""
     digest: _Digest
 
 
@@ -84,22 +83,23 @@ def pack(source: Source, data: DataParams, seed: int, folder: Path) -> Packed:
     for gone in listing.left_out:
         if gone.fault:
             bad.add([gone.name], gone.why)
-    scratch = folder / "scratch.npy"
-    decoded, form, pixels = _decode_all(items, data, scratch, bad)
-    listing.check_unchanged()
-    images = _without_conflicts(decoded, bad)
-    bad.raise_if_any()
-    hashes = [image.digest.sha256 for image in images]
-    assigned = assign_splits([image.item for image in images], hashes, data, seed)
-    splits = {name: [image for image, split in zip(images, assigned, strict=True) if split == name] for name in SPLITS}
-    _check_classes(classes, splits, data)
-
-    for name, members in splits.items():
-        _write_split(folder, name, members, pixels)
+    scratch = folder / "scratch"
+    with scratch.open("wb+") as pixels:
+        decoded, form = _decode_all(items, data, pixels, bad)
+        listing.check_unchanged()
+        images = _without_conflicts(decoded, bad)
+        bad.raise_if_any()
+        hashes = [image.digest.sha256 for image in images]
+        assigned = assign_splits([image.item for image in images], hashes, data, seed)
+        splits = {
+            name: [image for image, split in zip(images, assigned, strict=True) if split == name] for name in SPLITS
+        }
+        _check_classes(classes, splits, data)
+        for name, members in splits.items():
+            _write_split(folder, name, members, pixels, form)
+    scratch.unlink()
     _write_manifest(folder / "manifest.parquet", classes, splits)
     mean, std = _channel_statistics(splits["train"], form)
-    del pixels
-    scratch.unlink()
     info = DatasetInfo(
         format=FORMAT,
         source=data.source,
@@ -189,17 +189,17 @@ class _BadImages:
 
 
 def _decode_all(
-    items: Sequence[Item], data: DataParams, scratch: Path, bad: _BadImages
-) -> tuple[list[_Decoded], _Form, Pixels]:
-    """Decode each item into its row of a new array in the file `scratch`; the row of a bad image stays unused.
+    items: Sequence[Item], data: DataParams, pixels: BinaryIO, bad: _BadImages
+) -> tuple[list[_Decoded], _Form]:
+    """Decode each item into its place in the file `pixels`; the place of a bad image stays unused. The file is not
+    mapped: of a large data set that would take all memory.
 
     The form depends on the headers of all images. Most sets are read once all the same: the first images tell the form,
     and only if another one turns out to be right, all are decoded again.
     """
     form = _choose_form([header for item in items[:_SAMPLE] if (header := _read_header(item))], data)
     while True:
-        pixels = np.lib.format.open_memmap(scratch, "w+", np.uint8, (len(items), *form.shape))
-        attempts = in_parallel(partial(_attempt, items, form, pixels), len(items))
+        attempts = in_parallel(partial(_attempt, items, form, pixels.fileno()), len(items))
         outcomes = list(progress(attempts, "decoding", len(items)))
         headers = [header for header, _ in outcomes if header]
         right = _choose_form(headers, data)
@@ -218,28 +218,28 @@ def _decode_all(
     sizes = len({header.size for header in headers})
     if sizes > 1 and data.image_size == "auto":
         print(f"images of {sizes} sizes are resized to {AUTO_SIZE} x {AUTO_SIZE}; data.image_size overrides this")
-    return decoded, form, pixels
+    return decoded, form
 
 
-def _attempt(
-    items: Sequence[Item], form: _Form, pixels: Pixels, row: int
-) -> tuple[Header | None, _Digest | BadImageError]:
-    """The header of an image, and a digest of its pixels; or what is wrong with it."""
+def _attempt(items: Sequence[Item], form: _Form, file: int, row: int) -> tuple[Header | None, _Digest | BadImageError]:
+    """The header of an image, and a digest of its pixels, which are written to `file`; or what is wrong with it."""
     header = None
     try:
         with items[row].open() as image:
             header = read_header(image)
-            pixels[row] = decode(image, form.color, form.size, form.resize)
+            pixels = decode(image, form.color, form.size, form.resize)
     except BadImageError as error:
         return header, error
-    return header, _digest(pixels[row])
+    content = pixels.tobytes()
+    os.pwrite(file, content, row * len(content))
+    return header, _digest(pixels, content)
 
 
-def _digest(image: Pixels) -> _Digest:
+def _digest(image: Pixels, content: bytes) -> _Digest:
     channels = image.reshape(len(image), -1)
     squares = np.square(channels, dtype=np.uint16)
     return _Digest(
-        hashlib.sha256(image.tobytes()).hexdigest(),
+        hashlib.sha256(content).hexdigest(),
         channels.sum(axis=1, dtype=np.int64).tolist(),
         squares.sum(axis=1, dtype=np.int64).tolist(),
     )
@@ -298,12 +298,13 @@ def _check_classes(classes: Sequence[str], splits: dict[SplitName, list[_Decoded
               "images, or remove the class", file=sys.stderr)  # fmt: skip
 
 
-def _write_split(folder: Path, name: str, members: Sequence[_Decoded], pixels: Pixels) -> None:
-    path = folder / f"{name}_images.npy"
-    packed = np.lib.format.open_memmap(path, "w+", np.uint8, (len(members), *pixels.shape[1:]))
-    for start in range(0, len(members), _CHUNK):
-        packed[start : start + _CHUNK] = pixels[[image.row for image in members[start : start + _CHUNK]]]
-    packed.flush()
+def _write_split(folder: Path, name: str, members: Sequence[_Decoded], pixels: BinaryIO, form: _Form) -> None:
+    size = math.prod(form.shape)
+    with (folder / f"{name}_images.npy").open("wb") as file:
+        header = {"descr": "|u1", "fortran_order": False, "shape": (len(members), *form.shape)}
+        np.lib.format.write_array_header_1_0(file, header)
+        for image in members:
+            file.write(os.pread(pixels.fileno(), size, image.row * size))
     np.save(folder / f"{name}_labels.npy", np.array([image.item.label for image in members], dtype=np.int64))
 
 

@@ -15,7 +15,7 @@ from refit.reports.thumbnails import STYLE, Thumbnail, thumbnail
 
 EXAMPLES = 7  # images shown of each class
 MOST_CLASSES = 100  # whose images are shown: the page has at most a few megabytes
-_AVERAGED = 200  # images of a class in its mean image
+_AVERAGED = 60  # images of a class in its mean image
 _SIDE = 96  # pixels of an example
 _LISTED = 100  # files left out, and groups of copies
 
