@@ -11,6 +11,7 @@ import tarfile
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from lzma import LZMAError
 from pathlib import Path, PurePosixPath
@@ -220,26 +221,26 @@ def _of_zip(path: Path, where: str) -> _Content:
 
 
 class _Tar:
-    """Reads an uncompressed tar, and closes it after its last member is gone."""
+    """Reads an uncompressed tar, which stays open until its last member is gone."""
 
     def __init__(self, file: BinaryIO) -> None:
-        self.file = file
+        self.descriptor = os.dup(file.fileno())
 
     def __del__(self) -> None:
-        self.file.close()
+        os.close(self.descriptor)
 
     def read(self, start: int, size: int) -> bytes:
         """Without a position, which forks and threads would share."""
-        content = os.pread(self.file.fileno(), size, start)
+        content = os.pread(self.descriptor, size, start)
         if len(content) < size:
             raise BadImageError("the archive ends within it")
         return content
 
 
 def _of_tar(path: Path, where: str) -> _Content:
-    reader = _Tar(path.open("rb") if path.name.lower().endswith(".tar") else _decompressed(path, where))
     members, folders = [], []
-    with tarfile.open(fileobj=reader.file, mode="r:") as tar:
+    with _uncompressed(path, where) as file, tarfile.open(fileobj=file, mode="r:") as tar:
+        reader = _Tar(file)
         for number, info in enumerate(tar):
             name = _checked_name(info.name, where)
             if info.size < 0:
@@ -257,7 +258,7 @@ def _of_tar(path: Path, where: str) -> _Content:
             else:
                 raise UserError(f"{where}: {as_text(name)} is a link or a device; archive the files themselves")
             tar.members = []  # type: ignore[attr-defined]  # or tarfile keeps all of them in memory
-        _check_end(reader.file, tar.offset)
+        _check_end(file, tar.offset)
     return _Content(members, [*folders, *_folders_above(member.name for member in members)])
 
 
@@ -273,29 +274,26 @@ def _check_end(file: BinaryIO, end: int) -> None:
         rest = file.read(2**20)
 
 
-def _decompressed(path: Path, where: str) -> BinaryIO:
-    """The tar in `path`, in a temporary file that ends with this process."""
-    file = cast(BinaryIO, tempfile.TemporaryFile())  # noqa: SIM115, the members read it later
-    try:
-        _decompress(path, file, where)
-    except BaseException:
-        file.close()
-        raise
-    return file
-
-
-def _decompress(path: Path, file: BinaryIO, where: str) -> None:
+@contextmanager
+def _uncompressed(path: Path, where: str) -> Iterator[BinaryIO]:
+    """The tar itself, or what it decompresses to, in a temporary file that is gone when it is no longer open."""
+    if path.name.lower().endswith(".tar"):
+        with path.open("rb") as file:
+            yield file
+        return
     compressed, size = path.stat().st_size, 0
-    with _decompressor(path) as stream:
-        while block := stream.read(2**20):
-            size += len(block)
-            if _grows_too_much(size, compressed):
-                raise UserError(f"{where} is a decompression bomb: {compressed:,} bytes become more than {size:,}")
-            if size % 2**28 < 2**20 and shutil.disk_usage(tempfile.gettempdir()).free < 2**28:
-                raise UserError(f"{where} needs more space than {tempfile.gettempdir()} has to be decompressed; set "
-                                "TMPDIR to a folder on a larger disk, or use an uncompressed .tar")  # fmt: skip
-            file.write(block)
-    file.flush()
+    with tempfile.TemporaryFile() as file:
+        with _decompressor(path) as stream:
+            while block := stream.read(2**20):
+                if size % 2**28 < 2**20 and shutil.disk_usage(tempfile.gettempdir()).free < 2**28:
+                    raise UserError(f"{where} needs more space than {tempfile.gettempdir()} has to be decompressed; "
+                                    "set TMPDIR to a folder on a larger disk, or use an uncompressed .tar")  # fmt: skip
+                size += len(block)
+                if _grows_too_much(size, compressed):
+                    raise UserError(f"{where} is a decompression bomb: {compressed:,} bytes become more than {size:,}")
+                file.write(block)
+        file.seek(0)
+        yield cast(BinaryIO, file)
 
 
 def _decompressor(path: Path) -> BinaryIO:
