@@ -50,9 +50,8 @@ def root(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("path", ["path", "file", "file_name"])
 @pytest.mark.parametrize("label", ["label", "class"])
 def test_a_csv_names_files_and_their_classes(path: str, label: str, changed: Changed, root: Path) -> None:
-    table = write_table(
-        root / "t.csv", [(label, "more", path), *((c, 1, n) for c, n in zip(LABELS, NAMES, strict=True))]
-    )
+    rows = [(label, "more", path), *((name[:3], 1, name) for name in NAMES)]
+    table = write_table(root / "t.csv", rows)
     source = opened(changed, "manifest", table)
     assert listed(source) == [(name, name.partition("/")[0], None) for name in NAMES]
     assert [pixels(item)[0, 0] for item in source.list_images().items] == list(range(12))
@@ -172,9 +171,8 @@ def test_a_number_that_is_no_class_of_hugging_face_is_an_error(changed: Changed,
 def test_hugging_face_s_imagefolder_names_the_files_of_each_split(changed: Changed, tmp_path: Path) -> None:
     root = write_files(tmp_path / "raw", pngs(f"{split}/{n}.png" for split in ("train", "test") for n in range(4)))
     for split in ("train", "test"):
-        write_table(
-            root / split / "metadata.csv", [("file_name", "label"), *((f"{n}.png", "ab"[n % 2]) for n in range(4))]
-        )
+        rows = [("file_name", "label"), *((f"{n}.png", "ab"[n % 2]) for n in range(4))]
+        write_table(root / split / "metadata.csv", rows)
     source = opened(changed, "manifest", root)
     assert listed(source)[:2] == [("test/0.png", "a", "test"), ("test/1.png", "b", "test")]
     assert [pixels(item)[0, 0] for item in source.list_images().items] == [4, 5, 6, 7, 0, 1, 2, 3]
@@ -212,8 +210,8 @@ def parquet(columns: Mapping[str, Any]) -> Callable[[Path], Path]:
 
 
 def doubled_parquet(root: Path) -> Path:
-    pq.write_table(pa.Table.from_arrays([pa.array(NAMES), pa.array(LABELS), pa.array(LABELS)], ["path", "label", "label"]),
-                   root / "t.parquet")  # fmt: skip
+    columns = [pa.array(NAMES), pa.array(LABELS), pa.array(LABELS)]
+    pq.write_table(pa.Table.from_arrays(columns, ["path", "label", "label"]), root / "t.parquet")
     return root / "t.parquet"
 
 
@@ -235,16 +233,16 @@ REFUSED: dict[str, tuple[Callable[[Path], Path], str]] = {
     "an empty file": (content(b""), r"t\.csv has no column path or file or file_name; it has none"),
     "a header alone": (table(), "has no class; expected two or more"),
     "one class": (table(*GOOD[:3]), "has one class, 'cat'; expected two or more"),
-    "no column of paths": (table(*GOOD, header=("name", "label")), "has no column path or file or file_name; it has 'name',"),
-    "no column of labels": (table(*GOOD, header=("path", "animal")), "has no column label or class; it has 'path', 'animal'"),
+    "no column of paths": (table(*GOOD, header=("name", "label")), "has no column path or file or file_name; it has '"),
+    "no column of labels": (table(*GOOD, header=("path", "animal")), "has no column label or class; it has 'path', 'a"),
     "semicolons": (content(b"path;label\na.png;cat\n"), "has no column path .*it has 'path;label'"),
-    "a doubled column": (table(header=("path", "label", "label")), r"t\.csv cannot be read as a table: column 'label' is in"),
+    "a doubled column": (table(header=("path", "label", "label")), r"t\.csv cannot be read as a table: column 'label'"),
     "a short row": (table(*GOOD, ("a.png",)), "line 14 has 1 fields, but the header 2"),
     "a long row": (table(("a.png", "cat", "more"), *GOOD), "line 2 has 3 fields, but the header 2"),
     "a long row after a text of two lines": (table(("a\nb.png", "cat"), ("a.png", "a", "b")), "line 4 has 3 fields"),
-    "an open quote": (content(b'path,label\n"a.png,cat\n'), r"t\.csv cannot be read as a table: unexpected end of data"),
-    "Latin-1": (content("path,label\na.png,cat\nb.png,café\n".encode("latin-1")), r"t\.csv is not UTF-8 \(line 3\); save"),
-    "UTF-16": (content("path,label\na.png,cat\n".encode("utf-16")), r"t\.csv is not UTF-8 \(line 1\); save it as UTF-8"),
+    "an open quote": (content(b'path,label\n"a.png,cat\n'), r"t\.csv cannot be read as a table: unexpected end of dat"),
+    "Latin-1": (content("path,label\na.png,cat\nb.png,café\n".encode("latin-1")), r"t\.csv is not UTF-8 \(line 3\); s"),
+    "UTF-16": (content("path,label\na.png,cat\n".encode("utf-16")), r"t\.csv is not UTF-8 \(line 1\); save it as UTF-"),
     "an unknown split": (table((NAMES[0], "a", "tset"), header=("path", "label", "split")),
                          r"line 2 of t\.csv has split 'tset'; did you mean test\?; expected train"),
     "a missing split": (table((NAMES[0], "a", ""), header=("path", "label", "split")),
@@ -255,7 +253,7 @@ REFUSED: dict[str, tuple[Callable[[Path], Path], str]] = {
     ),
     "a class that is a formula": (table(*GOOD, ("a.png", "=1+1")), "class '=1\\+1' begins like a formula"),
     "a class with a newline": (table(*GOOD, ("a.png", "a\nb")), r"class 'a\\nb' is empty or has a control character"),
-    "a class with a NUL": (content(b"path,label\ncat/0.png,a\0b\ncat/1.png,c\n"), r"class 'a\\x00b' is empty or has a con"),
+    "a class with a NUL": (content(b"path,label\ncat/0.png,a\0b\ncat/1.png,c\n"), r"class 'a\\x00b' is empty or has a"),
     "a blank class": (table(*GOOD, ("a.png", " ")), "class ' ' is empty or has a control character"),
     "no table": (content(b"x", "t.txt"), r"is no table; data\.source = manifest expects a file \.csv or \.parquet"),
     "a folder without tables": (lambda root: root / "cat", r"is no table; data\.source = manifest expects"),
@@ -264,14 +262,14 @@ REFUSED: dict[str, tuple[Callable[[Path], Path], str]] = {
     "text called Parquet": (content(b"hello" * 99, "t.parquet"), r"t\.parquet cannot be read as a table: "),
     "half a Parquet file": (damaged_parquet(slice(0, 300)), r"t\.parquet cannot be read as a table: "),
     "the end of a Parquet file": (damaged_parquet(slice(-300, None)), r"t\.parquet cannot be read as a table: "),
-    "a doubled column in Parquet": (doubled_parquet, r"t\.parquet cannot be read as a table: column 'label' is in it tw"),
+    "a doubled column in Parquet": (doubled_parquet, r"t\.parquet cannot be read as a table: column 'label' is in it "),
     "Parquet that is not UTF-8": (not_utf_8_parquet, r"t\.parquet is not UTF-8; save it as UTF-8"),
-    "Parquet without labels": (parquet({"path": NAMES, "x": LABELS}), "has no column label or class; it has 'path', 'x'"),
-    "Parquet without images": (parquet({"image": NAMES, "label": LABELS}), "has no column path .*it has 'image', 'label'"),
+    "Parquet without labels": (parquet({"path": NAMES, "x": LABELS}), "has no column label or class; it has 'path', '"),
+    "Parquet without images": (parquet({"image": NAMES, "label": LABELS}), "has no column path .*it has 'image', 'lab"),
     "Parquet without rows": (parquet({"path": pa.array([], pa.string()), "label": pa.array([], pa.string())}),
                              "has no class; expected two or more"),
-    "labels that are lists": (parquet({"path": NAMES, "label": [[1]] * 12}), r"row 0 of t\.parquet has a label that is no"),
-    "labels that are bytes": (parquet({"path": NAMES, "label": [b"a"] * 12}), r"row 0 of t\.parquet has a label that is"),
+    "labels that are lists": (parquet({"path": NAMES, "label": [[1]] * 12}), r"row 0 of t\.parquet has a label that i"),
+    "labels that are bytes": (parquet({"path": NAMES, "label": [b"a"] * 12}), r"row 0 of t\.parquet has a label that "),
 }  # fmt: skip
 
 
@@ -299,16 +297,20 @@ def linked_folder(root: Path) -> None:
     (root / "more").symlink_to(root.parent / "secret")
 
 
+def odd(content: bytes) -> Callable[[Path], object]:
+    return lambda root: write_files(root, {"odd.png": content})
+
+
 def nothing(root: Path) -> None:
     pass
 
 
 AT = r"line 14 of t\.csv"
 BELOW = "it is not below the folder of the table"
-BAD_ROWS: dict[str, tuple[str, str, Callable[[Path], None], str, str]] = {
+BAD_ROWS: dict[str, tuple[str, str, Callable[[Path], object], str, str]] = {
     "a missing file": ("gone.png", "cat", nothing, "gone.png", f"{AT}: there is no such file"),
     "a folder": ("cat", "cat", nothing, "cat", f"{AT}: there is no such file"),
-    "a parent folder": ("../secret.png", "cat", link_out, "../secret.png", f"{AT}: {BELOW}"),
+    "a parent folder": ("../secret.png", "cat", nothing, "../secret.png", f"{AT}: {BELOW}"),
     "a parent folder on the way": ("cat/../dog/0.png", "cat", nothing, "cat/../dog/0.png", f"{AT}: {BELOW}"),
     "an absolute path": ("/etc/passwd", "cat", nothing, "/etc/passwd", f"{AT}: {BELOW}"),
     "a link out": ("odd.png", "cat", link_out, "odd.png", f"{AT}: it links to a file that is not below the folder"),
@@ -318,11 +320,11 @@ BAD_ROWS: dict[str, tuple[str, str, Callable[[Path], None], str, str]] = {
     "a name with a newline": ("a\nb.png", "cat", nothing, r"a\nb.png", f"{AT}: there is no such file"),
     "a name with a NUL": ("a\0b.png", "cat", nothing, r"a\x00b.png", f"{AT}: there is no such file"),
     "no name": ("", "cat", nothing, "line 14 of t.csv", f"{AT}: it names no file"),
-    "no label": ("odd.png", "", lambda root: write_files(root, {"odd.png": png(99)}) and None, "odd.png", f"{AT} has no label"),
-    "the same file again": ("dog/0.png", "dog", nothing, "line 14 of t.csv", r"it names dog/0\.png, as line 8 of t\.csv do"),
-    "the same file in other words": (".//dog/./0.png", "dog", nothing, "line 14 of t.csv", r"it names dog/0\.png, as line 8"),
-    "the same file as another class": ("dog/0.png", "cat", nothing, "line 14 of t.csv", r"it names dog/0\.png, as line 8"),
-    "zero bytes": ("odd.png", "cat", lambda root: write_files(root, {"odd.png": b""}) and None, "odd.png", "not a recogn"),
+    "no label": ("odd.png", "", odd(png(99)), "odd.png", f"{AT} has no label"),
+    "the same file again": ("dog/0.png", "dog", nothing, "line 14 of t.csv", r"it names dog/0\.png, as line 8 of t\.c"),
+    "the same file in other words": (".//dog/./0.png", "dog", nothing, "line 14 of t.csv", r"it names dog/0\.png, as "),
+    "the same file as another class": ("dog/0.png", "cat", nothing, "line 14 of t.csv", r"it names dog/0\.png, as lin"),
+    "zero bytes": ("odd.png", "cat", odd(b""), "odd.png", "not a recogn"),
 }  # fmt: skip
 
 

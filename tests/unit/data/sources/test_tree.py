@@ -27,7 +27,7 @@ def test_each_file_is_a_member_or_left_out_and_never_both(has_splits: bool) -> N
     top = "train/" if has_splits else ""
     files = [f"{top}a/1.png", f"{top}a/1.txt", f"{top}.b/1.png", f"{top}1.png", "1.png", f"{top}a/.x.png", "LICENSE"]
     tree = read_tree(dict.fromkeys(files), [*(["train"] if top else []), f"{top}a", f"{top}.b"])
-    names = [one.name for one in (*tree.members, *tree.left_out)]
+    names = [*(member.name for member in tree.members), *(gone.name for gone in tree.left_out)]
     assert sorted(names) == sorted(set(files))
     assert [member.name for member in tree.members] == [f"{top}a/1.png"]
 
