@@ -125,7 +125,7 @@ def _read(path: Path, where: str) -> _Content:
 
 def _common_folder(content: _Content) -> str:
     """The path, with a / at its end, of the folder that holds all that is visible, down to where there is more than one
-    folder: many archives hold all in one folder. Empty if there is none."""
+    folder: many archives hold all in one folder. Empty if there is none. The folder train/ alone is that of a split."""
     top = ""
     while True:
         names = {name.removeprefix(top) for name in [*content.folders, *(member.name for member in content.members)]
@@ -133,7 +133,7 @@ def _common_folder(content: _Content) -> str:
         visible = {first for name in names if not is_hidden([first := name.partition("/")[0]])}
         nested = {name.partition("/")[0] for name in names if "/" in name}
         only = visible.pop() if len(visible) == 1 else None
-        if only is None or only not in nested:
+        if only is None or only not in nested or only == "train":
             return top
         top += f"{only}/"
 

@@ -38,11 +38,12 @@ from tests.fixtures.sources import (
 
 KINDS = ("zip", "tar", "tar.gz", "tar.bz2", "tar.xz", "tar.zst")
 SPLITS = pngs(f"{split}/{name}/{n}.png" for split in ("train", "val", "test") for name in ("cat", "dog") for n in "12")
+TRAIN_ALONE = {f"train/{name}": content for name, content in animals().items()}
 HIDDEN = {"photos/.DS_Store": b"x", ".DS_Store": b"x", "__MACOSX/photos/._1.png": b"x"}
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("files", [animals(), SPLITS], ids=["drawn", "given"])
+@pytest.mark.parametrize("files", [animals(), SPLITS, TRAIN_ALONE], ids=["drawn", "given", "train alone"])
 def test_an_archive_gives_the_same_data_set_as_its_folder(
     kind: str, files: Files, changed: Changed, tmp_path: Path
 ) -> None:
