@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from refit.data.sources.archive import ARCHIVES
-from refit.data.sources.manifest import TABLES
+from refit.data.sources.tables import TABLES
 from refit.params import load_params
 from refit.params.dotted import as_in_yaml, flatten
 from refit.runtime.command import command_parser, run_command

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,10 +13,15 @@ from typing import Any
 
 from refit.runtime.errors import UserError
 
+CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+"""Characters that begin a new line or change what a terminal shows."""
+
 
 def as_text(name: str) -> str:
-    """A file name as valid Unicode, for tables: bytes that are not UTF-8 are escaped."""
-    return name.encode("utf-8", "backslashreplace").decode()
+    """A file name as valid Unicode in one line, for tables and errors: bytes that are not UTF-8 are escaped, and so are
+    control characters."""
+    escaped = CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), name)
+    return escaped.encode("utf-8", "backslashreplace").decode()
 
 
 def write_bytes(path: Path, content: bytes | memoryview) -> None:

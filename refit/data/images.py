@@ -6,6 +6,8 @@ composited over white. Pillow converts all other modes. The image is brought to 
 
 import math
 import os
+import stat
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
@@ -26,6 +28,8 @@ NO_IMAGE = f"its name does not end in {', '.join(sorted(_SUFFIXES))}"
 _GREY_MODES = frozenset({"1", "L", "LA", "I", "I;16", "I;16B", "I;16L"})
 # Not every format that Pillow reads: one of its parsers starts Ghostscript.
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+# Pillow warns of a fault that it gets over, without the file's name: either the pixels can be read, or it is an error.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 _TRANSPOSES = {  # by EXIF orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -77,6 +81,8 @@ def has_image_suffix(name: str) -> bool:
 def open_image(source: Path | bytes) -> Image.Image:
     """Open an image file, or its content, without decoding its pixels. Raises BadImageError."""
     with _translate_pillow_errors():
+        if isinstance(source, Path) and not stat.S_ISREG(source.stat().st_mode):
+            raise BadImageError("it is no regular file")  # to open a pipe waits for its writer
         return Image.open(BytesIO(source) if isinstance(source, bytes) else source, formats=_FORMATS)
 
 

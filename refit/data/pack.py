@@ -171,8 +171,9 @@ class _BadImages:
 
     def add(self, names: Sequence[str], reason: object) -> None:
         """Add one image, or several with the same fault."""
+        reason = as_text(str(reason))
         line = f"{' and '.join(map(as_text, names))}: {reason}"
-        self.found += [(name, str(reason)) for name in names]
+        self.found += [(name, reason) for name in names]
         if not self.skip:
             self.lines.append(line)
         elif len(self.found) <= LISTED:

@@ -14,6 +14,8 @@ def user_object(path: str, key: str, expected: str, fits: Callable[[Any], bool])
     """The object at the dotted path `path`, the value of `key`. `expected` names its kind, such as class, and `fits`
     tells whether an object is of it. Raises UserError if there is none."""
     module_name, _, name = path.rpartition(".")
+    if not all(part.isidentifier() for part in path.split(".")):
+        raise UserError(f"{key} = {path!r} is no dotted path, such as package.module.{expected}")
     if importlib.util.find_spec(module_name.partition(".")[0]) is None:
         raise UserError(f"{key} = {path!r}: there is no package {module_name.partition('.')[0]!r}")
     try:

@@ -4,13 +4,18 @@ A compressed tar has to be decompressed to be read in any order: it goes into on
 """
 
 import os
+import posixpath
+import re
 import shutil
 import tarfile
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
+from lzma import LZMAError
 from pathlib import Path, PurePosixPath
+from struct import error as StructError  # noqa: N812
 from typing import BinaryIO, NamedTuple, cast
 from zlib import error as ZlibError  # noqa: N812
 
@@ -18,8 +23,17 @@ from PIL import Image
 
 from refit.artifacts.files import as_text
 from refit.data.images import BadImageError, open_image
-from refit.data.sources.source import LabelledImage, LeftOut, Listing, Source, Unlabelled, listed, root_file
-from refit.data.sources.tree import read_tree
+from refit.data.sources.source import (
+    LabelledImage,
+    LeftOut,
+    Listing,
+    Source,
+    Unlabelled,
+    listed,
+    root_file,
+    unchanged,
+)
+from refit.data.sources.tree import HIDDEN, is_hidden, read_tree
 from refit.params import DataParams
 from refit.runtime.errors import UserError
 
@@ -28,9 +42,12 @@ MOST_FILES = 5_000_000
 MOST_BYTES = 2**30  # of one file
 MOST_GROWTH = 200  # of more than a tenth of MOST_BYTES: how many times the compressed size; photos hardly grow
 
-_DAMAGED = (OSError, EOFError, ValueError, ZlibError, tarfile.TarError, zipfile.BadZipFile, NotImplementedError,
-            RuntimeError)  # fmt: skip
+_DAMAGED = (OSError, EOFError, ValueError, IndexError, ArithmeticError, ZlibError, LZMAError, StructError,
+            tarfile.TarError, zipfile.BadZipFile, NotImplementedError, RuntimeError)  # fmt: skip
 """What the standard library raises for a file that is damaged, encrypted, or compressed in an unusual way."""
+
+
+_OF_WINDOWS = re.compile(r"\\|[A-Za-z]:[\\/]")  # a path with a drive, or from the root of one
 
 
 class _Member(NamedTuple):
@@ -63,32 +80,26 @@ def images_in_archive(path: Path) -> tuple[list[Unlabelled], list[LeftOut]]:
     left_out = [LeftOut(gone.name.partition("/")[2], gone.why) for gone in tree.left_out]
     images = [members[member.name.partition("/")[2]] for member in tree.members]
     left_out += [LeftOut(member.name, member.fault, fault=True) for member in images if member.fault]
-    return [Unlabelled(member.name, partial(_open, member)) for member in images if not member.fault], left_out
+    return [Unlabelled(as_text(member.name), partial(_open, member)) for member in images if not member.fault], left_out
 
 
 def _list_images(path: Path, where: str) -> Listing:
-    before = path.stat()
+    """The names are relative to the common folder, so that the splits are those of the same images in a folder."""
+    check_unchanged = unchanged({path.name: path}, where)
     content = _read(path, where)
     top = _common_folder(content)
-    members = {member.name.removeprefix(top): member for member in content.members}
+    members = {member.name.removeprefix(top): member for member in content.members if member.name.startswith(top)}
     tree = read_tree(members, [name.removeprefix(top) for name in content.folders if name.startswith(top)])
-    images, left_out = [], [LeftOut(top + gone.name, gone.why) for gone in tree.left_out]
+    if absent := sorted(set(tree.classes) - {member.label for member in tree.members}):
+        raise UserError(f"{where}: class folder {as_text(absent[0])!r} has no image; add images, or remove it")
+    beside = (member.name for member in content.members if not member.name.startswith(top))
+    images, left_out = [], [*tree.left_out, *(LeftOut(posixpath.relpath(name, top), HIDDEN) for name in beside)]
     for name, label, split in ((member.name, member.label, member.split) for member in tree.members):
-        member = members[name]
-        if member.fault:
-            left_out.append(LeftOut(member.name, member.fault, fault=True))
+        if fault := members[name].fault:
+            left_out.append(LeftOut(name, fault, fault=True))
         else:
-            images.append(LabelledImage(member.name, label, partial(_open, member), split))
-
-    def check_unchanged() -> None:
-        after = path.stat() if path.exists() else None
-        if after is None or (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
-            raise UserError(f"{where} was changed or removed while it was read; run again")
-
-    labels = sorted({image.label for image in images})
-    if absent := sorted(set(tree.classes) - set(labels)):
-        raise UserError(f"{where}: class folder {absent[0]!r} has no image; add images, or remove it")
-    return listed(images, where, left_out, labels, check_unchanged)
+            images.append(LabelledImage(name, label, partial(_open, members[name]), split))
+    return listed(images, where, left_out, tree.classes, check_unchanged)
 
 
 def _open(member: _Member) -> Image.Image:
@@ -102,8 +113,8 @@ def _read(path: Path, where: str) -> _Content:
     except UserError:
         raise
     except _DAMAGED as error:
-        raise UserError(f"{where} cannot be read: {error or type(error).__name__}; it may be incomplete: copy or "
-                        "download it again") from None  # fmt: skip
+        reason = as_text(str(error)) or type(error).__name__
+        raise UserError(f"{where} cannot be read: {reason}; it may be incomplete: copy or download it again") from None
     seen: set[str] = set()
     for member in content.members:
         if member.name in seen:
@@ -114,15 +125,15 @@ def _read(path: Path, where: str) -> _Content:
 
 def _common_folder(content: _Content) -> str:
     """The path, with a / at its end, of the folder that holds all that is visible, down to where there is more than one
-    folder: many archives hold all in one folder. Empty if there is none."""
+    folder: many archives hold all in one folder. Empty if there is none. The folder train/ alone is that of a split."""
     top = ""
     while True:
         names = {name.removeprefix(top) for name in [*content.folders, *(member.name for member in content.members)]
                  if name.startswith(top) and name != top}  # fmt: skip
-        visible = {name.partition("/")[0] for name in names if not name.startswith((".", "__MACOSX"))}
+        visible = {first for name in names if not is_hidden([first := name.partition("/")[0]])}
         nested = {name.partition("/")[0] for name in names if "/" in name}
         only = visible.pop() if len(visible) == 1 else None
-        if only is None or only not in nested:
+        if only is None or only not in nested or only == "train":
             return top
         top += f"{only}/"
 
@@ -130,7 +141,7 @@ def _common_folder(content: _Content) -> str:
 def _checked_name(name: str, where: str) -> str:
     """The name of a member. Raises UserError if it points out of the archive."""
     path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or "\0" in name or name.startswith("\\") or name[1:3] == ":\\":
+    if path.is_absolute() or ".." in path.parts or "\0" in name or _OF_WINDOWS.match(name):
         raise UserError(f"{where}: {as_text(name)!r} is a path out of the archive; it was not made for images only")
     return str(path)
 
@@ -143,6 +154,10 @@ def _folders_above(names: Iterator[str]) -> list[str]:
                 break
             found.add(str(parent))
     return sorted(found)
+
+
+def _too_large(size: int) -> str | None:
+    return f"its {size:,} bytes exceed the limit of {MOST_BYTES:,}" if size > MOST_BYTES else None
 
 
 def _grows_too_much(size: int, compressed: int) -> bool:
@@ -167,9 +182,10 @@ class _Zip:
 
     def read(self, info: zipfile.ZipInfo) -> bytes:
         try:
-            return self.file().read(info)
+            with self.file().open(info) as file:
+                return file.read(info.file_size)  # no more, whatever its compressed bytes become
         except _DAMAGED as error:
-            raise BadImageError(f"it cannot be read from the archive: {error}") from None
+            raise BadImageError(f"it cannot be read from the archive: {error or type(error).__name__}") from None
 
 
 def _of_zip(path: Path, where: str) -> _Content:
@@ -179,18 +195,22 @@ def _of_zip(path: Path, where: str) -> _Content:
         raise UserError(f"{where} has {len(infos):,} files, more than {MOST_FILES:,}")
     members, folders = [], []
     for info in infos:
-        name = _checked_name(info.filename.replace("\\", "/"), where)  # as some programs for Windows write it
+        # Not info.filename, which ends before a NUL; with a backslash, as some programs for Windows write it.
+        given = info.orig_filename.replace("\\", "/")
+        name = _checked_name(given, where)
         kind = info.external_attr >> 28  # of a file that was archived on Unix
-        if kind in (0xA, 0x2, 0x6, 0x1):
+        if kind not in (0, 0x4, 0x8):
             raise UserError(f"{where}: {as_text(name)} is a link or a device; archive the files themselves")
-        if info.is_dir():
+        if given.endswith("/"):
             folders.append(name)
             continue
         fault = None
         if info.flag_bits & 1:
             fault = "it is encrypted"
-        elif info.file_size > MOST_BYTES:
-            fault = f"its {info.file_size:,} bytes exceed the limit of {MOST_BYTES:,}"
+        elif info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            fault = f"it is compressed by method {info.compress_type}; expected none, or Deflate as zip uses"
+        elif _too_large(info.file_size):
+            fault = _too_large(info.file_size)
         elif _grows_too_much(info.file_size, info.compress_size):
             fault = f"it is a decompression bomb: {info.compress_size:,} bytes become {info.file_size:,}"
         members.append(_Member(name, partial(reader.read, info), fault))
@@ -200,51 +220,80 @@ def _of_zip(path: Path, where: str) -> _Content:
 # Tar
 
 
+class _Tar:
+    """Reads an uncompressed tar, which stays open until its last member is gone."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.descriptor = os.dup(file.fileno())
+
+    def __del__(self) -> None:
+        os.close(self.descriptor)
+
+    def read(self, start: int, size: int) -> bytes:
+        """Without a position, which forks and threads would share."""
+        content = os.pread(self.descriptor, size, start)
+        if len(content) < size:
+            raise BadImageError("the archive ends within it")
+        return content
+
+
 def _of_tar(path: Path, where: str) -> _Content:
-    file = path.open("rb") if path.name.lower().endswith(".tar") else _decompressed(path, where)
     members, folders = [], []
-    with tarfile.open(fileobj=file, mode="r:") as tar:
-        while (info := tar.next()) is not None:
-            tar.members = []  # type: ignore[attr-defined]  # tarfile would keep all of them in memory
+    with _uncompressed(path, where) as file, tarfile.open(fileobj=file, mode="r:") as tar:
+        reader = _Tar(file)
+        for number, info in enumerate(tar):
             name = _checked_name(info.name, where)
+            if info.size < 0:
+                raise tarfile.TarError(f"the size of {as_text(name)} is negative")  # tarfile would go back to its start
+            if number == MOST_FILES:
+                raise UserError(f"{where} has more than {MOST_FILES:,} files")
+            if info.issparse():
+                raise UserError(f"{where}: {as_text(name)} is a sparse file; archive it without --sparse")
             if info.isdir():
                 if name != ".":
                     folders.append(name)
-                continue
-            if not info.isreg():
+            elif info.isreg():
+                fault = _too_large(info.size)
+                members.append(_Member(name, partial(reader.read, info.offset_data, info.size), fault))
+            else:
                 raise UserError(f"{where}: {as_text(name)} is a link or a device; archive the files themselves")
-            if info.issparse():
-                raise UserError(f"{where}: {as_text(name)} is a sparse file; archive it without --sparse")
-            fault = f"its {info.size:,} bytes exceed the limit of {MOST_BYTES:,}" if info.size > MOST_BYTES else None
-            members.append(_Member(name, partial(_read_part, file, info.offset_data, info.size), fault))
-            if len(members) > MOST_FILES:
-                raise UserError(f"{where} has more than {MOST_FILES:,} files")
+            tar.members = []  # type: ignore[attr-defined]  # or tarfile keeps all of them in memory
+        _check_end(file, tar.offset)
     return _Content(members, [*folders, *_folders_above(member.name for member in members)])
 
 
-def _read_part(file: BinaryIO, start: int, size: int) -> bytes:
-    """Without a position, which forks and threads would share."""
-    content = os.pread(file.fileno(), size, start)
-    if len(content) < size:
-        raise BadImageError("the archive ends within it")
-    return content
+def _check_end(file: BinaryIO, end: int) -> None:
+    """Raises TarError unless only zeros follow the last member: tarfile ends at a damaged header as at the end."""
+    file.seek(end)
+    rest = file.read(2**20)
+    if not rest:
+        raise tarfile.TarError("it has no end")
+    while rest:
+        if rest.count(0) < len(rest):
+            raise tarfile.TarError(f"it is damaged after {end:,} bytes, or two archives in one file")
+        rest = file.read(2**20)
 
 
-def _decompressed(path: Path, where: str) -> BinaryIO:
-    """The tar in `path`, in a temporary file that ends with this process."""
-    file = cast(BinaryIO, tempfile.TemporaryFile())  # noqa: SIM115, the members read it later
+@contextmanager
+def _uncompressed(path: Path, where: str) -> Iterator[BinaryIO]:
+    """The tar itself, or what it decompresses to, in a temporary file that is gone when it is no longer open."""
+    if path.name.lower().endswith(".tar"):
+        with path.open("rb") as file:
+            yield file
+        return
     compressed, size = path.stat().st_size, 0
-    with _decompressor(path) as stream:
-        while block := stream.read(2**20):
-            size += len(block)
-            if _grows_too_much(size, compressed):
-                raise UserError(f"{where} is a decompression bomb: {compressed:,} bytes become more than {size:,}")
-            if size % 2**28 < 2**20 and shutil.disk_usage(tempfile.gettempdir()).free < 2**28:
-                raise UserError(f"{where} needs more space than {tempfile.gettempdir()} has to be decompressed; set "
-                                "TMPDIR to a folder on a larger disk, or use an uncompressed .tar")  # fmt: skip
-            file.write(block)
-    file.seek(0)
-    return file
+    with tempfile.TemporaryFile() as file:
+        with _decompressor(path) as stream:
+            while block := stream.read(2**20):
+                if size % 2**28 < 2**20 and shutil.disk_usage(tempfile.gettempdir()).free < 2**28:
+                    raise UserError(f"{where} needs more space than {tempfile.gettempdir()} has to be decompressed; "
+                                    "set TMPDIR to a folder on a larger disk, or use an uncompressed .tar")  # fmt: skip
+                size += len(block)
+                if _grows_too_much(size, compressed):
+                    raise UserError(f"{where} is a decompression bomb: {compressed:,} bytes become more than {size:,}")
+                file.write(block)
+        file.seek(0)
+        yield cast(BinaryIO, file)
 
 
 def _decompressor(path: Path) -> BinaryIO:

@@ -15,6 +15,7 @@ from refit.data.sources.source import (
     check_class_names,
     listed,
     root_folder,
+    unchanged,
 )
 from refit.data.sources.tree import read_tree
 from refit.params import DataParams
@@ -46,9 +47,20 @@ def images_in_folder(root: Path) -> tuple[list[Unlabelled], list[LeftOut]]:
 def _subfolders(root: Path) -> list[str]:
     """The folders in `root` and in these, but for links, relative to it."""
     found = []
-    for parent in (path for path in root.iterdir() if path.is_dir() and not path.is_symlink()):
-        found += [parent.name, *(f"{parent.name}/{child.name}" for child in parent.iterdir() if child.is_dir())]
+    for parent in _folders_in(root):
+        found += [parent.name, *(f"{parent.name}/{child.name}" for child in _folders_in(parent))]
     return found
+
+
+def _folders_in(folder: Path) -> list[Path]:
+    try:
+        return [path for path in folder.iterdir() if path.is_dir() and not path.is_symlink()]
+    except OSError as error:
+        raise _unreadable(error) from None
+
+
+def _unreadable(error: OSError) -> UserError:
+    return UserError(f"{as_text(str(error.filename))} cannot be read: {error.strerror}")
 
 
 def _list_images(root: Path, where: str) -> Listing:
@@ -56,13 +68,7 @@ def _list_images(root: Path, where: str) -> Listing:
     tree = read_tree(files, folders)
     if absent := sorted(set(tree.classes) - {member.label for member in tree.members}):
         raise UserError(f"{where}: class folder {absent[0]!r} has no image; add images, or remove it")
-    states = {member.name: _state(root / member.name) for member in tree.members}
-
-    def check_unchanged() -> None:
-        for name, state in states.items():
-            if _state(root / name) != state:
-                raise UserError(f"{where}: {name} was changed or removed while it was read; run again")
-
+    check_unchanged = unchanged({member.name: root / member.name for member in tree.members}, where)
     images = [
         LabelledImage(member.name, member.label, partial(open_image, root / member.name), member.split)
         for member in tree.members
@@ -76,18 +82,13 @@ def _walk(root: Path) -> tuple[list[str], list[str], list[str]]:
     files: list[str] = []
     folders: list[str] = []
     links: list[str] = []
-    for parent, names, contents in os.walk(root):
+
+    def refuse(error: OSError) -> None:  # os.walk would leave out the folder without a word
+        raise _unreadable(error)
+
+    for parent, names, contents in os.walk(root, onerror=refuse):
         below = "" if parent == str(root) else f"{os.path.relpath(parent, root)}/"
         for name in names:
             (links if Path(parent, name).is_symlink() else folders).append(f"{below}{name}")
         files += [f"{below}{name}" for name in contents]
     return files, folders, links
-
-
-def _state(path: Path) -> tuple[int, int] | None:
-    """Size and time of the last change; None if the file is gone."""
-    try:
-        stat = path.stat()
-    except OSError:
-        return None
-    return stat.st_size, stat.st_mtime_ns

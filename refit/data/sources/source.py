@@ -1,14 +1,14 @@
 """What a source is: a function of `DataParams` that returns a `Source`. SOURCES in open.py names all of them."""
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from PIL import Image
 
-from refit.artifacts.files import as_text
+from refit.artifacts.files import CONTROL, as_text
 from refit.params import DataParams
 from refit.runtime.errors import UserError
 
@@ -20,7 +20,6 @@ SPLIT_NAMES: dict[str, SplitName] = {
 """What folders, tables and files call the splits."""
 
 _FORMULA = re.compile(r"[=+\-@](?![\d.]+$)")  # a spreadsheet would compute such a text, unless it is a number
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
 @dataclass(frozen=True)
@@ -96,11 +95,41 @@ def listed(
     begins an error, such as "data.root = 'data/raw'". Raises UserError for a class name that cannot be used, or for
     fewer than two classes."""
     images = list(images)
+    _check_groups(images, where)
     names = tuple(sorted({image.label for image in images}) if classes is None else classes)
     check_class_names(names, where)
     number = {name: label for label, name in enumerate(names)}
     items = [Item(image.name, number[image.label], image.split, image.open, image.group) for image in images]
     return Listing(names, items, left_out, check_unchanged)
+
+
+def _check_groups(images: Sequence[LabelledImage], where: str) -> None:
+    splits: dict[str, SplitName | None] = {}
+    for image in images:
+        if image.group is not None and splits.setdefault(image.group, image.split) != image.split:
+            both = " and ".join(split or "no split" for split in (splits[image.group], image.split))
+            raise UserError(f"{where}: group {as_text(image.group)!r} is in {both}; give all its images the same split")
+
+
+def unchanged(files: Mapping[str, Path], where: str) -> Callable[[], None]:
+    """A function that raises UserError if one of these files, by their names, has changed or is gone since now."""
+    before = {name: _state(path) for name, path in files.items()}
+
+    def check() -> None:
+        for name, path in files.items():
+            if _state(path) != before[name]:
+                raise UserError(f"{where}: {as_text(name)} was changed or removed while it was read; run again")
+
+    return check
+
+
+def _state(path: Path) -> tuple[int, int] | None:
+    """Size and time of the last change; None if the file is gone."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_size, found.st_mtime_ns
 
 
 def root_folder(data: DataParams) -> Path:
@@ -121,10 +150,10 @@ def root_file(data: DataParams, expected: str) -> Path:
 def check_class_names(names: Sequence[str], where: str) -> None:
     """Raises UserError unless these are two or more names that tables, terminals and spreadsheets show as they are."""
     for name in names:
+        if not name.strip() or CONTROL.search(name):
+            raise UserError(f"{where}: the name of class {name!r} is empty or has a control character; rename it")
         if as_text(name) != name:
             raise UserError(f"{where}: the name of class {as_text(name)} is not UTF-8; rename it")
-        if not name.strip() or _CONTROL.search(name):
-            raise UserError(f"{where}: the name of class {name!r} is empty or has a control character; rename it")
         if _FORMULA.match(name):
             raise UserError(
                 f"{where}: the name of class {name!r} begins like a formula of a spreadsheet, which would compute it; "

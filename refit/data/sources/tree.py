@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from refit.data.images import NO_IMAGE, has_image_suffix
 from refit.data.sources.source import SPLIT_NAMES, LeftOut, SplitName
 
-_HIDDEN = "it or its folder is hidden, as its name begins with a dot"
+HIDDEN = "it or its folder is hidden, as its name begins with a dot or is __MACOSX"
 _NO_CLASS = "it is in no class folder"
 _OTHER = "it is in none of the split folders"
 
@@ -44,13 +44,13 @@ def read_tree(files: Iterable[str], folders: Iterable[str]) -> Tree:
     depth = 1 if has_splits else 0  # of a class folder
     parents = tops & SPLIT_NAMES.keys() if has_splits else tops
     classes = {
-        path[depth] for path in paths if len(path) > depth and path[0] in parents and not _is_hidden(path[: depth + 1])
+        path[depth] for path in paths if len(path) > depth and path[0] in parents and not is_hidden(path[: depth + 1])
     }
     members, left_out = [], []
     for parts in sorted((tuple(file.split("/")) for file in files), key=_files_first):
         name = "/".join(parts)
-        if _is_hidden(parts):
-            left_out.append(LeftOut(name, _HIDDEN))
+        if is_hidden(parts):
+            left_out.append(LeftOut(name, HIDDEN))
         elif len(parts) > 1 and has_splits and parts[0] not in parents:
             left_out.append(LeftOut(name, _OTHER))
         elif not has_image_suffix(name):
@@ -62,7 +62,7 @@ def read_tree(files: Iterable[str], folders: Iterable[str]) -> Tree:
     return Tree(tuple(sorted(classes)), members, left_out, has_splits)
 
 
-def _is_hidden(parts: Sequence[str]) -> bool:
+def is_hidden(parts: Sequence[str]) -> bool:
     return any(part.startswith(".") or part == "__MACOSX" for part in parts)
 
 

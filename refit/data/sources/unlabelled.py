@@ -3,10 +3,12 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from refit.artifacts.files import as_text
 from refit.data.sources.archive import ARCHIVES, images_in_archive
 from refit.data.sources.folder import images_in_folder
-from refit.data.sources.manifest import TABLES, images_in_table
+from refit.data.sources.manifest import images_in_table
 from refit.data.sources.source import LeftOut, Unlabelled
+from refit.data.sources.tables import TABLES
 from refit.runtime.errors import UserError
 
 
@@ -16,8 +18,13 @@ def check_unlabelled(images: str) -> None:
 
 
 def unlabelled(images: str) -> tuple[list[Unlabelled], list[LeftOut]]:
-    """The images in `images`, the value of predict.images: a folder, an archive or a table. Raises UserError."""
-    return _unlabelled_kind(images)(Path(images))
+    """The images in `images`, the value of predict.images: a folder, which may have none, an archive or a table. Raises
+    UserError."""
+    found, left_out = _unlabelled_kind(images)(Path(images))
+    if not found and Path(images).is_file():  # the test split in its place would be a surprise
+        first = f", such as {as_text(left_out[0].name)}: {left_out[0].why}" if left_out else ""
+        raise UserError(f"predict.images = {images!r} has no image that can be read{first}")
+    return found, left_out
 
 
 def _unlabelled_kind(images: str) -> Callable[[Path], tuple[list[Unlabelled], list[LeftOut]]]:

@@ -1,12 +1,9 @@
 """Sources of images: the images that each lists, and its errors."""
 
-import os
-import re
 import socket
 import struct
 import urllib.request
 from collections import Counter
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +11,9 @@ import pytest
 from PIL import Image
 
 from refit.data.sources.open import link_in_copy, open_source
-from refit.data.sources.source import Item, Source
 from refit.runtime.errors import UserError
 from tests.fixtures import Changed
+from tests.fixtures.sources import pixels
 
 
 @pytest.fixture
@@ -31,15 +28,6 @@ def fill(root: Path, *names: str) -> None:
         Image.new("L", (4, 4), number).save(root / name)
 
 
-def listed(source: Source) -> list[tuple[str, str, str | None]]:
-    return [(item.name, source.read_classes()[item.label], item.split) for item in source.list_images().items]
-
-
-def pixels(item: Item) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-    with item.open() as image:
-        return np.asarray(image)
-
-
 def test_digits_are_the_1797_of_scikit_learn_in_17_grey_levels(changed: Changed, root: Path) -> None:
     source = open_source(changed({"data.source": "digits", "data.root": str(root)}).data)
     items = source.list_images().items
@@ -50,81 +38,6 @@ def test_digits_are_the_1797_of_scikit_learn_in_17_grey_levels(changed: Changed,
     assert images.shape == (1797, 8, 8)
     levels = np.unique(images)
     assert (len(levels), levels[0], levels[-1]) == (17, 0, 255)
-
-
-class TestFolder:
-    @pytest.fixture(autouse=True)
-    def _open(self, changed: Changed, root: Path) -> None:
-        self.data = changed({"data.source": "folder", "data.root": str(root)}).data
-
-    def test_with_class_folders_at_the_top_refit_draws_the_splits(self, root: Path) -> None:
-        fill(root, "dog/1.png", "cat/b/2.png", "cat/1.png")
-        assert listed(open_source(self.data)) == [
-            ("cat/1.png", "cat", None), ("cat/b/2.png", "cat", None), ("dog/1.png", "dog", None)
-        ]  # fmt: skip
-
-    def test_split_folders_define_the_splits(self, root: Path) -> None:
-        fill(root, "train/cat/1.png", "train/dog/1.png", "val/cat/2.png", "test/dog/3.png")
-        assert listed(open_source(self.data)) == [
-            ("test/dog/3.png", "dog", "test"),
-            ("train/cat/1.png", "cat", "train"),
-            ("train/dog/1.png", "dog", "train"),
-            ("val/cat/2.png", "cat", "val"),
-        ]
-
-    def test_train_and_val_alone_give_two_splits(self, root: Path) -> None:
-        fill(root, "train/cat/1.png", "train/dog/1.png", "val/cat/2.png", "val/dog/2.png")
-        assert {split for _, _, split in listed(open_source(self.data))} == {"train", "val"}
-
-    @pytest.mark.parametrize("name", ["val", "valid", "validation"])
-    def test_the_validation_folder_can_have_any_usual_name(self, name: str, root: Path) -> None:
-        fill(root, "train/cat/1.png", "train/dog/1.png", f"{name}/cat/2.png")
-        assert (f"{name}/cat/2.png", "cat", "val") in listed(open_source(self.data))
-
-    def test_a_class_missing_in_one_split_does_not_shift_the_labels_of_the_others(self, root: Path) -> None:
-        fill(root, "train/ant/1.png", "train/bee/1.png", "train/cat/1.png", "test/cat/2.png", "test/bee/2.png")
-        source = open_source(self.data)
-        assert source.read_classes() == ("ant", "bee", "cat")
-        for item in source.list_images().items:
-            assert source.read_classes()[item.label] == Path(item.name).parent.name
-
-    def test_folders_next_to_the_split_folders_are_not_classes(self, root: Path) -> None:
-        fill(root, "train/cat/1.png", "train/dog/1.png", "masks/1.png", ".cache/1.png", "train/.hidden/1.png", "1.png")
-        assert open_source(self.data).read_classes() == ("cat", "dog")
-        assert len(listed(open_source(self.data))) == 2
-
-    def test_classes_can_be_called_test_and_val(self, root: Path) -> None:
-        fill(root, "test/1.png", "val/1.png")
-        assert open_source(self.data).read_classes() == ("test", "val")
-
-    def test_items_open_their_own_image(self, root: Path) -> None:
-        fill(root, "cat/1.png", "dog/1.png")
-        assert [pixels(item).max() for item in open_source(self.data).list_images().items] == [0, 1]
-
-    @pytest.mark.parametrize(
-        ("names", "found"),
-        [
-            ([], "no class folder;"),
-            (["cat/1.png"], "one class folder;"),
-            (["1.png"], "no class folder (is the folder above it the one?);"),
-        ],
-    )
-    def test_fewer_than_two_classes_are_refused(self, names: Iterable[str], found: str, root: Path) -> None:
-        fill(root, *names)
-        with pytest.raises(UserError, match=re.escape(f"has {found} expected two or more")):
-            open_source(self.data)
-
-    def test_a_class_whose_name_is_not_utf_8_is_refused(self, root: Path) -> None:
-        fill(root, "cat/1.png", os.fsdecode(b"caf\xe9/2.png"))
-        with pytest.raises(UserError, match=r"the name of class caf\\udce9 is not UTF-8"):
-            open_source(self.data)
-
-    def test_a_class_without_an_image_fails_with_an_error_that_names_it(self, root: Path) -> None:
-        fill(root, "cat/1.png", "dog/1.png")
-        (root / "emu").mkdir()
-        (root / "emu/notes.txt").touch()
-        with pytest.raises(UserError, match="class folder 'emu' has no image"):
-            open_source(self.data).list_images()
 
 
 @pytest.mark.parametrize("source", ["mnist", "digits:8x8", "folder:photos", "torchvision", "torchvision:Fashion", ":"])
