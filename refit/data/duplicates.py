@@ -6,7 +6,7 @@ correlation after the coarse light and shade is taken away, which photos of two 
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.util import find_spec
 from typing import Any, NamedTuple, TypeVar
@@ -64,21 +64,23 @@ def check_audit_packages() -> None:
         raise UserError(f"near-duplicates and label errors need the extra audit; run: uv pip install {' '.join(EXTRA)}")
 
 
-def find_near_duplicates(images: Pixels, rows: Sequence[int] | None = None) -> list[Pair]:
-    """The pairs of near-duplicates, the most alike first, as positions in `rows`, or in `images` without them.
+def find_near_duplicates(image: Callable[[int], Pixels], images: int) -> list[Pair]:
+    """The pairs of near-duplicates, the most alike first.
 
-    images: uint8 (N, C, H, W), maybe memory-mapped. Identical images are paired with the first of them alone. Of images
-    smaller than SMALLEST pixels, only identical ones are found. Raises UserError as check_audit_packages.
+    image: gives the pixels at a position, uint8 (C, H, W), all of one size; it is called in other processes. images:
+    their number. Identical images are paired with the first of them alone. Of images smaller than SMALLEST pixels, only
+    identical ones are found. Raises UserError as check_audit_packages.
     """
     check_audit_packages()
-    rows = range(len(images)) if rows is None else rows
-    prints = list(progress(in_parallel(partial(_print_of, images, rows), len(rows)), "hashing", len(rows)))
+    if not images:
+        return []
+    prints = list(progress(in_parallel(partial(_print_of, image), images), "hashing", images))
     first_with: dict[bytes, int] = {}
     for i, one in enumerate(prints):
         first_with.setdefault(one.sha256, i)
     pairs = [Pair(first_with[one.sha256], i, 1.0) for i, one in enumerate(prints) if first_with[one.sha256] != i]
     distinct = np.array(list(first_with.values()), dtype=np.int64)
-    if min(images.shape[2:]) >= SMALLEST:
+    if min(image(0).shape[1:]) >= SMALLEST:
         pictures = np.stack([prints[i].picture for i in distinct])
         detailed = _detail(pictures).std(axis=(1, 2)) >= _FLAT
         distinct, pictures = distinct[detailed], pictures[detailed]
@@ -95,10 +97,10 @@ def groups_of(pairs: Sequence[Pair], images: int) -> Numbers:
     return np.asarray(connected_components(graph, directed=False)[1], dtype=np.int64)
 
 
-def _print_of(images: Pixels, rows: Sequence[int], position: int) -> _Print:
+def _print_of(image: Callable[[int], Pixels], position: int) -> _Print:
     from imagehash import phash  # of the extra `audit`, and only this needs it
 
-    pixels = np.ascontiguousarray(images[rows[position]].transpose(1, 2, 0))
+    pixels = np.ascontiguousarray(image(position).transpose(1, 2, 0))
     grey = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).convert("L")
     x, y = _MARGIN * grey.width, _MARGIN * grey.height
     hashes = []

@@ -140,7 +140,7 @@ def _near_duplicates(images: Sequence[_Decoded], pixels: Pixels) -> list[int]:
         return []
     from refit.data.duplicates import find_near_duplicates, groups_of  # it needs the extra `audit`
 
-    pairs = find_near_duplicates(pixels, [image.row for image in images])
+    pairs = find_near_duplicates(lambda i: pixels[images[i].row], len(images))
     print(f"{len(pairs):,} pairs of near-duplicates or identical images get the same split each")
     return [int(group) for group in groups_of(pairs, len(images))]
 

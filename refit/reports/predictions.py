@@ -1,34 +1,22 @@
 """The page of predictions: a single HTML file with thumbnails, least certain first."""
 
-import base64
-import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from refit.artifacts.files import write_bytes
 from refit.artifacts.model import ModelRecord
 from refit.reports.style import page_template
+from refit.reports.thumbnails import thumbnail
 
-SHOWN = 200  # thumbnails; with SIDE, the page has at most a few megabytes
-SIDE = 128  # pixels; larger images are scaled down
-_ENLARGED = 64  # pixels; up to this side, images are stored without loss and drawn with visible pixels
+SHOWN = 200  # thumbnails: the page has at most a few megabytes
 _NAMED = 20  # files left out
 _CLASSES = 10  # named
 
 Rows = Sequence[Mapping[str, object]]
-
-
-@dataclass(frozen=True)
-class Thumbnail:
-    url: str
-    """A data URL."""
-    pixelated: bool
 
 
 def least_certain(rows: Rows) -> list[int]:
@@ -89,17 +77,7 @@ def listed(classes: Sequence[str]) -> str:
 
 def _card(row: Mapping[str, object], image: npt.NDArray[np.uint8]) -> dict[str, object]:
     others = [(row[name], row[f"probability{name.removeprefix('label')}"]) for name in row if name.startswith("label_")]
-    return {"row": row, "others": others, "thumbnail": _thumbnail(image)}
-
-
-def _thumbnail(pixels: npt.NDArray[np.uint8]) -> Thumbnail:
-    """From pixels (C, H, W)."""
-    image = Image.fromarray(pixels[0] if len(pixels) == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0)))
-    image.thumbnail((SIDE, SIDE))
-    content, small = io.BytesIO(), max(image.size) <= _ENLARGED
-    image.save(content, "PNG" if small else "JPEG", quality=85)
-    kind = "png" if small else "jpeg"
-    return Thumbnail(f"data:image/{kind};base64,{base64.b64encode(content.getvalue()).decode()}", small)
+    return {"row": row, "others": others, "thumbnail": thumbnail(image)}
 
 
 _HTML = """\
