@@ -117,9 +117,11 @@ def summary(
     """The lines that a person reads: the worst suspects of each kind, and how to decide."""
     across = sum(suspect.image.split != suspect.other.split for suspect in duplicates)
     mirrored = Counter(suspect.mirrored for suspect in duplicates)[True]
+    pairs = "pair" if len(duplicates) == 1 else "pairs"
     lines = [
         f"Audit of {name}: {sum(info.counts.values()):,} images",
-        f"  near-duplicates  {len(duplicates):,} pairs, {across:,} of them across splits, {mirrored:,} mirrored",
+        f"  near-duplicates  {len(duplicates):,} {pairs}, {across:,} of them across splits, "
+        f"{mirrored:,} mirrored",
         *(f"    {one.score:.3f}  {one.image.file} ({one.image.split}), {one.other.file} ({one.other.split})"
           for one in duplicates[:NAMED]),
         *([f"    smaller than {SMALLEST} pixels, so only identical images were looked for"]

@@ -51,6 +51,7 @@ class Suspect:
         """The row of data/audit.csv, for a person to take or not."""
         if self.kind == "duplicate":
             where = "" if self.other.split == self.image.split else f" in {self.other.split}"
+            where += "" if self.other.label == self.image.label else f", which is {self.other.label}"
             values = (self.image.file, "drop", "", f"near-duplicate of {self.other.file}{where}")
         else:
             values = (self.image.file, "relabel", self.suggested, f"it was {self.image.label}")

@@ -59,7 +59,7 @@ _HTML = """\
               font-size: .85rem; line-height: 1.35; overflow-wrap: anywhere; break-inside: avoid; }
   .pictures { display: flex; gap: .4rem; margin: .4rem 0; }
   .pictures figure { margin: 0; flex: 1 1 0; min-width: 0; }
-  .pictures img { width: 100%; height: 8rem; object-fit: contain; background: none; }
+  .pictures img { width: 100%; max-height: 9rem; object-fit: contain; background: none; }
   .pictures .pixelated { image-rendering: pixelated; }
   figcaption { font-size: .78rem; }
   pre { overflow-x: auto; font-size: .78rem; background: var(--card); padding: .6rem; border-radius: .5rem; }
@@ -80,7 +80,8 @@ has all.</p>
 {% endfor %}</pre></details>
 {% endmacro %}
 <header>
-<h1>{{ duplicates | length | count }} pairs of near-duplicates, {{ wrong | length | count }} labels in doubt</h1>
+<h1>{{ duplicates | length | count }} pair{{ "s" if duplicates | length != 1 }} of near-duplicates, \
+{{ wrong | length | count }} label{{ "s" if wrong | length != 1 }} in doubt</h1>
 <p class="quiet">Of {{ images | count }} images of {{ name }}</p>
 <p>These are proposals. Look, and decide in <code>{{ decisions }}</code> with a row for an image: drop, relabel, or keep
 for one that is right, which is then no suspect any more. <code>dvc repro</code> obeys, and <code>make versus</code>
@@ -119,10 +120,10 @@ each: the most similar images of the suggested class and of its own.</p>
 <li><b>{{ one.rank }}</b> {{ one.image.label }}, looks like <b>{{ one.suggested }}</b>; probability of its label
 {{ one.score | percent }}
 <div class="pictures">
-{{ picture(card.pictures[0], one.image.split ~ ", " ~ one.image.label ~ ": " ~ one.image.file) }}
-{{ picture(card.pictures[1], "a " ~ one.suggested) }}
+{{ picture(card.pictures[0], one.image.split ~ ", " ~ one.image.label) }}
+{{ picture(card.pictures[1], "most similar " ~ one.suggested) }}
 {% if card.pictures | length > 2 %}
-{{ picture(card.pictures[2], "a " ~ one.image.label) }}
+{{ picture(card.pictures[2], "most similar " ~ one.image.label) }}
 {% endif %}
 </div>
 <code>{{ card.row }}</code></li>
