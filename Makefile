@@ -73,6 +73,11 @@ sanity: .venv/ready  ## check that the system in params.yaml can memorise a few 
 	@dvc repro --quiet prepare
 	@python -m refit.commands.sanity
 
+.PHONY: audit
+audit: .venv/ready  ## list near-duplicates and likely label errors with pictures; you decide in data/audit.csv
+	@dvc repro --quiet prepare
+	@python -m refit.commands.audit
+
 .PHONY: doctor
 doctor: .venv/ready  ## find what killed runs left behind, and repair it if nothing is running
 	@python -m pipelines.tools.doctor

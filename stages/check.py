@@ -33,6 +33,10 @@ def main(params: Params) -> None:
     check_unlabelled(params.predict.images)
     resolved = passed_before(params) if weights_are_there(params.model.weights) else None
     resolved = resolved or check_network(params)
+    if params.data.group_duplicates:
+        from refit.data.duplicates import check_audit_packages
+
+        check_audit_packages()
     if params.trainer.accelerator not in ("auto", "cpu") or params.trainer.devices > 1:
         from refit.training.trainer import check_devices
 

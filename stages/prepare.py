@@ -1,9 +1,12 @@
 """Raw images → one packed data set with train, validation and test splits."""
 
+from collections import Counter
+
 from refit.artifacts.checked import stage_params
+from refit.artifacts.decisions import read_decisions
 from refit.artifacts.files import whole_folder, write_csv, write_json
 from refit.artifacts.metrics import write_data_metrics
-from refit.artifacts.paths import PREPARED, PREPARED_LEFT_OUT, PREPARED_PAGE, PREPARED_REPORT
+from refit.artifacts.paths import DECISIONS, PREPARED, PREPARED_LEFT_OUT, PREPARED_PAGE, PREPARED_REPORT
 from refit.artifacts.prepared import read_manifest, read_split
 from refit.data.pack import pack
 from refit.data.sources.open import open_source
@@ -13,13 +16,16 @@ from refit.runtime.stage import run_stage
 
 
 def main(params: Params) -> None:
-    source = open_source(params.data)
+    source, decisions = open_source(params.data), read_decisions()
     with whole_folder(PREPARED) as folder:
-        info, report, left_out = pack(source, params.data, params.seed, folder)
+        info, report, left_out = pack(source, params.data, params.seed, folder, decisions)
     write_json(PREPARED_REPORT, report)
     write_csv(PREPARED_LEFT_OUT, left_out, ["file", "why"])  # DVC warns of an empty file
-    write_data_metrics(params.data)
+    write_data_metrics(params.data, len(decisions))
     write_data_report(PREPARED_PAGE, info, read_split("train", mapped=True), read_manifest(), left_out)
+    if decisions:
+        kinds = Counter(decision.kind for decision in decisions)
+        print(f"{DECISIONS} is obeyed: {', '.join(f'{kinds[kind]:,} {kind}' for kind in sorted(kinds))}")
     if left_out:
         count = "1 file is" if len(left_out) == 1 else f"{len(left_out):,} files are"
         print(f"{count} left out; {PREPARED_LEFT_OUT} has each with the reason")

@@ -9,6 +9,7 @@ import io
 import json
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +18,7 @@ from dvc.api import DVCFileSystem
 from dvc.exceptions import DvcException
 from dvc.scm import SCMError
 
-from refit.artifacts.paths import OUTCOMES, TEST
+from refit.artifacts.paths import DECISIONS, OUTCOMES, TEST
 from refit.evaluation.comparison import Comparison, Row, paired
 from refit.params import load_params
 from refit.params.dotted import flatten
@@ -41,6 +42,8 @@ class Tested(NamedTuple):
     """The rows of outcomes.csv, one per test image."""
     params: dict[str, str]
     """Values by dotted key."""
+    decisions: frozenset[str] = frozenset()
+    """The rows of data/audit.csv."""
 
 
 def main(first: str, second: str) -> None:
@@ -75,11 +78,15 @@ def read_tested(revision: str) -> Tested:
         raise UserError(
             f"{revision} has no test results ({reason}); to compute them: dvc repro, to download them: dvc pull"
         ) from None
+    decisions: list[str] = []
+    with suppress(OSError, DvcException):  # there was no such file before
+        decisions = read(str(DECISIONS)).splitlines()[1:]
     if test.get("debug"):
         raise UserError(f"the test of {revision} is a debug run: its metrics are not those of a fully trained model")
     task = test.get("task", "classification")  # the only task of the versions that did not write it
-    return Tested(revision, test.get("tested", "?"), task, test[TASKS[task].SCORE], outcomes,
-                  {key: str(value) for key, value in flatten(params).items()})  # fmt: skip
+    values = {key: str(value) for key, value in flatten(params).items()}
+    score = test[TASKS[task].SCORE]
+    return Tested(revision, test.get("tested", "?"), task, score, outcomes, values, frozenset(filter(None, decisions)))
 
 
 def compared(a: Tested, b: Tested, confidence: float) -> tuple[Comparison, list[Row]]:
@@ -126,6 +133,9 @@ def as_facts(a: Tested, b: Tested, found: Comparison) -> list[Fact]:
 def different_params(a: Tested, b: Tested) -> list[tuple[str, str]]:
     keys = sorted(key for key in a.params.keys() | b.params.keys() if a.params.get(key) != b.params.get(key))
     rows = [(key, f"A {a.params.get(key, 'not set')}, B {b.params.get(key, 'not set')}") for key in keys]
+    if a.decisions != b.decisions:
+        only_a, only_b = len(a.decisions - b.decisions), len(b.decisions - a.decisions)
+        rows.append((str(DECISIONS), f"decisions about images: {only_a:,} only in A, {only_b:,} only in B"))
     return rows or [("none", "the code, the images or the packages may differ; see: git diff A B, dvc diff A B")]
 
 

@@ -53,5 +53,12 @@ def read_features(split: str, backbone_sha256: str, data_sha256: str) -> Array |
     return features
 
 
+def read_features_of_data(data_sha256: str) -> dict[str, Array] | None:
+    """The features of each split of this data set, by whatever backbone; None if there are none."""
+    if not has_features() or (info := _read_info()).data_sha256 != data_sha256:
+        return None
+    return {split: np.load(FEATURES / f"{split}.npy") for split in info.splits}
+
+
 def _read_info() -> FeaturesInfo:
     return FeaturesInfo(**read_json(FEATURES / RECORD, "dvc repro features"))

@@ -30,9 +30,11 @@ def as_text(changed: Mapping[str, object]) -> str:
     return " ".join(f"{short.get(key, key)}={as_in_yaml(value)}" for key, value in changed.items())
 
 
-def write_data_metrics(data: DataParams) -> None:
-    """The name of the data: in a file of its own, so that the same images in another folder retrain nothing."""
-    write_json(DATA_METRICS, {"data": data_name(data.source, data.root)})
+def write_data_metrics(data: DataParams, decisions: int = 0) -> None:
+    """The name of the data, and the number of decisions about its images if there are any: in a file of its own, so
+    that the same images in another folder retrain nothing."""
+    decided = {"decisions": decisions} if decisions else {}
+    write_json(DATA_METRICS, {"data": data_name(data.source, data.root), **decided})
 
 
 def write_fit_metrics(best: Metrics, monitor: str, changed: str) -> None:

@@ -14,6 +14,12 @@ DATA_DIFF = Path("data/data_diff.html")
 """The last comparison of two data sets."""
 PREPARED_LEFT_OUT = Path("data/prepared_left_out.csv")
 
+DECISIONS = Path("data/audit.csv")
+"""What people decided about single images. It is theirs: nothing here writes it."""
+AUDIT = Path("data/audit")
+SUSPECTS = Path("data/audit/suspects.csv")
+AUDIT_PAGE = Path("data/audit/audit.html")
+
 BATCH = Path("data/tuning/batch.json")
 LEARNING_RATE = Path("data/tuning/learning_rate.json")
 LEARNING_RATE_CURVE = Path("data/tuning/learning_rate.csv")

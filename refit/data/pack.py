@@ -16,8 +16,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from refit.artifacts.decisions import Decision
 from refit.artifacts.files import as_text, write_json
 from refit.artifacts.prepared import FORMAT, Color, DatasetInfo, Pixels, read_names
+from refit.data.decided import as_decided
 from refit.data.images import BadImageError, Header, decode, read_header
 from refit.data.parallel import in_parallel
 from refit.data.sources.open import open_source
@@ -72,12 +74,13 @@ class Packed(NamedTuple):
     """A row for each file of the source that is not in the data set: its name, and why."""
 
 
-def pack(source: Source, data: DataParams, seed: int, folder: Path) -> Packed:
-    """Write the prepared data set to `folder`.
+def pack(source: Source, data: DataParams, seed: int, folder: Path, decisions: Sequence[Decision] = ()) -> Packed:
+    """Write the prepared data set to `folder`, as people decided about single images.
 
-    Raises UserError that lists all images that cannot be decoded or have two labels, unless `data.bad_images` is skip.
+    Raises UserError that lists all images that cannot be decoded or have two labels, unless `data.bad_images` is skip;
+    and as as_decided and find_near_duplicates.
     """
-    listing = source.list_images()
+    listing = as_decided(source.list_images(), decisions)
     items, classes = listing.items, listing.classes
     bad = _BadImages(data)
     for gone in listing.left_out:
@@ -90,7 +93,8 @@ def pack(source: Source, data: DataParams, seed: int, folder: Path) -> Packed:
         images = _without_conflicts(decoded, bad)
         bad.raise_if_any()
         hashes = [image.digest.sha256 for image in images]
-        assigned = assign_splits([image.item for image in images], hashes, data, seed)
+        near = _near_duplicates(images, pixels, form) if data.group_duplicates else ()
+        assigned = assign_splits([image.item for image in images], hashes, data, seed, near)
         splits = {
             name: [image for image, split in zip(images, assigned, strict=True) if split == name] for name in SPLITS
         }
@@ -122,9 +126,29 @@ def pack(source: Source, data: DataParams, seed: int, folder: Path) -> Packed:
         "duplicates": len(hashes) - len(set(hashes)),
         "left_out_copies": assigned.count(None),
         "left_out": len(left_out),
+        "decisions": len(decisions),
         "imbalance": round(max(train_classes.values()) / min(train_classes.values()), 4),
     }
     return Packed(info, report, [{"file": as_text(name), "why": why} for name, why in sorted(left_out)])
+
+
+def _near_duplicates(images: Sequence[_Decoded], pixels: BinaryIO, form: _Form) -> list[int]:
+    """For each image the number of its group of near-duplicates."""
+    if {image.item.split for image in images} >= {"val", "test"}:
+        print("warning: data.group_duplicates changes nothing, because the source has its own splits; make audit lists "
+              "near-duplicates across them", file=sys.stderr)  # fmt: skip
+        return []
+    from refit.data.duplicates import find_near_duplicates, groups_of  # it needs the extra `audit`
+
+    size = math.prod(form.shape)
+
+    def pixels_of(i: int) -> Pixels:
+        content = os.pread(pixels.fileno(), size, images[i].row * size)
+        return np.frombuffer(content, np.uint8).reshape(form.shape)
+
+    pairs = find_near_duplicates(pixels_of, len(images))
+    print(f"{len(pairs):,} pairs of near-duplicates or identical images get the same split each")
+    return [int(group) for group in groups_of(pairs, len(images))]
 
 
 def _copies_left_out(images: Sequence[_Decoded], assigned: Sequence[SplitName | None]) -> Iterator[tuple[str, str]]:

@@ -14,12 +14,15 @@ def find_label_conflicts(items: Sequence[Item], hashes: Sequence[str]) -> list[l
     return [group for group in _groups(hashes) if len({items[i].label for i in group}) > 1]
 
 
-def assign_splits(items: Sequence[Item], hashes: Sequence[str], data: DataParams, seed: int) -> list[SplitName | None]:
+def assign_splits(
+    items: Sequence[Item], hashes: Sequence[str], data: DataParams, seed: int, near: Sequence[int] = ()
+) -> list[SplitName | None]:
     """The split of each item; None for a training copy of a held-out image, which is left out.
 
-    `hashes` are the sha256 of each item's pixels. Splits that the source defines are kept. A missing split is drawn
-    from the training images of each class, in groups of identical pixels or of the source's own groups, so that all
-    copies of an image, and all images of a group, are in the same split. The images of a class are sorted by a hash of
+    `hashes` are the sha256 of each item's pixels; `near`, if given, is the number of each item's group of
+    near-duplicates. Splits that the source defines are kept. A missing split is drawn from the training images of each
+    class, in groups of identical pixels, of near-duplicates or of the source's own groups, so that all copies of an
+    image, and all images of a group, are in the same split. The images of a class are sorted by a hash of
     their names and divided into test, val and train, in this order: when images are added or removed, the others keep
     their splits, except for the few at a boundary.
     """
@@ -35,7 +38,10 @@ def assign_splits(items: Sequence[Item], hashes: Sequence[str], data: DataParams
         for i in copies:
             assigned[i] = strictest if items[i].split == strictest else None
     to_draw: dict[int, list[list[int]]] = defaultdict(list)
-    for group in _joined(free, items):
+    names: list[list[str | int]] = [[] if item.group is None else [item.group] for item in items]
+    for own, number in zip(names, near, strict=False):
+        own.append(number)
+    for group in _joined(free, names):
         to_draw[items[group[0]].label].append(group)
 
     fractions = {"test": 0 if "test" in given else data.test, "val": 0 if "val" in given else data.val}
@@ -53,16 +59,17 @@ def assign_splits(items: Sequence[Item], hashes: Sequence[str], data: DataParams
     return assigned
 
 
-def _joined(copies: Sequence[list[int]], items: Sequence[Item]) -> list[list[int]]:
-    """Groups of identical pixels, joined where they have images of the same group of the source."""
+def _joined(copies: Sequence[list[int]], groups: Sequence[Sequence[str | int]]) -> list[list[int]]:
+    """Groups of identical pixels, joined where they have images of the same group. `groups` are those of each image: a
+    text is one of the source's, a number one of near-duplicates."""
     joined: dict[int, list[int]] = {}  # by the position of the first of its images
-    first_of: dict[str, int] = {}
+    first_of: dict[str | int, int] = {}
     for positions in copies:
-        names = {group for i in positions if (group := items[i].group) is not None}
+        names = {group for i in positions for group in groups[i]}
         together = sorted({first_of[name] for name in names if name in first_of})
         merged = [i for first in together for i in joined.pop(first)] + positions
         joined[merged[0]] = merged
-        first_of |= {group: merged[0] for i in merged if (group := items[i].group) is not None}
+        first_of |= {group: merged[0] for i in merged for group in groups[i]}
     return list(joined.values())
 
 

@@ -40,6 +40,11 @@ class DataParams(Section):
     """What to do with an image that cannot be decoded or has two labels. fail: stop and name it. skip: leave it out and
     count it."""
 
+    group_duplicates: bool = False
+    """Whether near-duplicates get the same split where Refit draws splits, as identical images always do: images that
+    are re-saved, rescaled, cropped by a few percent, brighter or mirrored copies of each other. Splits of the source
+    are kept. true needs the extra audit, and takes some seconds for a few thousand images. See docs/audit.md."""
+
     @model_validator(mode="after")
     def _some_images_remain_for_training(self) -> Self:
         if self.val + self.test >= 1:

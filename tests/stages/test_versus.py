@@ -4,6 +4,7 @@ import csv
 import re
 from pathlib import Path
 
+from pipelines.tools import versus as tool
 from tests.fixtures.project import Project, copy_of, make_photos
 
 OUTCOMES = "data/evaluation/outcomes.csv"
@@ -59,6 +60,13 @@ def test_images_tested_by_only_one_experiment_or_relabelled_are_not_compared(pro
     path.write_text("\n".join([header, *(f"x{row}" for row in (first, second, *rest)), ""]))
     assert "HEAD and workspace have no test images in common" in versus(project, "HEAD", ok=False)
     project.restore()
+
+
+def test_decisions_about_images_that_differ_are_shown_beside_the_parameters() -> None:
+    a = tool.Tested("a", "1", "classification", 0.9, [], {"seed": "0"}, frozenset({"x.png,drop,,"}))
+    b = a._replace(decisions=frozenset({"x.png,drop,,", "y.png,keep,,", "z.png,drop,,"}))
+    assert tool.different_params(a, b) == [("data/audit.csv", "decisions about images: 0 only in A, 2 only in B")]
+    assert tool.different_params(a, a)[0][0] == "none"
 
 
 def test_an_impossible_comparison_fails_with_a_one_line_error(project: Project, tmp_path: Path) -> None:

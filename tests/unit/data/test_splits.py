@@ -128,3 +128,13 @@ def test_a_fraction_too_small_for_one_image_fails_with_an_error_that_names_its_k
 def test_identical_images_of_two_classes_are_found(tmp_path: Path) -> None:
     items = [item(label) for label in (0, 1, 0, 1, 2, 0)]
     assert find_label_conflicts(items, ["a", "b", "a", "c", "b", "d"]) == [[1, 4]]
+
+
+def test_near_duplicates_and_the_source_s_groups_are_never_in_two_splits(data: DataParams) -> None:
+    """Each image is in a chain of them: near-duplicates of one group connect the images of another one."""
+    items = [Item(f"{i}.png", 0, None, ITEMS[0].open, f"person {i // 2}") for i in range(300)]
+    near = [i // 3 for i in range(300)]
+    splits = assign_splits(items, DISTINCT[:300], data, seed=0, near=near)
+    assert Counter(splits).keys() == {"train", "val", "test"}
+    for first in range(0, 300, 6):  # two persons share the near-duplicates in the middle
+        assert len(set(splits[first : first + 6])) == 1
