@@ -13,6 +13,7 @@ from typing import Literal
 
 from refit.artifacts.checked import passed_before, write_checked
 from refit.artifacts.files import write_bytes
+from refit.data.duplicates import check_audit_packages
 from refit.data.sources.open import link_in_copy, open_source, stores_photos
 from refit.data.sources.unlabelled import check_unlabelled
 from refit.params import LIBRARIES, OUR_NETWORKS, OUR_SYSTEMS, WEIGHTS_FILES, Params, load_params
@@ -34,8 +35,6 @@ def main(params: Params) -> None:
     resolved = passed_before(params) if weights_are_there(params.model.weights) else None
     resolved = resolved or check_network(params)
     if params.data.group_duplicates:
-        from refit.data.duplicates import check_audit_packages
-
         check_audit_packages()
     if params.trainer.accelerator not in ("auto", "cpu") or params.trainer.devices > 1:
         from refit.training.trainer import check_devices

@@ -14,9 +14,6 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from scipy.ndimage import gaussian_filter
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from refit.artifacts.prepared import Pixels
 from refit.data.parallel import in_parallel
@@ -92,6 +89,9 @@ def find_near_duplicates(image: Callable[[int], Pixels], images: int) -> list[Pa
 
 def groups_of(pairs: Sequence[Pair], images: int) -> Numbers:
     """The number of the group of each of `images` images: those that pairs connect, also through others, share one."""
+    from scipy.sparse import coo_array  # a slow import, as that of ndimage below: `prepare` rarely needs them
+    from scipy.sparse.csgraph import connected_components
+
     first, second = ([pair[end] for pair in pairs] for end in (0, 1))
     graph = coo_array((np.ones(len(pairs)), (first, second)), shape=(images, images))
     return np.asarray(connected_components(graph, directed=False)[1], dtype=np.int64)
@@ -195,6 +195,8 @@ def _refined(whole: Pixels, part: Pixels, place: Numbers) -> float:
 
 def _detail(pictures: npt.NDArray[Any], sigma: float = 3.0) -> Floats:
     """Pictures (M, H, W) without their coarse light and shade."""
+    from scipy.ndimage import gaussian_filter
+
     pixels: Floats = pictures.astype(np.float32)
     pixels -= gaussian_filter(pixels, (0, sigma, sigma))
     return pixels

@@ -20,6 +20,7 @@ from refit.artifacts.decisions import Decision
 from refit.artifacts.files import as_text, write_json
 from refit.artifacts.prepared import FORMAT, Color, DatasetInfo, Pixels, read_names
 from refit.data.decided import as_decided
+from refit.data.duplicates import find_near_duplicates, groups_of
 from refit.data.images import BadImageError, Header, decode, read_header
 from refit.data.parallel import in_parallel
 from refit.data.sources.open import open_source
@@ -138,8 +139,6 @@ def _near_duplicates(images: Sequence[_Decoded], pixels: Pixels) -> list[int]:
         print("warning: data.group_duplicates changes nothing, because the source has its own splits; make audit lists "
               "near-duplicates across them", file=sys.stderr)  # fmt: skip
         return []
-    from refit.data.duplicates import find_near_duplicates, groups_of  # it needs the extra `audit`
-
     pairs = find_near_duplicates(lambda i: pixels[images[i].row], len(images))
     print(f"{len(pairs):,} pairs of near-duplicates or identical images get the same split each")
     return [int(group) for group in groups_of(pairs, len(images))]

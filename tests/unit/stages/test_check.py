@@ -274,3 +274,13 @@ def test_a_size_to_train_at_that_exceeds_the_weights_size_is_refused(workspace: 
     model = {**TORCHVISION, "weights": weights_file(workspace)}
     with pytest.raises(UserError, match=r"^augment.train_size = 256 is larger than data.image_size, 224; lower it$"):
         check.main(changed({"data.source": "folder", "augment.train_size": 256, "model": model}))
+
+
+def test_group_duplicates_without_the_extra_is_refused_in_one_line(
+    workspace: Path, changed: Changed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("refit.data.duplicates.find_spec", lambda _: None)
+    with pytest.raises(UserError, match="need the extra audit; run: uv pip install cleanlab imagehash") as raised:
+        check.main(changed({"data.group_duplicates": True}))
+    assert "\n" not in str(raised.value)
+    check.main(changed({"data.group_duplicates": False}))
