@@ -28,6 +28,6 @@ def test_two_processes_pack_the_same_images_to_identical_bytes_from_any_folder(v
         running.append(subprocess.Popen(command, cwd=workspace, env=environment, stdout=subprocess.DEVNULL))
     assert [process.wait(PATIENCE) for process in running] == [0, 0]
     first, second = (contents(tmp_path / str(number) / "data") for number in range(2))
-    assert len(first) == 11
+    assert len(first) == 12
     assert first == second
     assert json.loads((tmp_path / "0/data/metrics/data.json").read_text()) == {"data": "photos"}

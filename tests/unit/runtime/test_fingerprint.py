@@ -237,7 +237,7 @@ def test_no_package_of_the_stages_needs_the_slow_search_of_all_installed_package
 def test_the_report_code_counts_only_for_the_stages_that_write_reports(stage: str) -> None:
     code = code_of(stage, OURS)
     folders = {str(Path(name).parent) for name in code}
-    assert ("refit/reports" in folders) == (stage in ("test", "predict"))
+    assert ("refit/reports" in folders) == (stage in ("prepare", "test", "predict"))
     assert ("refit/reports/plots.py" in code) == (stage == "test"), "predict writes a page without plots"
     assert not folders & {"refit/tracking", "refit/runtime", "refit/commands"}
 
