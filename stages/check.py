@@ -17,6 +17,7 @@ from refit.data.duplicates import check_audit_packages
 from refit.data.sources.open import link_in_copy, open_source, stores_photos
 from refit.data.sources.unlabelled import check_unlabelled
 from refit.params import LIBRARIES, OUR_NETWORKS, OUR_SYSTEMS, WEIGHTS_FILES, Params, load_params
+from refit.params.model import is_file_name
 from refit.runtime.errors import UserError
 from refit.runtime.stage import run_stage
 
@@ -58,7 +59,7 @@ def main(params: Params) -> None:
 
 def weights_are_there(weights: str | None) -> bool:
     """False if `weights` names a file that is missing."""
-    return weights is None or "." not in weights or Path(weights).is_file()
+    return weights is None or not is_file_name(weights) or Path(weights).is_file()
 
 
 def check_network(params: Params) -> dict[str, object]:

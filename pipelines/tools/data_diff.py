@@ -4,6 +4,7 @@ A and B are experiments, commits, branches or tags; B defaults to this workspace
 or by their pixels. data/data_diff.html shows pictures of those that differ.
 """
 
+import io
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -11,9 +12,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from dvc.api import DVCFileSystem
-from dvc.exceptions import DvcException
-from dvc.scm import SCMError
 
+from pipelines.tools.revisions import HERE, reader, reading
 from refit.artifacts.paths import DATA_DIFF, PREPARED
 from refit.artifacts.prepared import ManifestRow, Pixels, read_manifest, read_split
 from refit.data.diff import KINDS, Difference, differences
@@ -21,7 +21,7 @@ from refit.reports.data_diff import write_data_diff
 from refit.runtime.command import command_parser, run_command
 from refit.runtime.errors import UserError
 
-HERE = "workspace"
+_WHAT = "prepared data"
 _LISTED = 10  # of each kind
 
 
@@ -32,44 +32,39 @@ def main(first: str, second: str) -> None:
             "A is missing: the experiment, commit, branch or tag whose data to compare with those in this folder, as "
             "in: make data-diff A=HEAD"
         )
-    with prepared_at(first) as a, prepared_at(second) as b:
-        before, after = (read_manifest(folder / "manifest.parquet") for folder in (a, b))
-        found = differences(before, after)
-        print("\n".join(as_lines(first, second, before, after, found)))
-        write_data_diff(DATA_DIFF, (first, second), found, pixels_in(a, before), pixels_in(b, after))
+    before, after = manifest_of(first), manifest_of(second)
+    found = differences(before, after)
+    print("\n".join(as_lines(first, second, before, after, found)))
     if found:
+        with prepared_at(first) as a, prepared_at(second) as b:
+            write_data_diff(DATA_DIFF, (first, second), found, pixels_in(a, before), pixels_in(b, after))
         print(f"pictures: {DATA_DIFF}")
 
 
 def changes_since(revision: str) -> str:
     """How the data of this workspace differ from those of a revision, in Markdown; empty if one of them has none."""
-    with suppress(UserError), prepared_at(HERE) as here, prepared_at(revision) as there:
-        before, after = (read_manifest(folder / "manifest.parquet") for folder in (there, here))
-        lines = as_lines(revision, HERE, before, after, differences(before, after))
-        return "\n".join(["```", *lines, "```", ""])
+    with suppress(UserError):
+        before, after = manifest_of(revision), manifest_of(HERE)
+        return "\n".join(["```", *as_lines(revision, HERE, before, after, differences(before, after)), "```", ""])
     return ""
+
+
+def manifest_of(revision: str) -> list[ManifestRow]:
+    """The images of a revision. Raises UserError if it has none."""
+    with reading(revision, _WHAT):
+        return read_manifest(io.BytesIO(reader(revision)(PREPARED / "manifest.parquet")))
 
 
 @contextmanager
 def prepared_at(revision: str) -> Iterator[Path]:
     """The prepared data of a revision, in a temporary folder unless it is that of the workspace."""
     if revision == HERE:
-        if not (PREPARED / "manifest.parquet").is_file():
-            raise UserError(f"{PREPARED} does not exist; run: dvc repro prepare")
         yield PREPARED
         return
     with TemporaryDirectory() as folder:
-        try:
+        with reading(revision, _WHAT):
             DVCFileSystem(rev=revision).get(str(PREPARED), folder, recursive=True)
-        except SCMError:
-            raise UserError(
-                f"{revision} is not an experiment, commit, branch or tag; to list the experiments: dvc exp list"
-            ) from None
-        except (OSError, DvcException) as error:
-            reason = str(error).partition("\n")[0]
-            raise UserError(f"{revision} has no prepared data ({reason}); to download them: dvc pull") from None
-        (found,) = Path(folder).rglob("manifest.parquet")
-        yield found.parent
+        yield Path(folder, PREPARED.name)
 
 
 def pixels_in(folder: Path, rows: Sequence[ManifestRow]) -> Callable[[str], Pixels]:
@@ -95,13 +90,11 @@ def as_lines(
     lines = ["Data", f"  A            {first}: {_counts(before)}", f"  B            {second}: {_counts(after)}"]
     if not found:
         return [*lines, "  differences  none"]
-    number = Counter(one.kind for one in found)
-    lines += [f"  {kind:<11}  {number[kind]:,}: {KINDS[kind]}" for kind in KINDS if number[kind]]
-    for kind in KINDS:
-        ofkind = [one.describe() for one in found if one.kind == kind]
-        if ofkind:
-            more = [f"  and {len(ofkind) - _LISTED:,} more"] if len(ofkind) > _LISTED else []
-            lines += ["", kind.capitalize(), *(f"  {text}" for text in ofkind[:_LISTED]), *more]
+    by_kind = {kind: of_kind for kind in KINDS if (of_kind := [one.describe() for one in found if one.kind == kind])}
+    lines += [f"  {kind:<11}  {len(of_kind):,}: {KINDS[kind]}" for kind, of_kind in by_kind.items()]
+    for kind, of_kind in by_kind.items():
+        more = [f"  and {len(of_kind) - _LISTED:,} more"] if len(of_kind) > _LISTED else []
+        lines += ["", kind.capitalize(), *(f"  {text}" for text in of_kind[:_LISTED]), *more]
     return lines
 
 

@@ -8,26 +8,22 @@ import csv
 import io
 import json
 from collections import Counter
-from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 from typing import NamedTuple
 
 import yaml
-from dvc.api import DVCFileSystem
 from dvc.exceptions import DvcException
-from dvc.scm import SCMError
 
+from pipelines.tools.revisions import HERE, reader, reading
 from refit.artifacts.paths import DECISIONS, OUTCOMES, TEST
 from refit.evaluation.comparison import Comparison, Row, paired
-from refit.params import load_params
+from refit.params import PARAMS_FILE, load_params
 from refit.params.dotted import flatten
 from refit.reports.summary import Fact, as_lines
 from refit.runtime.command import command_parser, run_command
 from refit.runtime.errors import UserError
 from refit.tasks.task import TASKS
 
-HERE = "workspace"
 _SHOWN = 10  # classes, or images
 
 
@@ -64,23 +60,14 @@ def main(first: str, second: str) -> None:
 
 def read_tested(revision: str) -> Tested:
     """Raises UserError if there is no such revision, or its test results cannot be read."""
-    try:
-        read = _reader(revision)
-        test = json.loads(read(str(TEST)))
-        outcomes = list(csv.DictReader(io.StringIO(read(str(OUTCOMES)), newline="")))
-        params = yaml.safe_load(read("params.yaml"))
-    except SCMError:
-        raise UserError(
-            f"{revision} is not an experiment, commit, branch or tag; to list the experiments: dvc exp list"
-        ) from None
-    except (OSError, DvcException) as error:
-        reason = str(error).partition("\n")[0]
-        raise UserError(
-            f"{revision} has no test results ({reason}); to compute them: dvc repro, to download them: dvc pull"
-        ) from None
+    with reading(revision, "test results"):
+        read = reader(revision)
+        test = json.loads(read(TEST))
+        outcomes = list(csv.DictReader(io.StringIO(read(OUTCOMES).decode(), newline="")))
+        params = yaml.safe_load(read(PARAMS_FILE))
     decisions: list[str] = []
     with suppress(OSError, DvcException):  # there was no such file before
-        decisions = read(str(DECISIONS)).splitlines()[1:]
+        decisions = read(DECISIONS).decode().splitlines()[1:]
     if test.get("debug"):
         raise UserError(f"the test of {revision} is a debug run: its metrics are not those of a fully trained model")
     task = test.get("task", "classification")  # the only task of the versions that did not write it
@@ -101,14 +88,6 @@ def compared(a: Tested, b: Tested, confidence: float) -> tuple[Comparison, list[
     if not found[0].images:
         raise UserError(f"{a.name} and {b.name} have no test images in common: no file name and label is in both")
     return found
-
-
-def _reader(revision: str) -> Callable[[str], str]:
-    """A function that reads a file of the revision as text, from git or from DVC's cache or remote."""
-    if revision == HERE:
-        return lambda file: Path(file).read_text(encoding="utf-8")
-    read: Callable[[str], str] = DVCFileSystem(rev=revision).read_text
-    return read
 
 
 def as_facts(a: Tested, b: Tested, found: Comparison) -> list[Fact]:

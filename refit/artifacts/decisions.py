@@ -27,7 +27,7 @@ class Decision(NamedTuple):
 
 
 def read_decisions(path: Path = DECISIONS) -> list[Decision]:
-    """The decisions in the order of the file; none if there is no file or it is empty.
+    """The decisions, in the order of the file. An empty list if the file does not exist or is empty.
 
     Raises UserError that names the line if a column is missing, or a row is not a decision or decides about a file
     again.

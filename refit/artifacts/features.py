@@ -54,7 +54,8 @@ def read_features(split: str, backbone_sha256: str, data_sha256: str) -> Array |
 
 
 def read_features_of_data(data_sha256: str) -> dict[str, Array] | None:
-    """The features of each split of this data set, by whatever backbone; None if there are none."""
+    """The features of each split of this data set, whichever backbone computed them. None if data/features has features
+    of another data set, or none at all."""
     if not has_features() or (info := _read_info()).data_sha256 != data_sha256:
         return None
     return {split: np.load(FEATURES / f"{split}.npy") for split in info.splits}

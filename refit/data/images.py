@@ -60,12 +60,12 @@ class Header(NamedTuple):
 
 def find_images(folder: Path) -> Iterator[Path]:
     """Image files below a folder, sorted. Hidden files are skipped, and linked folders too: they may form loops."""
-    return (path for path in _visible_files(folder) if path.suffix.lower() in _SUFFIXES)
+    return (path for path in _visible_files(folder) if has_image_suffix(path.name))
 
 
 def find_others(folder: Path) -> Iterator[Path]:
     """The files below a folder that find_images leaves out, without the hidden ones, sorted."""
-    return (path for path in _visible_files(folder) if path.suffix.lower() not in _SUFFIXES)
+    return (path for path in _visible_files(folder) if not has_image_suffix(path.name))
 
 
 def _visible_files(folder: Path) -> Iterator[Path]:

@@ -139,11 +139,9 @@ def _near_duplicates(images: Sequence[_Decoded], pixels: BinaryIO, form: _Form) 
         print("warning: data.group_duplicates changes nothing, because the source has its own splits; make audit lists "
               "near-duplicates across them", file=sys.stderr)  # fmt: skip
         return []
-    size = math.prod(form.shape)
 
     def pixels_of(i: int) -> Pixels:
-        content = os.pread(pixels.fileno(), size, images[i].row * size)
-        return np.frombuffer(content, np.uint8).reshape(form.shape)
+        return np.frombuffer(_content(images[i], pixels, form), np.uint8).reshape(form.shape)
 
     pairs = find_near_duplicates(pixels_of, len(images))
     print(f"{len(pairs):,} pairs of near-duplicates or identical images get the same split each")
@@ -323,13 +321,17 @@ def _check_classes(classes: Sequence[str], splits: dict[SplitName, list[_Decoded
 
 
 def _write_split(folder: Path, name: str, members: Sequence[_Decoded], pixels: BinaryIO, form: _Form) -> None:
-    size = math.prod(form.shape)
     with (folder / f"{name}_images.npy").open("wb") as file:
         header = {"descr": "|u1", "fortran_order": False, "shape": (len(members), *form.shape)}
         np.lib.format.write_array_header_1_0(file, header)
         for image in members:
-            file.write(os.pread(pixels.fileno(), size, image.row * size))
+            file.write(_content(image, pixels, form))
     np.save(folder / f"{name}_labels.npy", np.array([image.item.label for image in members], dtype=np.int64))
+
+
+def _content(image: _Decoded, pixels: BinaryIO, form: _Form) -> bytes:
+    size = math.prod(form.shape)
+    return os.pread(pixels.fileno(), size, image.row * size)
 
 
 def _write_manifest(path: Path, classes: Sequence[str], splits: dict[SplitName, list[_Decoded]]) -> None:

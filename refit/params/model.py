@@ -78,3 +78,8 @@ class ModelParams(Section):
             raise ValueError(f"weights {self.weights!r} is not below {WEIGHTS_FILES}/, the folder that dvc.yaml "
                              "watches; move the file there")  # fmt: skip
         return self
+
+
+def is_file_name(weights: str) -> bool:
+    """Whether a value of model.weights names a file, and not weights of a library."""
+    return "." in weights

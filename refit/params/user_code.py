@@ -12,7 +12,7 @@ from refit.runtime.errors import UserError
 
 def user_object(path: str, key: str, expected: str, fits: Callable[[Any], bool]) -> Any:
     """The object at the dotted path `path`, the value of `key`. `expected` names its kind, such as class, and `fits`
-    tells whether an object is of it. Raises UserError if there is none."""
+    tells whether an object is of this kind. Raises UserError if there is no such object."""
     module_name, _, name = path.rpartition(".")
     if not all(part.isidentifier() for part in path.split(".")):
         raise UserError(f"{key} = {path!r} is no dotted path, such as package.module.{expected}")

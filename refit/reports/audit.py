@@ -8,7 +8,7 @@ from refit.artifacts.paths import DECISIONS, SUSPECTS
 from refit.artifacts.prepared import Pixels
 from refit.data.suspects import Suspect
 from refit.reports.style import page_template
-from refit.reports.thumbnails import thumbnail
+from refit.reports.thumbnails import STYLE, thumbnail
 
 SHOWN = 100  # suspects of each kind: the page has at most a few megabytes
 
@@ -45,6 +45,7 @@ def write_audit_page(
         made_of=made_of,
         decisions=str(DECISIONS),
         suspects=SUSPECTS.name,
+        cards_style=STYLE,
     )
     write_bytes(path, html.encode())
 
@@ -53,14 +54,11 @@ _HTML = """\
 <title>Audit of {{ name }}: {{ duplicates | length }} near-duplicates, {{ wrong | length }} label suspects</title>
 <style>
 {{ style | safe }}
-  .cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(17rem, 1fr)); gap: .7rem; padding: 0;
-           margin: 1rem 0; list-style: none; }
-  .cards li { background: var(--card); border: 1px solid var(--line); border-radius: .5rem; padding: .6rem;
-              font-size: .85rem; line-height: 1.35; overflow-wrap: anywhere; break-inside: avoid; }
+{{ cards_style | safe }}
+  .cards { grid-template-columns: repeat(auto-fill, minmax(17rem, 1fr)); }
   .pictures { display: flex; gap: .4rem; margin: .4rem 0; }
   .pictures figure { margin: 0; flex: 1 1 0; min-width: 0; }
-  .pictures img { width: 100%; max-height: 9rem; object-fit: contain; background: none; }
-  .pictures .pixelated { image-rendering: pixelated; }
+  .pictures img { height: auto; max-height: 9rem; margin: 0; }
   figcaption { font-size: .78rem; }
   pre { overflow-x: auto; font-size: .78rem; background: var(--card); padding: .6rem; border-radius: .5rem; }
 </style>

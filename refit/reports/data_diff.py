@@ -70,8 +70,6 @@ _HTML = """\
 </div>{{ text }}</li>
 {% endfor %}
 </ul>
-{% else %}
-<p>None.</p>
 {% endfor %}
 </main>
 </body>

@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from refit.params import WEIGHTS_FILES, ModelParams, nearest
+from refit.params.model import is_file_name
 from refit.runtime.downloads import fault_of
 from refit.runtime.errors import UserError
 from refit.systems.head import head_names
@@ -96,10 +97,6 @@ def input_size(model: ModelParams) -> int | None:
     if library is None or model.weights is None:
         return None
     return library.size_of(library.name_in(model.network)) if is_file_name(model.weights) else _named(model).size
-
-
-def is_file_name(weights: str) -> bool:
-    return "." in weights
 
 
 def _missing(weights: str) -> UserError:

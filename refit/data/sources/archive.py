@@ -124,8 +124,9 @@ def _read(path: Path, where: str) -> _Content:
 
 
 def _common_folder(content: _Content) -> str:
-    """The path, with a / at its end, of the folder that holds all that is visible, down to where there is more than one
-    folder: many archives hold all in one folder. Empty if there is none. The folder train/ alone is that of a split."""
+    """The path of the folder that holds everything visible, with a / at its end: many archives have a single folder at
+    the top. If that folder in turn holds a single folder, the path goes on into it. Empty if there is no such folder.
+    A single folder train/ is that of a split, so the path ends above it."""
     top = ""
     while True:
         names = {name.removeprefix(top) for name in [*content.folders, *(member.name for member in content.members)]

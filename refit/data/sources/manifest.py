@@ -178,7 +178,7 @@ def _label(value: object, table: Table, where: str) -> str | None:
             raise UserError(f"{where} has label {value}; expected 0 to {len(table.names) - 1}")
         return table.names[value]
     if isinstance(value, (bytes, list, dict)):
-        raise UserError(f"{where} has a label that is no text or number")
+        raise UserError(f"{where} has a label that is neither a text nor a number")
     return _text(value)
 
 

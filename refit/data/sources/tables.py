@@ -42,7 +42,7 @@ class Table(NamedTuple):
 
 
 def table_files(root: Path, where: str) -> list[Path]:
-    """The files of the manifest `root`, sorted. Raises UserError if there are none."""
+    """The tables in the manifest `root`, sorted: itself, if it is a file. Raises UserError if it has no table."""
     if root.is_file() and root.suffix.lower() in TABLES:
         return [root]
     for pattern in ("metadata.csv", "*.parquet"):

@@ -40,7 +40,7 @@ def read_tree(files: Iterable[str], folders: Iterable[str]) -> Tree:
     """
     paths = [tuple(folder.split("/")) for folder in folders]
     tops = {path[0] for path in paths}
-    has_splits = any(SPLIT_NAMES.get(top) == "train" for top in tops)
+    has_splits = "train" in tops
     depth = 1 if has_splits else 0  # of a class folder
     parents = tops & SPLIT_NAMES.keys() if has_splits else tops
     classes = {

@@ -8,24 +8,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from refit.data.sources.open import link_in_copy, open_source
 from refit.runtime.errors import UserError
 from tests.fixtures import Changed
-from tests.fixtures.sources import pixels
+from tests.fixtures.sources import fill, pixels
 
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     (tmp_path / "raw").mkdir()
     return tmp_path / "raw"
-
-
-def fill(root: Path, *names: str) -> None:
-    for number, name in enumerate(names):
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.new("L", (4, 4), number).save(root / name)
 
 
 def test_digits_are_the_1797_of_scikit_learn_in_17_grey_levels(changed: Changed, root: Path) -> None:

@@ -12,19 +12,13 @@ from PIL import Image
 from refit.data.sources.open import open_source
 from refit.runtime.errors import UserError
 from tests.fixtures import Changed
-from tests.fixtures.sources import animals, left_out, listed, opened, packed, pixels, png, write_files
+from tests.fixtures.sources import animals, fill, left_out, listed, opened, packed, pixels, png, write_files
 
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     (tmp_path / "raw").mkdir()
     return tmp_path / "raw"
-
-
-def fill(root: Path, *names: str) -> None:
-    for number, name in enumerate(names):
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.new("L", (4, 4), number).save(root / name)
 
 
 class TestFolder:
