@@ -1,12 +1,14 @@
 """Raw images → one packed data set with train, validation and test splits."""
 
+import shutil
 from collections import Counter
+from pathlib import Path
 
-from refit.artifacts.checked import stage_params
+from refit.artifacts.checked import checked_hash, stage_params
 from refit.artifacts.decisions import read_decisions
 from refit.artifacts.files import whole_folder, write_csv, write_json
 from refit.artifacts.metrics import write_data_metrics
-from refit.artifacts.paths import DECISIONS, PREPARED, PREPARED_LEFT_OUT, PREPARED_PAGE, PREPARED_REPORT
+from refit.artifacts.paths import DECISIONS, PREPARED, PREPARED_LEFT_OUT, PREPARED_PAGE, PREPARED_REPORT, PREPARING
 from refit.artifacts.prepared import read_manifest, read_split
 from refit.data.pack import pack
 from refit.data.sources.open import open_source
@@ -18,7 +20,8 @@ from refit.runtime.stage import run_stage
 def main(params: Params) -> None:
     source, decisions = open_source(params.data), read_decisions()
     with whole_folder(PREPARED) as folder:
-        info, report, left_out = pack(source, params.data, params.seed, folder, decisions)
+        info, report, left_out = pack(source, params.data, params.seed, folder, decisions, _decoded_in())
+    shutil.rmtree(PREPARING, ignore_errors=True)
     write_json(PREPARED_REPORT, report)
     write_csv(PREPARED_LEFT_OUT, left_out, ["file", "why"])  # DVC warns of an empty file
     write_data_metrics(params.data, len(decisions))
@@ -32,6 +35,15 @@ def main(params: Params) -> None:
     counts = ", ".join(f"{count:,} {split}" for split, count in info.counts.items())
     print(f"prepared {info.source}: {counts} images of {len(info.classes)} classes, {'x'.join(map(str, info.shape))}")
     print(f"what is in it: {PREPARED_PAGE}")
+
+
+def _decoded_in() -> Path | None:
+    """The folder for decoded images, without those of other code or parameters."""
+    current = checked_hash("prepare")
+    for folder in PREPARING.iterdir() if PREPARING.exists() else ():
+        if folder.name != current:
+            shutil.rmtree(folder)
+    return PREPARING / current if current else None
 
 
 if __name__ == "__main__":

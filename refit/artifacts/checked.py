@@ -82,6 +82,11 @@ def stage_params(stage: str) -> Params:
     return params.only(*READS[stage])
 
 
+def checked_hash(stage: str) -> str | None:
+    """A hash of the code, packages and parameters of `stage`; None if `check` has not recorded them."""
+    return _md5(_file(stage)) if _file(stage).exists() else None
+
+
 def changes_since_checked(root: Path) -> list[str]:
     """What differs between params.yaml in `root` and the values that `check` recorded there; nothing if one of the two
     does not exist. Raises UserError if params.yaml is not valid."""

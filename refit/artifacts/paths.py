@@ -8,6 +8,8 @@ from pathlib import Path
 
 CHECKED = Path("data/checked")
 PREPARED = Path("data/prepared")
+PREPARING = Path("data/preparing")
+"""The images that `prepare` has decoded, until they are in the prepared data set."""
 PREPARED_REPORT = Path("data/prepared_report.json")
 PREPARED_PAGE = Path("data/prepared_report.html")
 DATA_DIFF = Path("data/data_diff.html")

@@ -1,11 +1,12 @@
-"""Read the prepared data set.
+"""Read and write the prepared data set.
 
 It is a folder with `SPLIT_images.npy`, uint8 (N, C, H, W), and `SPLIT_labels.npy`, int64 (N,), for each split;
 `dataset.json`; and `manifest.parquet`, one row per image. A split is one array, so a batch is one indexing operation.
-Large arrays are memory-mapped.
+Large arrays are memory-mapped. If `data.storage` is encoded, `SPLIT_index.npy` and the shards in `SPLIT_images/` are in
+the place of `SPLIT_images.npy`, as encoded.py says.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal, NamedTuple
@@ -13,6 +14,7 @@ from typing import BinaryIO, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from refit.artifacts.encoded import EncodedImages
 from refit.artifacts.files import read_json
 from refit.artifacts.paths import PREPARED
 from refit.params.data import Resize
@@ -20,6 +22,7 @@ from refit.runtime.errors import UserError
 
 Color = Literal["grey", "rgb"]
 Pixels = npt.NDArray[np.uint8]
+Images = Pixels | EncodedImages
 
 FORMAT = 1
 DEFAULT_RESIZE: Resize = "crop"
@@ -30,7 +33,7 @@ READ_AT_ONCE = (
 
 @dataclass(frozen=True)
 class Split:
-    images: Pixels
+    images: Images
     """uint8 (N, C, H, W); memory-mapped if it is large."""
     labels: npt.NDArray[np.int64]
     """(N,)."""
@@ -117,7 +120,17 @@ def _read_column(column: str, splits: Sequence[str], folder: Path) -> list[str]:
 
 def read_split(name: str, folder: Path = PREPARED, *, mapped: bool = False) -> Split:
     """The images and labels of `train`, `val` or `test`. If `mapped`, the images are not read before they are used."""
-    images = folder / f"{name}_images.npy"
+    labels, images = np.load(folder / f"{name}_labels.npy"), folder / f"{name}_images.npy"
+    if not images.exists():
+        channels, height, width = read_info(folder).shape
+        return Split(EncodedImages(folder, name, (channels, height, width)), labels)
     # Mapped copy-on-write, because PyTorch has no read-only tensors; nothing writes to them.
     mode: Literal["c"] | None = "c" if mapped or images.stat().st_size > READ_AT_ONCE else None
-    return Split(np.load(images, mmap_mode=mode), np.load(folder / f"{name}_labels.npy"))
+    return Split(np.load(images, mmap_mode=mode), labels)
+
+
+def write_pixels(folder: Path, split: str, contents: Iterable[bytes], shape: tuple[int, int, int, int]) -> None:
+    """Write the pixels of a split's images, one after the other. `shape`: N, C, H, W."""
+    with (folder / f"{split}_images.npy").open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        file.writelines(contents)

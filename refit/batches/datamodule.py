@@ -2,10 +2,10 @@
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from refit.artifacts.encoded import EncodedImages
 from refit.artifacts.paths import PREPARED
 from refit.artifacts.prepared import Split, read_split
 from refit.batches.augment import Draws, at_trained_size, augment, check_size, draw, full_size_batch
@@ -57,6 +58,7 @@ class DrawnBatch(NamedTuple):
 
 
 AnyBatch = Batch | MixedBatch | DrawnBatch
+SomeBatch = TypeVar("SomeBatch", bound=AnyBatch)
 
 
 def augmented(batch: AnyBatch, augmentation: AugmentParams) -> Batch | MixedBatch:
@@ -79,15 +81,26 @@ def _pinned(batch: Batch | DrawnBatch) -> Batch | DrawnBatch:
     return DrawnBatch(*pinned, batch.draws.each(Tensor.pin_memory)) if isinstance(batch, DrawnBatch) else pinned
 
 
-def _tensors(split: Split, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Images and labels; on `device` if that is CUDA and they take at most DEVICE_SHARE of its free memory."""
-    images, labels = torch.from_numpy(split.images), torch.from_numpy(split.labels)
+def _tensors(split: Split, device: torch.device) -> tuple[Tensor | EncodedImages, Tensor]:
+    """Images and labels; on `device` if that is CUDA and they take at most DEVICE_SHARE of its free memory. Encoded
+    images stay as they are."""
+    labels = torch.from_numpy(split.labels)
+    if isinstance(split.images, EncodedImages):
+        return split.images, labels
+    images = torch.from_numpy(split.images)
     if device.type == "cuda" and images.nbytes <= DEVICE_SHARE * torch.cuda.mem_get_info(device)[0]:
         return images.to(device), labels.to(device)
     return images, labels
 
 
-def _prefetch(batches: Iterator[AnyBatch]) -> Iterator[AnyBatch]:
+def take(images: Tensor | EncodedImages, rows: Tensor | slice) -> Tensor:
+    """The images in these rows, uint8 (rows, C, H, W)."""
+    if isinstance(images, Tensor):
+        return images[rows]
+    return torch.from_numpy(images[rows if isinstance(rows, slice) else rows.numpy()])
+
+
+def _prefetch(batches: Iterator[SomeBatch]) -> Iterator[SomeBatch]:
     """The same batches. A thread makes the next two while the current one is in use."""
     with ThreadPoolExecutor(1, thread_name_prefix="batches") as thread:
         waiting = deque(thread.submit(next, batches, None) for _ in range(2))
@@ -120,7 +133,7 @@ class TrainLoader:
         assert effective_batch % (batch_size * world_size) == 0, (effective_batch, batch_size, world_size)
         self.device = device
         self.images, self.labels = _tensors(split, device)
-        self.is_mapped = isinstance(split.images, np.memmap)  # a gather then reads from disk
+        self.reads_disk = isinstance(split.images, np.memmap | EncodedImages)  # to make a batch
         self.batch_size = batch_size
         self.used = len(self.labels) // effective_batch * effective_batch
         self.augmentation = augmentation
@@ -156,12 +169,12 @@ class TrainLoader:
         order = torch.from_numpy(np.append(self.order, self.order[:1]))
         height, width = self.images.shape[2:]
         draws = draw(self.augmentation, len(self.labels), (height, width), random)
-        source = self.images.device
+        source = self.labels.device
         gathered = self._gather(order.to(source), draws.to(source) if draws else None, self.position)
         batches: Iterator[AnyBatch] = gathered
         if source.type == "cpu" and self.device.type == "cuda":
             batches = _prefetch(_pinned(batch) for batch in gathered)
-        elif source.type == "cpu" and (draws or self.is_mapped):
+        elif source.type == "cpu" and (draws or self.reads_disk):
             batches = _prefetch(augmented(batch, self.augmentation) for batch in gathered)
         for batch in batches:
             self.position += 1
@@ -173,7 +186,7 @@ class TrainLoader:
         stride = self.batch_size * self.world_size
         for start in range(first * stride + self.rank * self.batch_size, self.used, stride):
             indices = order[start : start + self.batch_size + extra]
-            batch = Batch(self.images[indices], self.labels[indices])
+            batch = Batch(take(self.images, indices), self.labels[indices])
             yield DrawnBatch(*batch, draws.take(indices)) if draws else batch
 
 
@@ -188,36 +201,42 @@ class EvaluationLoader:
         self, split: Split, batch_size: int, device: torch.device = CPU, rank: int = 0, world_size: int = 1
     ) -> None:
         """Raises UserError if there are fewer images than processes."""
-        images, labels = _tensors(split, device)
+        self.images, self.labels = _tensors(split, device)
+        rows = torch.arange(len(self.labels))
         if world_size == 1:
-            self.images, self.labels = torch.split(images, batch_size), torch.split(labels, batch_size)
+            self.batches = _slices(torch.split(rows, batch_size))
             return
-        if len(labels) < world_size:
-            raise UserError(f"{len(labels)} images are too few for {world_size} devices; lower trainer.devices, "
+        if len(rows) < world_size:
+            raise UserError(f"{len(rows)} images are too few for {world_size} devices; lower trainer.devices, "
                              "or raise data.val")  # fmt: skip
         assert batch_size > 1  # with 1, a single image that is left over would be an extra batch
-        parts = world_size * math.ceil(len(labels) / (batch_size * world_size))
-        self.images = torch.tensor_split(images, parts)[rank::world_size]
-        self.labels = torch.tensor_split(labels, parts)[rank::world_size]
+        parts = world_size * math.ceil(len(rows) / (batch_size * world_size))
+        self.batches = _slices(torch.tensor_split(rows, parts)[rank::world_size])
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.batches)
 
     def __iter__(self) -> Iterator[Batch]:
-        yield from map(Batch, self.images, self.labels)
+        batches = (Batch(take(self.images, rows), self.labels[rows]) for rows in self.batches)
+        return _prefetch(batches) if isinstance(self.images, EncodedImages) else batches
+
+
+def _slices(batches: Iterable[Tensor]) -> list[slice]:
+    """Slices of the consecutive rows in each batch: a slice of a tensor is no copy."""
+    return [slice(int(rows[0]), int(rows[-1]) + 1) if len(rows) else slice(0) for rows in batches]
 
 
 class ImageLoader:
     """A split's images in order, without labels."""
 
     def __init__(self, split: Split, batch_size: int) -> None:
-        self.batches = torch.split(torch.from_numpy(split.images), batch_size)
+        self.batches = EvaluationLoader(split, batch_size)
 
     def __len__(self) -> int:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[Tensor]:
-        return iter(self.batches)
+        return (batch.images for batch in self.batches)
 
 
 class PreparedData(pl.LightningDataModule):

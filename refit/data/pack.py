@@ -4,67 +4,34 @@ import hashlib
 import math
 import os
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from refit.artifacts.decisions import Decision
+from refit.artifacts.encoded import write_encoded
 from refit.artifacts.files import as_text, write_json
-from refit.artifacts.prepared import FORMAT, Color, DatasetInfo, Pixels, read_names
+from refit.artifacts.prepared import FORMAT, Color, DatasetInfo, Pixels, read_names, write_pixels
 from refit.data.decided import as_decided
+from refit.data.decoding import Decoded, Form, Outcome, Parts, decode_all
 from refit.data.duplicates import find_near_duplicates, groups_of
-from refit.data.images import BadImageError, Header, decode, read_header
-from refit.data.parallel import in_parallel
+from refit.data.images import BadImageError, decode
 from refit.data.sources.open import open_source
 from refit.data.sources.source import SPLITS, Item, Source, SplitName
 from refit.data.splits import assign_splits, find_label_conflicts
 from refit.params import DataParams
 from refit.params.data import Resize
 from refit.runtime.errors import UserError
-from refit.runtime.progress import progress
 
-AUTO_SIZE = 128  # pixels, for image_size: auto if the images differ in size
 LISTED = 50  # images that cannot be used, in an error
-_SAMPLE = 64  # images whose headers tell the form of most sets
-
-
-class _Form(NamedTuple):
-    """What all prepared images have in common."""
-
-    color: Color
-    size: tuple[int, int]
-    """Height and width, pixels."""
-    resize: Resize
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        return (1 if self.color == "grey" else 3, *self.size)
-
-
-class _Digest(NamedTuple):
-    """What is computed from an image's pixels right after they are decoded, on all cores."""
-
-    sha256: str
-    sums: list[int]
-    """Of the pixels of each channel."""
-    squares: list[int]
-    """Sums of the squared pixels of each channel."""
-
-
-class _Decoded(NamedTuple):
-    item: Item
-    header: Header
-    row: int
-    """The place of its pixels in the scratch file."""
-    digest: _Digest
 
 
 class Packed(NamedTuple):
@@ -75,8 +42,18 @@ class Packed(NamedTuple):
     """A row for each file of the source that is not in the data set: its name, and why."""
 
 
-def pack(source: Source, data: DataParams, seed: int, folder: Path, decisions: Sequence[Decision] = ()) -> Packed:
+def pack(
+    source: Source,
+    data: DataParams,
+    seed: int,
+    folder: Path,
+    decisions: Sequence[Decision] = (),
+    decoded_in: Path | None = None,
+) -> Packed:
     """Write the prepared data set to `folder`, as people decided about single images.
+
+    The decoded images are in `decoded_in` until they are written: what an interrupted call with the same parameters has
+    left there is not decoded again. None: in a folder that is removed.
 
     Raises UserError that lists all images that cannot be decoded or have two labels, unless `data.bad_images` is skip;
     and as as_decided and find_near_duplicates.
@@ -87,22 +64,21 @@ def pack(source: Source, data: DataParams, seed: int, folder: Path, decisions: S
     for gone in listing.left_out:
         if gone.fault:
             bad.add([gone.name], gone.why)
-    scratch = folder / "scratch"
-    with scratch.open("wb+") as pixels:
-        decoded, form = _decode_all(items, data, pixels, bad)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+        outcomes, parts = decode_all(items, data, decoded_in or Path(temporary))
         listing.check_unchanged()
-        images = _without_conflicts(decoded, bad)
+        images = _without_conflicts(_usable(items, outcomes, data, bad), bad)
         bad.raise_if_any()
         hashes = [image.digest.sha256 for image in images]
-        near = _near_duplicates(images, pixels, form) if data.group_duplicates else ()
+        near = _near_duplicates(images, parts) if data.group_duplicates else ()
         assigned = assign_splits([image.item for image in images], hashes, data, seed, near)
         splits = {
             name: [image for image, split in zip(images, assigned, strict=True) if split == name] for name in SPLITS
         }
         _check_classes(classes, splits, data)
         for name, members in splits.items():
-            _write_split(folder, name, members, pixels, form)
-    scratch.unlink()
+            _write_split(folder, name, members, parts)
+    form = parts.form
     _write_manifest(folder / "manifest.parquet", classes, splits)
     mean, std = _channel_statistics(splits["train"], form)
     info = DatasetInfo(
@@ -133,22 +109,18 @@ def pack(source: Source, data: DataParams, seed: int, folder: Path, decisions: S
     return Packed(info, report, [{"file": as_text(name), "why": why} for name, why in sorted(left_out)])
 
 
-def _near_duplicates(images: Sequence[_Decoded], pixels: BinaryIO, form: _Form) -> list[int]:
+def _near_duplicates(images: Sequence[Decoded], parts: Parts) -> list[int]:
     """For each image the number of its group of near-duplicates."""
     if {image.item.split for image in images} >= {"val", "test"}:
         print("warning: data.group_duplicates changes nothing, because the source has its own splits; make audit lists "
               "near-duplicates across them", file=sys.stderr)  # fmt: skip
         return []
-
-    def pixels_of(i: int) -> Pixels:
-        return np.frombuffer(_content(images[i], pixels, form), np.uint8).reshape(form.shape)
-
-    pairs = find_near_duplicates(pixels_of, len(images))
+    pairs = find_near_duplicates(lambda i: parts.pixels(images[i].place), len(images))
     print(f"{len(pairs):,} pairs of near-duplicates or identical images get the same split each")
     return [int(group) for group in groups_of(pairs, len(images))]
 
 
-def _copies_left_out(images: Sequence[_Decoded], assigned: Sequence[SplitName | None]) -> Iterator[tuple[str, str]]:
+def _copies_left_out(images: Sequence[Decoded], assigned: Sequence[SplitName | None]) -> Iterator[tuple[str, str]]:
     held_out = {
         image.digest.sha256: (image.item.name, split) for image, split in zip(images, assigned, strict=True) if split
     }
@@ -210,82 +182,21 @@ class _BadImages:
             raise UserError("\n".join(lines))
 
 
-def _decode_all(
-    items: Sequence[Item], data: DataParams, pixels: BinaryIO, bad: _BadImages
-) -> tuple[list[_Decoded], _Form]:
-    """Decode each item into its place in the file `pixels`; the place of a bad image stays unused. The file is not
-    mapped: of a large data set that would take all memory.
-
-    The form depends on the headers of all images. Most sets are read once all the same: the first images tell the form,
-    and only if another one turns out to be right, all are decoded again.
-    """
-    form = _choose_form([header for item in items[:_SAMPLE] if (header := _read_header(item))], data)
-    while True:
-        attempts = in_parallel(partial(_attempt, items, form, pixels.fileno()), len(items))
-        outcomes = list(progress(attempts, "decoding", len(items)))
-        headers = [header for header, _ in outcomes if header]
-        right = _choose_form(headers, data)
-        if right == form:
-            break
-        form = right
+def _usable(items: Sequence[Item], outcomes: Sequence[Outcome], data: DataParams, bad: _BadImages) -> list[Decoded]:
+    """The images that were decoded. Raises UserError if no header could be read."""
     decoded = []
-    for row, (item, (header, result)) in enumerate(zip(items, outcomes, strict=True)):
-        if header is None or isinstance(result, BadImageError):
-            bad.add([item.name], result)
+    for item, outcome in zip(items, outcomes, strict=True):
+        if outcome.header is None or outcome.digest is None or outcome.place is None:
+            bad.add([item.name], outcome.fault)
         else:
-            decoded.append(_Decoded(item, header, row, result))
-    if not headers:
+            decoded.append(Decoded(item, outcome.header, outcome.digest, outcome.place))
+    if not any(outcome.header for outcome in outcomes):
         bad.raise_if_any()
         raise UserError(f"data.source = {data.source!r} has no readable image")
-    sizes = len({header.size for header in headers})
-    if sizes > 1 and data.image_size == "auto":
-        print(f"images of {sizes} sizes are resized to {AUTO_SIZE} x {AUTO_SIZE}; data.image_size overrides this")
-    return decoded, form
+    return decoded
 
 
-def _attempt(items: Sequence[Item], form: _Form, file: int, row: int) -> tuple[Header | None, _Digest | BadImageError]:
-    """The header of an image, and a digest of its pixels, which are written to `file`; or what is wrong with it."""
-    header = None
-    try:
-        with items[row].open() as image:
-            header = read_header(image)
-            pixels = decode(image, form.color, form.size, form.resize)
-    except BadImageError as error:
-        return header, error
-    content = pixels.tobytes()
-    os.pwrite(file, content, row * len(content))
-    return header, _digest(pixels, content)
-
-
-def _digest(image: Pixels, content: bytes) -> _Digest:
-    channels = image.reshape(len(image), -1)
-    squares = np.square(channels, dtype=np.uint16)
-    return _Digest(
-        hashlib.sha256(content).hexdigest(),
-        channels.sum(axis=1, dtype=np.int64).tolist(),
-        squares.sum(axis=1, dtype=np.int64).tolist(),
-    )
-
-
-def _read_header(item: Item) -> Header | None:
-    try:
-        with item.open() as image:
-            return read_header(image)
-    except BadImageError:  # it is reported when all are decoded
-        return None
-
-
-def _choose_form(headers: Sequence[Header], data: DataParams) -> _Form:
-    is_grey = all(header.color == "grey" for header in headers) if data.color == "auto" else data.color == "grey"
-    sizes = {header.size for header in headers}
-    if data.image_size != "auto":
-        size = (data.image_size, data.image_size)
-    else:
-        size = sizes.pop() if len(sizes) == 1 else (AUTO_SIZE, AUTO_SIZE)
-    return _Form("grey" if is_grey else "rgb", size, data.resize)
-
-
-def _without_conflicts(images: list[_Decoded], bad: _BadImages) -> list[_Decoded]:
+def _without_conflicts(images: list[Decoded], bad: _BadImages) -> list[Decoded]:
     """Leave out identical images with different labels: the correct label is unknown."""
     conflicts = find_label_conflicts([image.item for image in images], [image.digest.sha256 for image in images])
     for group in conflicts:
@@ -294,7 +205,7 @@ def _without_conflicts(images: list[_Decoded], bad: _BadImages) -> list[_Decoded
     return [image for i, image in enumerate(images) if i not in left_out]
 
 
-def _check_classes(classes: Sequence[str], splits: dict[SplitName, list[_Decoded]], data: DataParams) -> None:
+def _check_classes(classes: Sequence[str], splits: dict[SplitName, list[Decoded]], data: DataParams) -> None:
     """Raise UserError if a class has no training image; warn if it has no image in another split."""
     present = {name: {image.item.label for image in members} for name, members in splits.items()}
     given = {image.item.split for members in splits.values() for image in members}
@@ -320,21 +231,14 @@ def _check_classes(classes: Sequence[str], splits: dict[SplitName, list[_Decoded
               "images, or remove the class", file=sys.stderr)  # fmt: skip
 
 
-def _write_split(folder: Path, name: str, members: Sequence[_Decoded], pixels: BinaryIO, form: _Form) -> None:
-    with (folder / f"{name}_images.npy").open("wb") as file:
-        header = {"descr": "|u1", "fortran_order": False, "shape": (len(members), *form.shape)}
-        np.lib.format.write_array_header_1_0(file, header)
-        for image in members:
-            file.write(_content(image, pixels, form))
-    np.save(folder / f"{name}_labels.npy", np.array([image.item.label for image in members], dtype=np.int64))
+def _write_split(folder: Path, name: str, members: Sequence[Decoded], parts: Parts) -> None:
+    labels = np.array([image.item.label for image in members], dtype=np.int64)
+    np.save(folder / f"{name}_labels.npy", labels)
+    write = write_encoded if parts.form.encoded else write_pixels
+    write(folder, name, parts.contents(image.place for image in members), (len(members), *parts.form.shape))
 
 
-def _content(image: _Decoded, pixels: BinaryIO, form: _Form) -> bytes:
-    size = math.prod(form.shape)
-    return os.pread(pixels.fileno(), size, image.row * size)
-
-
-def _write_manifest(path: Path, classes: Sequence[str], splits: dict[SplitName, list[_Decoded]]) -> None:
+def _write_manifest(path: Path, classes: Sequence[str], splits: dict[SplitName, list[Decoded]]) -> None:
     images = [image for members in splits.values() for image in members]
     columns = {
         "name": [as_text(image.item.name) for image in images],
@@ -347,7 +251,7 @@ def _write_manifest(path: Path, classes: Sequence[str], splits: dict[SplitName, 
     pq.write_table(pa.table(columns), path)
 
 
-def _channel_statistics(images: Sequence[_Decoded], form: _Form) -> tuple[list[float], list[float]]:
+def _channel_statistics(images: Sequence[Decoded], form: Form) -> tuple[list[float], list[float]]:
     """Mean and standard deviation of each channel, pixels scaled to 0..1; exact, as the sums are integers."""
     count = len(images) * math.prod(form.size)
     total, squares = (np.sum(values, axis=0) for values in zip(*(image.digest[1:] for image in images), strict=True))
@@ -356,7 +260,7 @@ def _channel_statistics(images: Sequence[_Decoded], form: _Form) -> tuple[list[f
     return (mean / 255).tolist(), (std / 255).tolist()
 
 
-def _content_hash(classes: Sequence[str], splits: dict[SplitName, list[_Decoded]]) -> str:
+def _content_hash(classes: Sequence[str], splits: dict[SplitName, list[Decoded]]) -> str:
     lines = [f"class {name}" for name in classes]
     lines += [
         f"{name} {image.digest.sha256} {image.item.label}" for name, members in splits.items() for image in members

@@ -11,18 +11,18 @@ from typing import Any, TypeVar
 from refit.runtime.parent import die_with_parent
 
 Result = TypeVar("Result")
-_TOGETHER = 32  # calls that a process is handed at a time
 _work: Callable[[int], Any]
 
 
-def in_parallel(work: Callable[[int], Result], count: int) -> Iterator[Result]:
-    """work(0) to work(count - 1), in order. The results are sent between processes, so they should be small.
+def in_parallel(work: Callable[[int], Result], count: int, together: int = 32) -> Iterator[Result]:
+    """work(0) to work(count - 1), in order. The results are sent between processes, so they should be small. A process
+    is handed `together` calls at a time.
 
     On Linux the calls run in forked processes, which share memory maps with this one: threads would wait for each
     other, because opening a small file is mostly Python's own work. Elsewhere they run in threads.
     """
     with _executor(work) as executor:
-        yield from executor.map(_call, range(count), chunksize=_TOGETHER)
+        yield from executor.map(_call, range(count), chunksize=together)
 
 
 def _executor(work: Callable[[int], Any]) -> Executor:

@@ -40,6 +40,11 @@ class DataParams(Section):
     """What to do with an image that cannot be decoded or has two labels. fail: stop and name it. skip: leave it out and
     count it."""
 
+    storage: Literal["auto", "pixels", "encoded"] = "auto"
+    """How prepare stores the images. pixels: as they are in memory, in a file that is mapped if it is large. encoded:
+    as lossless WebP, decoded for each batch; photos take a third of the space, and the model has the same bits. auto:
+    encoded if the pixels of all images take more than 16 GiB. See docs/own_images.md."""
+
     group_duplicates: bool = False
     """Whether near-duplicates get the same split where Refit draws splits, as identical images always do: images that
     are re-saved, rescaled, cropped by a few percent, brighter or mirrored copies of each other. Splits of the source

@@ -30,7 +30,7 @@ _DISTRIBUTIONS = {  # named otherwise than their import
 _BLOCKS = ("body", "orelse", "handlers", "finalbody", "cases")  # where statements hold statements
 
 
-def code_of(stage: str, own: Sequence[str], root: Path = PROJECT, source: str = "") -> dict[str, str]:
+def code_of(stage: str, own: Sequence[str] = (), root: Path = PROJECT, source: str = "") -> dict[str, str]:
     """The code that decides the results of `stage`: its module and all that it imports, except for the watchers.
 
     By the path of a project file the sha256 of its meaning, by the name of a package its version. `own` are the values

@@ -5,12 +5,11 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from refit.artifacts.prepared import Images
 from refit.params import OUR_NETWORKS, ModelParams
 from refit.runtime.errors import UserError
 from refit.systems.libraries import Library, library_of
@@ -114,7 +113,7 @@ def _users_network(name: str) -> type:
     return network
 
 
-def fit_whitening(network: nn.Module, images: npt.NDArray[np.uint8]) -> None:
+def fit_whitening(network: nn.Module, images: Images) -> None:
     """Fit the whitening layer of a network from build_network, if it has one, to training images (N, C, H, W).
 
     A layer that is already fitted, because weights were loaded, stays as it is.
@@ -224,7 +223,7 @@ class Whiten(nn.Module):
     def is_fitted(self) -> bool:
         return not torch.equal(self.filters, self._both_signs(torch.eye(len(self.filters) // 2).to(self.filters)))
 
-    def fit(self, images: npt.NDArray[np.uint8], std: Sequence[float]) -> None:
+    def fit(self, images: Images, std: Sequence[float]) -> None:
         """Compute the filters from about a million patches of the training images `images`, (N, C, H, W). `std` has one
         value per channel: the layer's input is the pixels divided by 255 `std`."""
         enough = max(1, 1_000_000 // (images.shape[2] * images.shape[3]))

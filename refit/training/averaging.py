@@ -15,7 +15,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn, get_swa_multi_avg_fn, up
 from torchmetrics import Metric
 
 from refit.batches.augment import full_size_batch
-from refit.batches.datamodule import Batch, PreparedData, TrainLoader
+from refit.batches.datamodule import Batch, PreparedData, TrainLoader, take
 from refit.params import FitParams
 
 
@@ -165,8 +165,8 @@ def _training_images(trainer: pl.Trainer) -> Iterator[Batch]:
     size = full_size_batch(loader.augmentation, loader.batch_size, *loader.images.shape[2:])
     size = min(loader.batch_size, max(2, size))  # batch norm may not train on one image
     whole_batches = order[: len(order) // size * size]
-    for indices in torch.split(whole_batches.to(loader.images.device), size):
-        yield Batch(loader.images[indices].to(loader.device), loader.labels[indices].to(loader.device))
+    for indices in torch.split(whole_batches.to(loader.labels.device), size):
+        yield Batch(take(loader.images, indices).to(loader.device), loader.labels[indices].to(loader.device))
 
 
 class _ValidationStep(nn.Module):

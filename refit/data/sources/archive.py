@@ -29,9 +29,9 @@ from refit.data.sources.source import (
     Listing,
     Source,
     Unlabelled,
+    Watched,
     listed,
     root_file,
-    unchanged,
 )
 from refit.data.sources.tree import HIDDEN, is_hidden, read_tree
 from refit.params import DataParams
@@ -85,7 +85,8 @@ def images_in_archive(path: Path) -> tuple[list[Unlabelled], list[LeftOut]]:
 
 def _list_images(path: Path, where: str) -> Listing:
     """The names are relative to the common folder, so that the splits are those of the same images in a folder."""
-    check_unchanged = unchanged({path.name: path}, where)
+    watched = Watched({path.name: path}, where)
+    version = watched.version(path.name)
     content = _read(path, where)
     top = _common_folder(content)
     members = {member.name.removeprefix(top): member for member in content.members if member.name.startswith(top)}
@@ -98,8 +99,8 @@ def _list_images(path: Path, where: str) -> Listing:
         if fault := members[name].fault:
             left_out.append(LeftOut(name, fault, fault=True))
         else:
-            images.append(LabelledImage(name, label, partial(_open, members[name]), split))
-    return listed(images, where, left_out, tree.classes, check_unchanged)
+            images.append(LabelledImage(name, label, partial(_open, members[name]), split, version=version))
+    return listed(images, where, left_out, tree.classes, watched.check_unchanged)
 
 
 def _open(member: _Member) -> Image.Image:

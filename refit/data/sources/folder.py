@@ -12,10 +12,10 @@ from refit.data.sources.source import (
     Listing,
     Source,
     Unlabelled,
+    Watched,
     check_class_names,
     listed,
     root_folder,
-    unchanged,
 )
 from refit.data.sources.tree import read_tree
 from refit.params import DataParams
@@ -68,13 +68,19 @@ def _list_images(root: Path, where: str) -> Listing:
     tree = read_tree(files, folders)
     if absent := sorted(set(tree.classes) - {member.label for member in tree.members}):
         raise UserError(f"{where}: class folder {absent[0]!r} has no image; add images, or remove it")
-    check_unchanged = unchanged({member.name: root / member.name for member in tree.members}, where)
+    watched = Watched({member.name: root / member.name for member in tree.members}, where)
     images = [
-        LabelledImage(member.name, member.label, partial(open_image, root / member.name), member.split)
+        LabelledImage(
+            member.name,
+            member.label,
+            partial(open_image, root / member.name),
+            member.split,
+            version=watched.version(member.name),
+        )
         for member in tree.members
     ]
     left_out = [*tree.left_out, *(LeftOut(name, _LINK) for name in links)]
-    return listed(images, where, left_out, tree.classes, check_unchanged)
+    return listed(images, where, left_out, tree.classes, watched.check_unchanged)
 
 
 def _walk(root: Path) -> tuple[list[str], list[str], list[str]]:

@@ -11,7 +11,7 @@ folder whose name begins with that of a split, such as test-00000-of-00001.parqu
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -28,8 +28,8 @@ from refit.data.sources.source import (
     Source,
     SplitName,
     Unlabelled,
+    Watched,
     listed,
-    unchanged,
 )
 from refit.data.sources.tables import FILE, LABEL, Table, bytes_of, column_of, read_table, table_files
 from refit.params import DataParams, nearest
@@ -56,13 +56,13 @@ class _Row(NamedTuple):
 def manifest(data: DataParams) -> Source:
     root, where = Path(data.root), f"data.root = {data.root!r}"
     files = table_files(root, where)
-    tables_unchanged = unchanged({_relative(file, _base(root)): file for file in files}, where)
+    watched = Watched({_relative(file, _base(root)): file for file in files}, where)
     tables = [read_table(file, root, where) for file in files]
     for table in tables:  # so that a wrong table is an error before any work
         column_of(table, LABEL)
 
     def list_images() -> Listing:
-        return _list_images(root, where, tables, tables_unchanged)
+        return _list_images(root, where, tables, watched)
 
     return Source(lambda: list_images().classes, list_images)
 
@@ -74,20 +74,20 @@ def images_in_table(path: Path) -> tuple[list[Unlabelled], list[LeftOut]]:
     return [Unlabelled(as_text(row.name), partial(_open, row)) for row in rows], faults
 
 
-def _list_images(root: Path, where: str, tables: Sequence[Table], tables_unchanged: Callable[[], None]) -> Listing:
+def _list_images(root: Path, where: str, tables: Sequence[Table], watched: Watched) -> Listing:
     found = [_labelled(row, where) for table in tables for row in _rows(table, _base(root))]
     rows, left_out = _checked(found)
-    images = []
+    images, files = [], Watched({row.name: row.file for row in rows if row.file}, where)
     for row in rows:
         if row.label is None:
             left_out.append(LeftOut(row.name, f"{row.at} has no label", fault=True))
         else:
-            images.append(LabelledImage(row.name, row.label, partial(_open, row), row.split, row.group))
-    files_unchanged = unchanged({row.name: row.file for row in rows if row.file}, where)
+            version = files.version(row.name) if row.file else watched.version(_relative(row.table.path, _base(root)))
+            images.append(LabelledImage(row.name, row.label, partial(_open, row), row.split, row.group, version))
 
     def check_unchanged() -> None:
-        tables_unchanged()
-        files_unchanged()
+        watched.check_unchanged()
+        files.check_unchanged()
 
     left_out += _unnamed(root, rows, left_out)
     # Also those of which all images have a fault: they are to be found missing.

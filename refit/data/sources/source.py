@@ -36,6 +36,9 @@ class LabelledImage:
     """The split that the source assigns; None if the source has no splits."""
     group: str | None = None
     """Images of the same group get the same split, such as the photos of one person."""
+    version: str | None = None
+    """Another one if the image may have changed, such as the time of its file's last change. With it, an image that an
+    interrupted run has decoded is not decoded again."""
 
 
 class Unlabelled(NamedTuple):
@@ -55,6 +58,7 @@ class Item:
     split: SplitName | None
     open: Callable[[], Image.Image]
     group: str | None = None
+    version: str | None = None
 
 
 @dataclass(frozen=True)
@@ -99,7 +103,8 @@ def listed(
     names = tuple(sorted({image.label for image in images}) if classes is None else classes)
     check_class_names(names, where)
     number = {name: label for label, name in enumerate(names)}
-    items = [Item(image.name, number[image.label], image.split, image.open, image.group) for image in images]
+    items = [Item(image.name, number[image.label], image.split, image.open, image.group, image.version)
+             for image in images]  # fmt: skip
     return Listing(names, items, left_out, check_unchanged)
 
 
@@ -111,16 +116,23 @@ def _check_groups(images: Sequence[LabelledImage], where: str) -> None:
             raise UserError(f"{where}: group {as_text(image.group)!r} is in {both}; give all its images the same split")
 
 
-def unchanged(files: Mapping[str, Path], where: str) -> Callable[[], None]:
-    """A function that raises UserError if one of these files, by their names, has changed or is gone since now."""
-    before = {name: _state(path) for name, path in files.items()}
+class Watched:
+    """Files, by their names, as they are now. `where` begins an error."""
 
-    def check() -> None:
-        for name, path in files.items():
-            if _state(path) != before[name]:
-                raise UserError(f"{where}: {as_text(name)} was changed or removed while it was read; run again")
+    def __init__(self, files: Mapping[str, Path], where: str) -> None:
+        self.files, self.where = files, where
+        self._before = {name: _state(path) for name, path in files.items()}
 
-    return check
+    def version(self, name: str) -> str | None:
+        """The version of the images in this file, for LabelledImage; None if the file is gone."""
+        before = self._before[name]
+        return f"{before[0]} {before[1]}" if before else None
+
+    def check_unchanged(self) -> None:
+        """Raises UserError if one of the files has changed since then, or is gone."""
+        for name, path in self.files.items():
+            if _state(path) != self._before[name]:
+                raise UserError(f"{self.where}: {as_text(name)} was changed or removed while it was read; run again")
 
 
 def _state(path: Path) -> tuple[int, int] | None:

@@ -8,12 +8,13 @@ import torch.nn.functional as F  # noqa: N812
 from numpy.typing import NDArray
 from sklearn.neighbors import KNeighborsClassifier
 
+from refit.artifacts.prepared import Images
+
 SIDE = 8  # pixels
 NEIGHBOURS = 5
 MOST_IMAGES = 5_000  # training images that are searched
 _CHUNK = 512  # images that are shrunk at a time
 
-Pixels = NDArray[np.uint8]
 Ints = NDArray[np.int64]
 
 
@@ -30,7 +31,7 @@ def majority(train_labels: Ints, test_labels: Ints) -> float:
     return float((test_labels == np.bincount(train_labels).argmax()).mean())
 
 
-def nearest_neighbours(train_images: Pixels, train_labels: Ints, test_images: Pixels) -> Ints:
+def nearest_neighbours(train_images: Images, train_labels: Ints, test_images: Images) -> Ints:
     """The predicted label of each test image, (M,).
 
     train_images, test_images: uint8 (N, C, H, W) and (M, C, H, W). Of more than MOST_IMAGES training images, as many
@@ -43,7 +44,7 @@ def nearest_neighbours(train_images: Pixels, train_labels: Ints, test_images: Pi
     return predicted
 
 
-def _shrunk(images: Pixels, rows: Ints) -> NDArray[np.float64]:
+def _shrunk(images: Images, rows: Ints) -> NDArray[np.float64]:
     """The mean colours of SIDE x SIDE areas of the images in these rows, whole numbers, (rows, C x SIDE x SIDE)."""
     chunks = [torch.from_numpy(images[rows[start : start + _CHUNK]]) for start in range(0, len(rows), _CHUNK)]
     small = [F.interpolate(chunk.float(), size=(SIDE, SIDE), mode="area").round().flatten(1) for chunk in chunks]

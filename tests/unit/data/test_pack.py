@@ -15,8 +15,9 @@ from pyarrow.parquet import read_table
 
 from refit.artifacts.prepared import DatasetInfo, read_info, read_split
 from refit.batches.new_images import NewImages
+from refit.data.decoding import AUTO_SIZE
 from refit.data.images import open_image
-from refit.data.pack import AUTO_SIZE, pack
+from refit.data.pack import pack
 from refit.data.sources.open import open_source
 from refit.data.sources.source import Unlabelled
 from refit.params import Params
@@ -101,7 +102,7 @@ def test_the_packed_images_have_the_pixels_and_labels_of_their_files(packed: Pac
 def test_mean_and_std_are_those_of_the_training_images(packed: Pack, tmp_path: Path) -> None:
     photos(tmp_path / "raw")
     info, _ = packed()
-    pixels = read_split("train", tmp_path / "packed").images.astype(np.float64) / 255
+    pixels = np.asarray(read_split("train", tmp_path / "packed").images, np.float64) / 255
     np.testing.assert_allclose(info.mean, pixels.mean(axis=(0, 2, 3)), rtol=1e-12)
     np.testing.assert_allclose(info.std, pixels.std(axis=(0, 2, 3)), rtol=1e-12)
 
@@ -259,7 +260,7 @@ def test_auto_is_rgb_if_any_image_is_and_128_pixels_if_sizes_differ(
     sample: int, packed: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also if the images whose headers are read first are alike."""
-    monkeypatch.setattr("refit.data.pack._SAMPLE", sample)
+    monkeypatch.setattr("refit.data.decoding._SAMPLE", sample)
     root = photos(tmp_path / "raw", mode="L")
     Image.new("RGB", (30, 20), "red").save(root / "cat/red.png")
     info, _ = packed(image_size="auto", color="auto")

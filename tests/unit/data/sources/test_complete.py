@@ -27,7 +27,7 @@ EXTRAS = st.dictionaries(NAMES, CONTENTS, max_size=15)
 @pytest.fixture(autouse=True)
 def _in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """To start processes for each example would take most of the time."""
-    monkeypatch.setattr("refit.data.pack.in_parallel", lambda work, count: map(work, range(count)))
+    monkeypatch.setattr("refit.data.decoding.in_parallel", lambda work, count, together: map(work, range(count)))
 
 
 def one_path_each(files: Files) -> Files:
