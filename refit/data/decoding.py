@@ -37,6 +37,9 @@ _SAMPLE = 64  # images whose headers tell the form of most sets
 _PARTS = 1024  # of a set that is neither small nor very large
 _LEAST, _MOST = 16, 128  # images in a part
 
+Names = Sequence[tuple[str, str | None]]
+"""Names of images, each with its version."""
+
 
 class Form(NamedTuple):
     """What all prepared images have in common."""
@@ -97,6 +100,9 @@ class Parts:
         name = hashlib.sha256(json.dumps(form).encode()).hexdigest()[:12]
         self.folder = folder / name
         self.folder.mkdir(parents=True, exist_ok=True)
+
+    def has(self, number: int) -> bool:
+        return self._file(number).exists()
 
     def contents(self, places: Iterable[Place]) -> Iterator[bytes]:
         for part, of_part in groupby(places, attrgetter("part")):
@@ -193,9 +199,8 @@ def _decode_into(parts: Parts, items: Sequence[Item], data: DataParams) -> list[
         return parts.decode([items[row] for row in batches[number]], first + number)
 
     if has_scheduler():
-        chosen = ([(items[row].name, items[row].version) for row in batch] for batch in batches)
-        calls = [(data, parts.folder, parts.form, names, first + number) for number, names in enumerate(chosen)]
-        results = on_workers(decode_named, calls, "prepare", data.source)
+        named = [[(items[row].name, items[row].version) for row in batch] for batch in batches]
+        results = _decode_on_workers(parts, data, named, first)
     else:
         results = in_parallel(work, len(batches), together=1)
     decoded = progress((outcome for batch in results for outcome in batch), "decoding", len(missing))
@@ -203,22 +208,27 @@ def _decode_into(parts: Parts, items: Sequence[Item], data: DataParams) -> list[
     return [found[row] for row in range(len(items))]
 
 
-def decode_named(
-    data: DataParams, folder: Path, form: Form, names: Sequence[tuple[str, str | None]], number: int
-) -> list[Outcome]:
-    """Decode the images of these names and versions into part `number` in `folder`, in a process that has nothing else.
-    Raises UserError if it finds others in data.root."""
+def _decode_on_workers(parts: Parts, data: DataParams, named: Sequence[Names], first: int) -> Iterator[list[Outcome]]:
+    calls = [(parts, data, names, first + number) for number, names in enumerate(named)]
+    for number, outcomes in enumerate(on_workers(_decode_named, calls, "prepare", data.source)):
+        if not parts.has(first + number):
+            raise UserError(f"the Dask workers have another {parts.folder}; run them on a file system that all share")
+        yield outcomes
+
+
+def _decode_named(parts: Parts, data: DataParams, names: Names, number: int) -> list[Outcome]:
+    """Runs in a worker, which has to find the images itself. Raises UserError if it finds others in data.root."""
     items = _items_of(data, names)
     if absent := next((name for name in names if name not in items), None):
         name = as_text(absent[0])
         raise UserError(f"a Dask worker finds no {name}, or another one; let all workers read the same data.root")
-    return Parts(folder, form).decode([items[name] for name in names], number)
+    return parts.decode([items[name] for name in names], number)
 
 
 _listings: dict[str, dict[tuple[str, str | None], Item]] = {}
 
 
-def _items_of(data: DataParams, names: Sequence[tuple[str, str | None]]) -> dict[tuple[str, str | None], Item]:
+def _items_of(data: DataParams, names: Names) -> dict[tuple[str, str | None], Item]:
     """All items by name and version; listed again only if these are not among them."""
     key = data.model_dump_json()
     if not _listings.get(key, {}).keys() >= set(names):
