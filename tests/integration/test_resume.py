@@ -27,7 +27,7 @@ from refit.artifacts.checked import stage_params
 from refit.runtime.errors import UserError
 from refit.runtime.fingerprint import PROJECT
 from refit.training import resume
-from tests.fixtures import Fit, watched_by
+from tests.fixtures import Fit, store_encoded, watched_by
 
 STEPS_AN_EPOCH = 18
 
@@ -157,6 +157,18 @@ def test_an_interrupted_fit_resumes_to_bitwise_identical_weights(kind: str, witn
     assert same(resumed_weights, weights)
     assert [Path("data/evaluation", name).read_bytes() for name in ("history.csv", "fit.json")] == outputs
     assert not list(Path("data/state").iterdir())
+
+
+def test_encoded_images_give_the_bits_that_pixels_give_also_if_the_fit_is_interrupted(witnessed: Any) -> None:
+    keys = {"augment__shift": 2, "augment__mixup": 0.4, "fit__averaging": "swa", "fit__swa_start": 0.0}
+    whole, weights = witnessed(**keys)
+    store_encoded(Path("data/prepared"))
+    with pytest.raises(PowerCutError):
+        witnessed(cut_off_in=30, **keys)
+    resumed, resumed_weights = witnessed(**keys)
+    assert STEPS_AN_EPOCH < min(resumed.drawn) <= 30
+    assert same(resumed.end, whole.end)
+    assert same(resumed_weights, weights)
 
 
 @pytest.mark.parametrize(

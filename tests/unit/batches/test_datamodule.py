@@ -10,14 +10,17 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from refit.artifacts.encoded import EncodedImages, encode, write_encoded
 from refit.artifacts.prepared import Split, read_split
 from refit.batches.augment import Draws, augment, draw
 from refit.batches.datamodule import (
+    CPU,
     EVALUATION_FACTOR,
     AnyBatch,
     Batch,
     DrawnBatch,
     EvaluationLoader,
+    ImageLoader,
     PreparedData,
     TrainLoader,
     augmented,
@@ -187,6 +190,21 @@ def test_evaluation_uses_every_image_once_in_order(split: Split) -> None:
     assert torch.equal(torch.cat([batch.labels for batch in batches]), torch.from_numpy(split.labels))
     images, labels = batches[3]
     assert (len(images), len(labels)) == (7, 7)
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_encoded_images_make_the_same_batches(split: Split, tmp_path: Path, world_size: int) -> None:
+    assert isinstance(split.images, np.ndarray)
+    write_encoded(tmp_path, "train", map(encode, split.images), (COUNT, 1, 8, 8))
+    encoded = Split(EncodedImages(tmp_path, "train", (1, 8, 8)), split.labels)
+    for rank in range(world_size):
+        for made in (
+            lambda split, rank=rank: TrainLoader(split, 8, 16, ALL, 0, lambda: 3, CPU, rank, world_size),
+            lambda split, rank=rank: EvaluationLoader(split, 32, CPU, rank, world_size),
+        ):
+            assert len(made(encoded)) == len(made(split))
+            assert same(joined(list(made(encoded))), joined(list(made(split))))
+    assert all(map(torch.equal, ImageLoader(encoded, 32), ImageLoader(split, 32)))
 
 
 def test_a_split_too_large_for_a_cuda_device_is_pinned_and_augmented_on_the_device(
