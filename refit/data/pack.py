@@ -8,6 +8,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from itertools import count
 from pathlib import Path
 from typing import NamedTuple
@@ -64,8 +65,8 @@ def pack(
     for gone in listing.left_out:
         if gone.fault:
             bad.add([gone.name], gone.why)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
-        outcomes, parts = decode_all(items, data, decoded_in or Path(temporary))
+    with nullcontext(decoded_in) if decoded_in else tempfile.TemporaryDirectory(dir=folder.parent) as decoded:
+        outcomes, parts = decode_all(items, data, Path(decoded))
         listing.check_unchanged()
         images = _without_conflicts(_usable(items, outcomes, data, bad), bad)
         bad.raise_if_any()
