@@ -90,7 +90,7 @@ bench: .venv/ready  ## measure data path, training and pipeline (under ten minut
 
 .PHONY: lock
 lock: .venv/ready  ## write requirements.lock anew from pyproject.toml, with the newest versions allowed
-	uv pip compile pyproject.toml --group dev --universal --generate-hashes --no-emit-index-url --no-annotate --no-header --upgrade -q -o requirements.lock
+	uv pip compile pyproject.toml --group dev --all-extras --universal --generate-hashes --no-emit-index-url --no-annotate --no-header --upgrade -q -o requirements.lock
 
 .PHONY: check-params
 check-params: .venv/ready  ## check params.yaml, and run nothing else

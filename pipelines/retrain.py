@@ -42,7 +42,7 @@ async def retrain() -> State[None]:
             if how == "push" and _output("git", "rev-list", "@{push}..HEAD"):  # an earlier run failed to push
                 await push(limits)
             for file in imports_to_update():
-                await run_step(limits, f"update {file}", "dvc", "--wait-for-lock", "update", file)
+                await run_step(limits, f"update {file}", sys.executable, "-m", "pipelines.tools.update", file)
             await bring_up_to_date(graph, limits)
             if changes := changes_since("HEAD"):
                 await acreate_markdown_artifact(changes, key=DATA_KEY)

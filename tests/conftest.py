@@ -19,7 +19,7 @@ for name in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS"):
 
 # The process that only hands the tests to workers does without the fixtures' imports, so that these start at once.
 if "PYTEST_XDIST_WORKER" in os.environ or not any(argument.startswith("-n") for argument in sys.argv):
-    pytest_plugins = ("tests.fixtures", "tests.fixtures.project")
+    pytest_plugins = ("tests.fixtures", "tests.fixtures.project", "tests.fixtures.s3")
 
 
 def pytest_collection_finish() -> None:

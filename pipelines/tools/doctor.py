@@ -22,6 +22,8 @@ from voluptuous import Invalid
 from refit.artifacts.paths import DIVERGED, OUTBOX, STATES
 from refit.runtime.command import command_parser, run_command
 
+UPDATE = Path(".dvc/tmp/refit-update")
+"""Exists while an import is updated; its file `import` names the .dvc file."""
 PATIENCE = 10.0  # seconds for a stage to end whose dvc was killed: fit saves its state first
 _WORKERS = ("stages.", "pipelines.", "refit.")  # what Python runs as a module
 
@@ -65,7 +67,15 @@ def mend_records(root: Path) -> list[str]:
 
 
 def mend(path: Path) -> str:
-    """Remove the file or folder, or restore `dvc.lock` from the last commit. Returns which of the two it did."""
+    """Remove the file or folder; or restore `dvc.lock` from the last commit, or an import from DVC's cache. Returns
+    what it did."""
+    if path.name == UPDATE.name:
+        root, imported = path.parents[2], (path / "import").read_text(encoding="utf-8")
+        restore = [sys.executable, "-m", "dvc", "checkout", "--force", imported]
+        if subprocess.run(restore, cwd=root, capture_output=True, check=False).returncode != 0:
+            return "left"
+        shutil.rmtree(path)
+        return "restored"
     if path.name == "dvc.lock":
         restore = ["git", "restore", "--source=HEAD", "--worktree", path.name]
         if subprocess.run(restore, cwd=path.parent, capture_output=True, check=False).returncode == 0:
@@ -102,6 +112,9 @@ def broken_records(root: Path, at_work: set[int]) -> Iterator[tuple[Path, str]]:
             holders = {*readers, *(info["pid"] for info in record["write"].values())}
             if holders and not holders & at_work:
                 yield path, f"locks of process {', '.join(map(str, sorted(holders)))}, which is no dvc at work here"
+    path = root / UPDATE
+    if (path / "import").is_file():
+        yield path, "an import's update was cut short; its data are again as its .dvc file says"
     path = root / "dvc.lock"
     if path.is_file() and not is_half_merged(path):
         try:

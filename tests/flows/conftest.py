@@ -1,33 +1,14 @@
 """A Prefect server, worker and deployment for the tests of a file, created by the Makefile's own targets."""
 
-import os
 import socket
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from refit.runtime.environment import QUIET
 from tests.flows.toy import Server, Toy
-from tests.once import made_once
 from tests.processes import answers, eventually
-
-
-@pytest.fixture(scope="session")
-def prefect_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Prefect's folder with an empty database, because Prefect takes seconds to create one."""
-
-    def make(folder: Path) -> None:
-        environment = {**os.environ, **QUIET, "PREFECT_HOME": str(folder)}
-        subprocess.run(
-            [sys.executable, "-m", "prefect", "server", "database", "upgrade", "--yes"],
-            cwd=folder, env=environment, check=True, capture_output=True,
-        )  # fmt: skip
-
-    return made_once(tmp_path_factory, "prefect", make)
 
 
 @pytest.fixture

@@ -303,6 +303,22 @@ def _() -> None:
     assert read_sources() == [Source("raw.dvc", "raw", imported=False, available=True, edited=True)]
 
 
+@need("dvc", "the listing of an import's source, and how an import is saved", "the update of an import")
+def _() -> None:
+    from dvc.repo import Repo
+
+    from pipelines.tools import update
+
+    Repo.init(no_scm=True).close()
+    Path("source").mkdir()
+    Path("source/one").write_text("1")
+    with Repo(".") as repo:
+        repo.imp_url("source", "imported")
+    Path("source/two").write_text("2")
+    update.main("imported.dvc")
+    assert Path("imported/two").read_text() == "2"
+
+
 @need("dvc", "the messages of `dvc repro`", "a flow's error and log: a stage's own message instead of DVC's")
 def _() -> None:
     from pipelines import stage_process
