@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from refit.artifacts.decisions import Decision
-from refit.artifacts.encoded import write_encoded
+from refit.artifacts.encoded import check_bucket, write_encoded
 from refit.artifacts.files import as_text, write_json
 from refit.artifacts.prepared import FORMAT, Color, DatasetInfo, Pixels, read_names, write_pixels
 from refit.data.decided import as_decided
@@ -59,6 +59,8 @@ def pack(
     Raises UserError that lists all images that cannot be decoded or have two labels, unless `data.bad_images` is skip;
     and as as_decided and find_near_duplicates.
     """
+    if data.shards:
+        check_bucket(data.shards)  # before hours of decoding
     listing = as_decided(source.list_images(), decisions)
     items, classes = listing.items, listing.classes
     bad = _BadImages(data)
@@ -78,7 +80,7 @@ def pack(
         }
         _check_classes(classes, splits, data)
         for name, members in splits.items():
-            _write_split(folder, name, members, parts)
+            _write_split(folder, name, members, parts, data.shards)
     form = parts.form
     _write_manifest(folder / "manifest.parquet", classes, splits)
     mean, std = _channel_statistics(splits["train"], form)
@@ -232,11 +234,14 @@ def _check_classes(classes: Sequence[str], splits: dict[SplitName, list[Decoded]
               "images, or remove the class", file=sys.stderr)  # fmt: skip
 
 
-def _write_split(folder: Path, name: str, members: Sequence[Decoded], parts: Parts) -> None:
+def _write_split(folder: Path, name: str, members: Sequence[Decoded], parts: Parts, shards: str | None) -> None:
     labels = np.array([image.item.label for image in members], dtype=np.int64)
     np.save(folder / f"{name}_labels.npy", labels)
-    write = write_encoded if parts.form.encoded else write_pixels
-    write(folder, name, parts.contents(image.place for image in members), (len(members), *parts.form.shape))
+    contents, shape = parts.contents(image.place for image in members), (len(members), *parts.form.shape)
+    if parts.form.encoded:
+        write_encoded(folder, name, contents, shape, shards)
+    else:
+        write_pixels(folder, name, contents, shape)
 
 
 def _write_manifest(path: Path, classes: Sequence[str], splits: dict[SplitName, list[Decoded]]) -> None:

@@ -45,10 +45,21 @@ class DataParams(Section):
     as lossless WebP, decoded for each batch; photos take a third of the space, and the model has the same bits. auto:
     encoded if the pixels of all images take more than 16 GiB. See docs/own_images.md."""
 
+    shards: Annotated[str, Field(pattern=r"^[a-z0-9]+://\S")] | None = None
+    """Where encoded images lie: an address such as s3://bucket/shards, from which each batch is read, so that no disk
+    of this machine has to hold them. It needs storage: encoded. null: in data/prepared. See docs/large_data.md."""
+
     group_duplicates: bool = False
     """Whether near-duplicates get the same split where Refit draws splits, as identical images always do: images that
     are re-saved, rescaled, cropped by a few percent, brighter or mirrored copies of each other. Splits of the source
     are kept. true needs the extra audit, and takes some seconds for a few thousand images. See docs/audit.md."""
+
+    @model_validator(mode="after")
+    def _shards_are_encoded(self) -> Self:
+        if self.shards and self.storage != "encoded":
+            raise ValueError(f"shards = {self.shards!r} has no effect with storage = {self.storage}; set storage to "
+                             "encoded, or shards to null")  # fmt: skip
+        return self
 
     @model_validator(mode="after")
     def _some_images_remain_for_training(self) -> Self:
