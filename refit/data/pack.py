@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from refit.artifacts.decisions import Decision
 from refit.artifacts.files import as_text, write_json
 from refit.artifacts.prepared import FORMAT, Color, DatasetInfo, Pixels, read_names
-from refit.data.decided import as_decided
+from refit.data.decided import as_decided, warning_of_gone
 from refit.data.duplicates import find_near_duplicates, groups_of
 from refit.data.images import BadImageError, Header, decode, read_header
 from refit.data.parallel import in_parallel
@@ -73,15 +73,20 @@ class Packed(NamedTuple):
     """Counts."""
     left_out: list[dict[str, object]]
     """A row for each file of the source that is not in the data set: its name, and why."""
+    obeyed: Sequence[Decision]
+    near_duplicates: Sequence[Sequence[str]] | None
+    """Groups of the names of near-duplicates, identical images among them; None if they were not looked for."""
 
 
 def pack(source: Source, data: DataParams, seed: int, folder: Path, decisions: Sequence[Decision] = ()) -> Packed:
     """Write the prepared data set to `folder`, as people decided about single images.
 
-    Raises UserError that lists all images that cannot be decoded or have two labels, unless `data.bad_images` is skip;
-    and as as_decided and find_near_duplicates.
+    Warns of decisions about files that the source does not have. Raises UserError that lists all images that cannot be
+    decoded or have two labels, unless `data.bad_images` is skip; and as as_decided and find_near_duplicates.
     """
-    listing = as_decided(source.list_images(), decisions)
+    listing, obeyed, gone_files = as_decided(source.list_images(), decisions)
+    if gone_files:
+        print(warning_of_gone(gone_files, listing.items, obeyed), file=sys.stderr)
     items, classes = listing.items, listing.classes
     bad = _BadImages(data)
     for gone in listing.left_out:
@@ -94,8 +99,8 @@ def pack(source: Source, data: DataParams, seed: int, folder: Path, decisions: S
         images = _without_conflicts(decoded, bad)
         bad.raise_if_any()
         hashes = [image.digest.sha256 for image in images]
-        near = _near_duplicates(images, pixels, form) if data.group_duplicates else ()
-        assigned = assign_splits([image.item for image in images], hashes, data, seed, near)
+        near = _near_duplicates(images, pixels, form) if data.group_duplicates else None
+        assigned = assign_splits([image.item for image in images], hashes, data, seed, near or ())
         splits = {
             name: [image for image, split in zip(images, assigned, strict=True) if split == name] for name in SPLITS
         }
@@ -127,18 +132,30 @@ def pack(source: Source, data: DataParams, seed: int, folder: Path, decisions: S
         "duplicates": len(hashes) - len(set(hashes)),
         "left_out_copies": assigned.count(None),
         "left_out": len(left_out),
-        "decisions": len(decisions),
+        "decisions": len(obeyed),
         "imbalance": round(max(train_classes.values()) / min(train_classes.values()), 4),
     }
-    return Packed(info, report, [{"file": as_text(name), "why": why} for name, why in sorted(left_out)])
+    rows: list[dict[str, object]] = [{"file": as_text(name), "why": why} for name, why in sorted(left_out)]
+    return Packed(info, report, rows, obeyed, None if near is None else _groups(images, near, assigned))
 
 
-def _near_duplicates(images: Sequence[_Decoded], pixels: BinaryIO, form: _Form) -> list[int]:
-    """For each image the number of its group of near-duplicates."""
+def _groups(
+    images: Sequence[_Decoded], numbers: Sequence[int], assigned: Sequence[SplitName | None]
+) -> list[list[str]]:
+    """The names of the images of each group of two or more in the data set."""
+    groups: dict[int, list[str]] = {}
+    for image, number, split in zip(images, numbers, assigned, strict=True):
+        if split:
+            groups.setdefault(number, []).append(as_text(image.item.name))
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def _near_duplicates(images: Sequence[_Decoded], pixels: BinaryIO, form: _Form) -> list[int] | None:
+    """For each image the number of its group of near-duplicates; None, after a warning, if no split is drawn."""
     if {image.item.split for image in images} >= {"val", "test"}:
         print("warning: data.group_duplicates changes nothing, because the source has its own splits; make audit lists "
               "near-duplicates across them", file=sys.stderr)  # fmt: skip
-        return []
+        return None
 
     def pixels_of(i: int) -> Pixels:
         return np.frombuffer(_content(images[i], pixels, form), np.uint8).reshape(form.shape)
