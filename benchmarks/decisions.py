@@ -57,7 +57,7 @@ def main(folder: Path, weights: Path, wrong: int, seed: int) -> None:
             correct(planted, copies)
             run("dvc", "exp", "run", "--name", "decided", "test")
             run(sys.executable, "-m", "pipelines.tools.versus", "HEAD")
-            run("dvc", "exp", "show", "--only-changed", "--md", "--precision", "4")
+            run("dvc", "exp", "show", "--only-changed", "--drop", "data/.*", "--md")
 
 
 def correct(planted: dict[str, str], copies: dict[str, tuple[str, str]]) -> None:
@@ -73,8 +73,8 @@ def correct(planted: dict[str, str], copies: dict[str, tuple[str, str]]) -> None
     labels = [suspect for suspect in suspects if suspect.kind == "label"]
     listed = [suspect for suspect in labels if suspect.image.file in planted]
     right = sum(suspect.suggested == planted[suspect.image.file] for suspect in listed)
-    print(f"{len(planted)} wrong labels: {len(listed)} are among {len(labels)} suspects, {right} of them with their own "
-          f"class as the suggestion; {len(made)} decisions")  # fmt: skip
+    print(f"{len(planted)} wrong labels: {len(listed)} are among {len(labels)} suspects, {right} of them with their "
+          f"own class as the suggestion; {len(made)} decisions")  # fmt: skip
 
 
 def run(*command: str) -> None:

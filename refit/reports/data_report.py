@@ -52,7 +52,7 @@ def write_data_report(path: Path, packed: Packed, train: Split, manifest: Sequen
         largest=max(one.total for one in classes),
         smallest=min(one.total for one in classes),
         sizes=_sizes(manifest),
-        reasons=Counter(str(row["why"]).partition(" of ")[0] for row in left_out).most_common(),
+        reasons=Counter(_reason(str(row["why"])) for row in left_out).most_common(),
         left_out=left_out[:_LISTED],
         left_out_count=len(left_out),
         copies=[(group[0].split, [row.name for row in group]) for group in copies[:_LISTED]],
@@ -102,6 +102,12 @@ def _sizes(manifest: Sequence[ManifestRow]) -> dict[str, str]:
     }
 
 
+def _reason(why: str) -> str:
+    """Why a file was left out, without what is true of this one alone."""
+    dropped = f"dropped by {DECISIONS}"
+    return dropped if why.startswith(dropped) else why.partition(" of ")[0]
+
+
 def _copies(manifest: Sequence[ManifestRow]) -> list[list[ManifestRow]]:
     """The images with the same pixels, in groups of two or more."""
     groups: dict[str, list[ManifestRow]] = {}
@@ -115,6 +121,7 @@ _HTML = """\
 <style>
 {{ style | safe }}
 {{ cards_style | safe }}
+  .headline { grid-template-columns: repeat(auto-fit, minmax(8.5rem, 1fr)); }
   .examples { display: flex; flex-wrap: wrap; gap: .35rem; margin: .4rem 0 1.2rem; }
   .examples img { width: 6rem; height: 6rem; object-fit: contain; border-radius: .3rem; }
   .examples img:first-child { margin-right: .8rem; outline: 2px solid var(--bar); }

@@ -48,14 +48,18 @@ _HTML = """\
   header button { border: 0; background: none; padding: 0; color: inherit; font: inherit; text-decoration: underline;
                   cursor: pointer; }
   p { max-width: none; }
-  progress { width: 100%; height: .5rem; margin: .5rem 0 1rem; accent-color: #2a7fb0; }
+  progress { display: block; appearance: none; width: 100%; height: .4rem; margin: .5rem 0 1rem; border: 0;
+             background: var(--line); }
+  progress::-webkit-progress-bar { background: var(--line); }
+  progress::-webkit-progress-value { background: #2a7fb0; }
+  progress::-moz-progress-bar { background: #2a7fb0; }
   h1 { font-size: 1.35rem; margin: 0; overflow-wrap: anywhere; }
   .pictures { display: flex; flex-wrap: wrap; gap: .8rem; margin: .8rem 0; }
   .pictures figure { flex: 1 1 15rem; min-width: 0; margin: 0; padding: .5rem; border: 3px solid var(--line);
                      border-radius: .6rem; background: var(--card); }
   .pictures figure.chosen { border-color: #2a7fb0; }
   .pictures figure.beside { border-style: dashed; border-width: 1px; background: none; }
-  .pictures img { width: 100%; height: min(46vh, 26rem); object-fit: contain; background: none; }
+  .pictures img { width: 100%; aspect-ratio: 1; max-height: min(46vh, 26rem); object-fit: contain; background: none; }
   .pixelated { image-rendering: pixelated; }
   figcaption { font-size: .9rem; line-height: 1.4; margin-top: .4rem; overflow-wrap: anywhere; }
   figcaption b { color: var(--ink); font-size: 1rem; }
@@ -67,7 +71,7 @@ _HTML = """\
   button:disabled { opacity: .45; cursor: default; }
   kbd { font: 600 .8rem ui-monospace, monospace; border: 1px solid var(--quiet); border-radius: .25rem;
         padding: 0 .35rem; }
-  .actions kbd:not(:only-child), figcaption kbd { margin-right: .35rem; }
+  .actions kbd, figcaption kbd { margin-right: .4rem; }
   #said { min-height: 1.6rem; margin: .8rem 0; } #said.fault { color: #d0442f; font-weight: 600; }
   #help { font-size: .9rem; line-height: 1.9; } #help span { margin-right: .8rem; white-space: nowrap; }
   dialog { color: var(--ink); background: var(--page); border: 1px solid var(--quiet); border-radius: .6rem;

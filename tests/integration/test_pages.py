@@ -21,6 +21,7 @@ from stages import prepare
 from tests.fixtures.browser import Opened, chromium
 from tests.fixtures.project import ROOT, user_environment
 from tests.integration.test_audit import coloured
+from tests.processes import PATIENCE
 from tests.unit.data.test_duplicates import SIDE, cropped
 
 HEADER = "file,decision,label,why\n"
@@ -239,10 +240,10 @@ def test_only_the_page_and_the_suspects_are_served_and_only_their_choices_are_wr
 
 
 def start_decide(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "refit.commands.decide", *arguments]
     return subprocess.run(
-        command, cwd=root, env=user_environment(PYTHONPATH=str(ROOT)), capture_output=True, text=True, check=False
-    )
+        [sys.executable, "-m", "refit.commands.decide", *arguments], cwd=root, capture_output=True, text=True,
+        env=user_environment(PYTHONPATH=str(ROOT)), check=False, timeout=PATIENCE,
+    )  # fmt: skip
 
 
 def test_without_an_audit_of_the_prepared_data_it_says_what_to_run(audited: Path) -> None:

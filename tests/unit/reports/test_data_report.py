@@ -70,6 +70,13 @@ def test_files_left_out_are_listed_with_their_reasons(tmp_path: Path, monkeypatc
     monkeypatch.setattr(data_report, "_LISTED", 2)
     text = page(tmp_path / "page.html")
     assert "<li>3: its name does not end in .png</li>" in text
+    dropped: list[dict[str, object]] = [
+        {"file": "a", "why": "dropped by data/audit.csv"},
+        {"file": "b", "why": "dropped by data/audit.csv: near-duplicate of c"},
+        {"file": "d", "why": "a copy of e, which is in the test split"},
+    ]
+    reasons = re.findall("<li>(.+?)</li>", page(tmp_path / "page.html", left_out=dropped))
+    assert reasons == ["2: dropped by data/audit.csv", "1: a copy"]
     assert text.count("<td>its name does not end in .png</td>") == 2
     assert "The first 2; data/prepared_left_out.csv" in text
     assert "every file of the source is in the data set" in page(tmp_path / "page.html", left_out=[])
