@@ -78,6 +78,10 @@ audit: .venv/ready  ## list near-duplicates and likely label errors with picture
 	@dvc repro --quiet prepare
 	@python -m refit.commands.audit
 
+.PHONY: decide
+decide: .venv/ready  ## decide with keys about what make audit found, in a page on 127.0.0.1: make decide [PORT=NUMBER]
+	@python -m refit.commands.decide $(if $(PORT),--port $(PORT))
+
 .PHONY: doctor
 doctor: .venv/ready  ## find what killed runs left behind, and repair it if nothing is running
 	@python -m pipelines.tools.doctor

@@ -79,22 +79,24 @@ def main(folder: Path, weights: Path, seed: int) -> None:
     print(f"the audit took {seconds:.0f} s")
 
 
-def plant(root: Path, random: np.random.Generator) -> tuple[set[str], dict[str, tuple[str, str]]]:
-    """The names of the photos that were moved to another class; and of the copies, each with the name of its original
-    and how it was changed."""
+def plant(
+    root: Path, random: np.random.Generator, wrongly: int = PLANTED
+) -> tuple[dict[str, str], dict[str, tuple[str, str]]]:
+    """The names of the photos that were moved to another class, each with its own class; and of the copies, each with
+    the name of its original and how it was changed."""
     files = [path for path in sorted(root.rglob("*")) if path.is_file() and not path.name.startswith(".")]
     classes = sorted({path.parent.name for path in files})
     splits = sorted({path.parent.parent for path in files})
-    if len(files) < 10 * PLANTED or len(classes) < 2:
-        raise UserError(f"{root} has {len(files)} photos of {len(classes)} classes; too few to plant {PLANTED}")
-    chosen = [files[i] for i in random.choice(len(files), 2 * PLANTED, replace=False)]
-    wrong, copies = set(), {}
-    for number, path in enumerate(chosen[:PLANTED]):
+    if len(files) < 10 * max(PLANTED, wrongly) or len(classes) < 2:
+        raise UserError(f"{root} has {len(files)} photos of {len(classes)} classes; too few to plant {wrongly}")
+    chosen = [files[i] for i in random.choice(len(files), wrongly + PLANTED, replace=False)]
+    wrong, copies = {}, {}
+    for number, path in enumerate(chosen[:wrongly]):
         label = random.choice([name for name in classes if name != path.parent.name])
         target = path.parent.parent / label / f"moved_{number}{path.suffix}"
         path.rename(target)
-        wrong.add(target.relative_to(root).as_posix())
-    for number, path in enumerate(chosen[PLANTED:]):
+        wrong[target.relative_to(root).as_posix()] = path.parent.name
+    for number, path in enumerate(chosen[wrongly:]):
         change = list(CHANGES)[number % len(CHANGES)]
         others = [split for split in splits if split != path.parent.parent] or splits
         copy = others[number % len(others)] / path.parent.name / f"copy_{number}.jpg"

@@ -20,14 +20,15 @@ from refit.runtime.stage import run_stage
 def main(params: Params) -> None:
     source, decisions = open_source(params.data), read_decisions()
     with whole_folder(PREPARED) as folder:
-        info, report, left_out = pack(source, params.data, params.seed, folder, decisions, _decoded_in())
+        packed = pack(source, params.data, params.seed, folder, decisions, _decoded_in())
     shutil.rmtree(PREPARING, ignore_errors=True)
-    write_json(PREPARED_REPORT, report)
+    info, left_out = packed.info, packed.left_out
+    write_json(PREPARED_REPORT, packed.report)
     write_csv(PREPARED_LEFT_OUT, left_out, ["file", "why"])  # DVC warns of an empty file
-    write_data_metrics(params.data, len(decisions))
-    write_data_report(PREPARED_PAGE, info, read_split("train", mapped=True), read_manifest(), left_out)
-    if decisions:
-        kinds = Counter(decision.kind for decision in decisions)
+    write_data_metrics(params.data, len(packed.obeyed))
+    write_data_report(PREPARED_PAGE, packed, read_split("train", mapped=True), read_manifest())
+    if packed.obeyed:
+        kinds = Counter(decision.kind for decision in packed.obeyed)
         print(f"{DECISIONS} is obeyed: {', '.join(f'{kinds[kind]:,} {kind}' for kind in sorted(kinds))}")
     if left_out:
         count = "1 file is" if len(left_out) == 1 else f"{len(left_out):,} files are"

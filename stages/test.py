@@ -4,7 +4,7 @@ from refit.artifacts.checked import stage_params
 from refit.artifacts.files import whole_folder, write_csv, write_json
 from refit.artifacts.metrics import write_test_metrics
 from refit.artifacts.model import model_name
-from refit.artifacts.paths import FINDINGS, OUTCOMES, TABLES, TEST
+from refit.artifacts.paths import FINDINGS, OUTCOMES, PREPARED_PAGE, TABLES, TEST
 from refit.artifacts.prepared import Split, read_names, read_split
 from refit.batches.datamodule import EVALUATION_FACTOR, EvaluationLoader
 from refit.evaluation.evaluations import EVALUATIONS
@@ -39,7 +39,8 @@ def main(params: Params) -> None:
     write_json(FINDINGS, {"baselines": evaluation.baselines, "findings": findings})
     written = write_run_report(tested, evaluation, outcomes)
 
-    log_to_model(model.sha256, {f"test_{name}": value for name, value in metrics.items()}, written)
+    files = [*written, PREPARED_PAGE]  # not in the fit, which a change of that page would make stale
+    log_to_model(model.sha256, {f"test_{name}": value for name, value in metrics.items()}, files)
     print(report.headline())
 
 

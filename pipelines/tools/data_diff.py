@@ -6,7 +6,7 @@ or by their pixels. data/data_diff.html shows pictures of those that differ.
 
 import io
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,7 +15,7 @@ from dvc.api import DVCFileSystem
 
 from pipelines.tools.revisions import HERE, reader, reading
 from refit.artifacts.paths import DATA_DIFF, PREPARED
-from refit.artifacts.prepared import ManifestRow, Pixels, read_manifest, read_split
+from refit.artifacts.prepared import ManifestRow, pixels_in, read_manifest
 from refit.data.diff import KINDS, Difference, differences
 from refit.reports.data_diff import write_data_diff
 from refit.runtime.command import command_parser, run_command
@@ -65,23 +65,6 @@ def prepared_at(revision: str) -> Iterator[Path]:
         with reading(revision, _WHAT):
             DVCFileSystem(rev=revision).get(str(PREPARED), folder, recursive=True)
         yield Path(folder, PREPARED.name)
-
-
-def pixels_in(folder: Path, rows: Sequence[ManifestRow]) -> Callable[[str], Pixels]:
-    """A function from the name of an image to its pixels, (C, H, W)."""
-    splits = {split: read_split(split, folder, mapped=True).images for split in {row.split for row in rows}}
-    counted: Counter[str] = Counter()
-    places = {}
-    for row in rows:
-        places[row.name] = row.split, counted[row.split]
-        counted[row.split] += 1
-
-    def pixels(name: str) -> Pixels:
-        split, place = places[name]
-        image: Pixels = splits[split][place]
-        return image
-
-    return pixels
 
 
 def as_lines(

@@ -1,10 +1,12 @@
-"""Read data/audit.csv: what people decided about single images of the source. `prepare` obeys it; nothing writes it."""
+"""data/audit.csv: what people decided about single images of the source, by hand or with `make decide`. `prepare` obeys
+it."""
 
 import csv
 import io
 from pathlib import Path
 from typing import Literal, NamedTuple, cast, get_args
 
+from refit.artifacts.files import csv_text, write_bytes
 from refit.artifacts.paths import DECISIONS
 from refit.runtime.errors import UserError
 
@@ -19,8 +21,8 @@ class Decision(NamedTuple):
     label: str
     """The new class; empty unless `kind` is relabel."""
     why: str
-    row: int
-    """Its line in the file, for errors."""
+    row: int = 0
+    """Its line in the file, for errors; 0 if it is not from there."""
 
     def __str__(self) -> str:
         return f"{DECISIONS}, line {self.row}, {self.file}"
@@ -39,6 +41,46 @@ def read_decisions(path: Path = DECISIONS) -> list[Decision]:
     except UnicodeDecodeError as error:
         line = path.read_bytes()[: error.start].count(b"\n") + 1
         raise UserError(f"{path}, line {line}: not UTF-8; save the file as CSV with the encoding UTF-8") from None
+    return _parsed(text, path)
+
+
+def decide(file: str, decision: Decision | None, path: Path = DECISIONS) -> Decision | None:
+    """Write what is decided about this file now, in place of what was decided before, which is returned; None stands
+    for no decision.
+
+    The rows are sorted by file, so that the same decisions are the same bytes in whatever order they were made. Further
+    columns stay, and so does the row if it says the same already. Raises UserError as read_decisions does, and for a
+    name that a table cannot hold; then nothing is written.
+    """
+    before = {one.file: one for one in read_decisions(path)}.get(file)
+    if same(before, decision):
+        return before
+    content = path.read_text(encoding="utf-8-sig") if path.exists() else ""
+    table = csv.DictReader(io.StringIO(content, newline=""), skipinitialspace=True)
+    columns = list(table.fieldnames or COLUMNS)
+    rows = {(row["file"] or "").strip(): row for row in table}
+    if decision is None:
+        del rows[file]
+    else:
+        rows[file] = rows.get(file, {}) | dict(zip(COLUMNS, decision, strict=False))
+    text = csv_text([rows[name] for name in sorted(rows)], columns)
+    if not same({one.file: one for one in _parsed(text, path)}.get(file), decision):
+        raise UserError(f"{path} cannot hold the name {file!r}, which begins or ends with a space; rename the file")
+    write_bytes(path, text.encode())
+    return before
+
+
+def same(one: Decision | None, other: Decision | None) -> bool:
+    """Whether both decide the same, for whatever reason."""
+    return (one and one[:3]) == (other and other[:3])
+
+
+def as_csv(decision: Decision) -> str:
+    """The decision as a row of the file, without the end of the line."""
+    return csv_text([dict(zip(COLUMNS, decision, strict=False))]).partition("\n")[2].rstrip("\n")
+
+
+def _parsed(text: str, path: Path) -> list[Decision]:
     rows = csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True)
     if text.strip() and (missing := [name for name in COLUMNS if name not in (rows.fieldnames or ())]):
         first = text.splitlines()[0]

@@ -17,9 +17,10 @@ DATA_DIFF = Path("data/data_diff.html")
 PREPARED_LEFT_OUT = Path("data/prepared_left_out.csv")
 
 DECISIONS = Path("data/audit.csv")
-"""What people decided about single images. It is theirs: nothing here writes it."""
+"""What people decided about single images, by hand or with `make decide`."""
 AUDIT = Path("data/audit")
 SUSPECTS = Path("data/audit/suspects.csv")
+AUDIT_RECORD = Path("data/audit/audit.json")
 AUDIT_PAGE = Path("data/audit/audit.html")
 
 BATCH = Path("data/tuning/batch.json")

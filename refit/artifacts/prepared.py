@@ -6,7 +6,8 @@ Large arrays are memory-mapped. If `data.storage` is encoded, `SPLIT_index.npy` 
 the place of `SPLIT_images.npy`, as encoded.py says.
 """
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal, NamedTuple
@@ -127,6 +128,23 @@ def read_split(name: str, folder: Path = PREPARED, *, mapped: bool = False) -> S
     # Mapped copy-on-write, because PyTorch has no read-only tensors; nothing writes to them.
     mode: Literal["c"] | None = "c" if mapped or images.stat().st_size > READ_AT_ONCE else None
     return Split(np.load(images, mmap_mode=mode), labels)
+
+
+def pixels_in(folder: Path, rows: Sequence[ManifestRow]) -> Callable[[str], Pixels]:
+    """A function from the name of an image to its pixels, (C, H, W)."""
+    splits = {split: read_split(split, folder, mapped=True).images for split in {row.split for row in rows}}
+    counted: Counter[str] = Counter()
+    places = {}
+    for row in rows:
+        places[row.name] = row.split, counted[row.split]
+        counted[row.split] += 1
+
+    def pixels(name: str) -> Pixels:
+        split, place = places[name]
+        image: Pixels = splits[split][place]
+        return image
+
+    return pixels
 
 
 def write_pixels(folder: Path, split: str, contents: Iterable[bytes], shape: tuple[int, int, int, int]) -> None:

@@ -1,6 +1,6 @@
 """List near-duplicates and likely label errors with their pictures, the worst first: `make audit`.
 
-It proposes rows for data/audit.csv and never writes them there: a person decides, and `prepare` obeys.
+It proposes rows for data/audit.csv and never writes them there: a person decides (`make decide`), and `prepare` obeys.
 """
 
 import itertools
@@ -14,12 +14,13 @@ from PIL import Image
 from refit.artifacts.choices import read_batch
 from refit.artifacts.decisions import read_decisions
 from refit.artifacts.features import read_features_of_data
-from refit.artifacts.files import whole_folder, write_csv
-from refit.artifacts.paths import AUDIT, AUDIT_PAGE, BATCH, DECISIONS, SUSPECTS
-from refit.artifacts.prepared import DatasetInfo, Pixels, Split, read_info, read_names, read_split
+from refit.artifacts.files import whole_folder
+from refit.artifacts.paths import AUDIT, AUDIT_PAGE, BATCH, DECISIONS, PREPARED, SUSPECTS
+from refit.artifacts.prepared import DatasetInfo, Pixels, Split, pixels_in, read_info, read_manifest, read_split
+from refit.artifacts.suspects import Prepared, Suspect, write_suspects
 from refit.data.duplicates import SMALLEST, check_audit_packages, find_near_duplicates, groups_of
 from refit.data.label_errors import Floats, find_label_errors
-from refit.data.suspects import Prepared, Suspect, duplicate_suspects, label_suspects
+from refit.data.suspects import duplicate_suspects, label_suspects
 from refit.params import Params, load_params
 from refit.params.data import data_name
 from refit.reports.audit import write_audit_page
@@ -65,8 +66,9 @@ def main(params: Params) -> None:
     wrong = label_suspects(errors, features, labels, images.info.classes, images.described, checked)
     name = data_name(params.data.source, params.data.root)
     with whole_folder(AUDIT) as folder:
-        write_csv(folder / SUSPECTS.name, [suspect.as_row() for suspect in (*duplicates, *wrong)])
-        write_audit_page(folder / AUDIT_PAGE.name, name, len(labels), duplicates, wrong, images.pixels, made_of)
+        write_suspects(folder, [*duplicates, *wrong], images.info)
+        pixels = pixels_in(PREPARED, read_manifest())
+        write_audit_page(folder / AUDIT_PAGE.name, name, len(labels), duplicates, wrong, pixels, made_of)
     print("\n".join(summary(name, images.info, duplicates, wrong, made_of)))
 
 
@@ -74,12 +76,7 @@ def read_images() -> Images:
     """Raises UserError if there is no prepared data set."""
     info = read_info()
     splits = [read_split(name, mapped=True) for name in info.counts]
-    described = [
-        Prepared(file, info.classes[label], name)
-        for name, split in zip(info.counts, splits, strict=True)
-        for file, label in zip(read_names(name), split.labels, strict=True)
-    ]
-    return Images(info, splits, described)
+    return Images(info, splits, [Prepared(row.name, row.label, row.split) for row in read_manifest()])
 
 
 def read_or_compute_features(params: Params, images: Images) -> tuple[Floats, str]:
@@ -134,7 +131,8 @@ def summary(
     return [
         *lines,
         f"  pictures         {AUDIT_PAGE}, the worst first; {SUSPECTS} has all",
-        f"To decide, add rows to {DECISIONS}, such as",
+        "To decide with keys, one after the other: make decide",
+        f"or add rows to {DECISIONS}, such as",
         *(f"  {one.proposed()}" for one in worst),
         "or with keep for an image that is right; then run: dvc repro",
     ]

@@ -21,7 +21,7 @@ from refit.artifacts.decisions import Decision
 from refit.artifacts.encoded import check_bucket, write_encoded
 from refit.artifacts.files import as_text, write_json
 from refit.artifacts.prepared import FORMAT, Color, DatasetInfo, Pixels, read_names, write_pixels
-from refit.data.decided import as_decided
+from refit.data.decided import as_decided, warning_of_gone
 from refit.data.decoding import Decoded, Form, Outcome, Parts, decode_all
 from refit.data.duplicates import find_near_duplicates, groups_of
 from refit.data.images import BadImageError, decode
@@ -41,6 +41,9 @@ class Packed(NamedTuple):
     """Counts."""
     left_out: list[dict[str, object]]
     """A row for each file of the source that is not in the data set: its name, and why."""
+    obeyed: Sequence[Decision]
+    near_duplicates: Sequence[Sequence[str]] | None
+    """Groups of the names of near-duplicates, identical images among them; None if they were not looked for."""
 
 
 def pack(
@@ -56,12 +59,14 @@ def pack(
     The decoded images are in `decoded_in` until they are written: what an interrupted call with the same parameters has
     left there is not decoded again. None: in a folder that is removed.
 
-    Raises UserError that lists all images that cannot be decoded or have two labels, unless `data.bad_images` is skip;
-    and as as_decided and find_near_duplicates.
+    Warns of decisions about files that the source does not have. Raises UserError that lists all images that cannot be
+    decoded or have two labels, unless `data.bad_images` is skip; and as as_decided and find_near_duplicates.
     """
     if data.shards:
         check_bucket(data.shards)  # before hours of decoding
-    listing = as_decided(source.list_images(), decisions)
+    listing, obeyed, gone_files = as_decided(source.list_images(), decisions)
+    if gone_files:
+        print(warning_of_gone(gone_files, listing.items, obeyed), file=sys.stderr)
     items, classes = listing.items, listing.classes
     bad = _BadImages(data)
     for gone in listing.left_out:
@@ -73,8 +78,8 @@ def pack(
         images = _without_conflicts(_usable(items, outcomes, data, bad), bad)
         bad.raise_if_any()
         hashes = [image.digest.sha256 for image in images]
-        near = _near_duplicates(images, parts) if data.group_duplicates else ()
-        assigned = assign_splits([image.item for image in images], hashes, data, seed, near)
+        near = _near_duplicates(images, parts) if data.group_duplicates else None
+        assigned = assign_splits([image.item for image in images], hashes, data, seed, near or ())
         splits = {
             name: [image for image, split in zip(images, assigned, strict=True) if split == name] for name in SPLITS
         }
@@ -106,18 +111,28 @@ def pack(
         "duplicates": len(hashes) - len(set(hashes)),
         "left_out_copies": assigned.count(None),
         "left_out": len(left_out),
-        "decisions": len(decisions),
+        "decisions": len(obeyed),
         "imbalance": round(max(train_classes.values()) / min(train_classes.values()), 4),
     }
-    return Packed(info, report, [{"file": as_text(name), "why": why} for name, why in sorted(left_out)])
+    rows: list[dict[str, object]] = [{"file": as_text(name), "why": why} for name, why in sorted(left_out)]
+    return Packed(info, report, rows, obeyed, None if near is None else _groups(images, near, assigned))
 
 
-def _near_duplicates(images: Sequence[Decoded], parts: Parts) -> list[int]:
-    """For each image the number of its group of near-duplicates."""
+def _groups(images: Sequence[Decoded], numbers: Sequence[int], assigned: Sequence[SplitName | None]) -> list[list[str]]:
+    """The names of the images of each group of two or more in the data set."""
+    groups: dict[int, list[str]] = {}
+    for image, number, split in zip(images, numbers, assigned, strict=True):
+        if split:
+            groups.setdefault(number, []).append(as_text(image.item.name))
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def _near_duplicates(images: Sequence[Decoded], parts: Parts) -> list[int] | None:
+    """For each image the number of its group of near-duplicates; None, after a warning, if no split is drawn."""
     if {image.item.split for image in images} >= {"val", "test"}:
         print("warning: data.group_duplicates changes nothing, because the source has its own splits; make audit lists "
               "near-duplicates across them", file=sys.stderr)  # fmt: skip
-        return []
+        return None
     pairs = find_near_duplicates(lambda i: parts.pixels(images[i].place), len(images))
     print(f"{len(pairs):,} pairs of near-duplicates or identical images get the same split each")
     return [int(group) for group in groups_of(pairs, len(images))]

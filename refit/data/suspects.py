@@ -1,61 +1,14 @@
-"""The suspects of an audit: pairs of near-duplicates and likely label errors, the worst first, each with the row of
-data/audit.csv that it proposes."""
+"""The suspects of an audit: pairs of near-duplicates and likely label errors, the worst first."""
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from dataclasses import replace
 
 import numpy as np
 
-from refit.artifacts.decisions import COLUMNS
-from refit.artifacts.files import csv_text
+from refit.artifacts.suspects import Prepared, Suspect
 from refit.data.duplicates import Pair
 from refit.data.label_errors import Floats, LabelSuspect, Numbers
 from refit.data.sources.source import SPLITS
-
-
-class Prepared(NamedTuple):
-    """A prepared image."""
-
-    file: str
-    label: str
-    split: str
-
-
-@dataclass(frozen=True)
-class Suspect:
-    rank: int
-    """From 1, among those of its kind."""
-    kind: Literal["label", "duplicate"]
-    image: Prepared
-    other: Prepared
-    """duplicate: the image to keep. label: the most similar image of the suggested class."""
-    suggested: str
-    """The class that it may be; empty for a duplicate."""
-    score: float
-    """duplicate: the similarity, up to 1, high is worse. label: the probability of its label, low is worse."""
-    mirrored: bool
-    shown: tuple[int, ...]
-    """Positions of the images that its pictures show: its own, that of `other`, and for a label the most similar image
-    of its own label, if there is one."""
-
-    def as_row(self) -> dict[str, object]:
-        """Of suspects.csv."""
-        return {
-            "rank": self.rank, "kind": self.kind, "file": self.image.file, "other": self.other.file,
-            "label": self.image.label, "suggested": self.suggested, "score": f"{self.score:.4f}",
-            "split": self.image.split, "other_label": self.other.label, "other_split": self.other.split,
-        }  # fmt: skip
-
-    def proposed(self) -> str:
-        """The row of data/audit.csv, for a person to take or not."""
-        if self.kind == "duplicate":
-            where = "" if self.other.split == self.image.split else f" in {self.other.split}"
-            where += "" if self.other.label == self.image.label else f", which is {self.other.label}"
-            values = (self.image.file, "drop", "", f"near-duplicate of {self.other.file}{where}")
-        else:
-            values = (self.image.file, "relabel", self.suggested, f"it was {self.image.label}")
-        return csv_text([dict(zip(COLUMNS, values, strict=True))]).partition("\n")[2].rstrip("\n")
 
 
 def duplicate_suspects(pairs: Sequence[Pair], images: Sequence[Prepared], kept: Collection[str]) -> list[Suspect]:
@@ -65,10 +18,9 @@ def duplicate_suspects(pairs: Sequence[Pair], images: Sequence[Prepared], kept: 
     found = []
     for pair in pairs:
         first, second = images[pair.first], images[pair.second]
-        positions = (pair.first, pair.second) if order[first.split] < order[second.split] else (pair.second, pair.first)
-        image, other = (images[i] for i in positions)
+        image, other = (first, second) if order[first.split] < order[second.split] else (second, first)
         if image.file not in kept and other.file not in kept:
-            found.append(Suspect(0, "duplicate", image, other, "", pair.similarity, pair.mirrored, positions))
+            found.append(Suspect(0, "duplicate", image, other, "", pair.similarity, pair.mirrored))
     found.sort(key=lambda one: (one.image.split == one.other.split, one.image.label == one.other.label, -one.score))
     return _ranked(found)
 
@@ -89,9 +41,9 @@ def label_suspects(
         alike = []
         for label in (suspect.suggested, labels[i]):
             candidates = of_class[label][of_class[label] != i]
-            alike += [int(candidates[(directions[candidates] @ directions[i]).argmax()])] if len(candidates) else []
-        suggested = classes[suspect.suggested]
-        found.append(Suspect(0, "label", images[i], images[alike[0]], suggested, suspect.score, False, (i, *alike)))
+            alike += [images[candidates[(directions[candidates] @ directions[i]).argmax()]]] if len(candidates) else []
+        suggested, of_its_own = classes[suspect.suggested], alike[1].file if len(alike) > 1 else ""
+        found.append(Suspect(0, "label", images[i], alike[0], suggested, suspect.score, False, of_its_own))
     return _ranked(found)
 
 

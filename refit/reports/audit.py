@@ -1,12 +1,13 @@
 """The page of an audit: a single HTML file with the suspects' pictures side by side, the worst first."""
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from refit.artifacts.files import write_bytes
-from refit.artifacts.paths import DECISIONS, SUSPECTS
+from refit.artifacts.paths import AUDIT, DECISIONS, PREPARED_PAGE, SUSPECTS
 from refit.artifacts.prepared import Pixels
-from refit.data.suspects import Suspect
+from refit.artifacts.suspects import Suspect
 from refit.reports.style import page_template
 from refit.reports.thumbnails import STYLE, thumbnail
 
@@ -19,18 +20,18 @@ def write_audit_page(
     images: int,
     duplicates: Sequence[Suspect],
     wrong: Sequence[Suspect],
-    pixels: Callable[[int], Pixels],
+    pixels: Callable[[str], Pixels],
     made_of: str,
 ) -> None:
     """Write the page. The same arguments give the same bytes.
 
     name: that of the data. images: how many were audited. duplicates, wrong: the suspects, the worst first. pixels:
-    gives those of the image at a position, uint8 (C, H, W). made_of: what label errors were found by.
+    gives those of an image by its name, uint8 (C, H, W). made_of: what label errors were found by.
     """
 
     def cards(suspects: Sequence[Suspect]) -> list[dict[str, object]]:
         return [
-            {"suspect": one, "pictures": [thumbnail(pixels(position)) for position in one.shown],
+            {"suspect": one, "pictures": [thumbnail(pixels(file)) for file in one.shown],
              "row": one.proposed()}
             for one in suspects[:SHOWN]
         ]  # fmt: skip
@@ -46,6 +47,7 @@ def write_audit_page(
         decisions=str(DECISIONS),
         suspects=SUSPECTS.name,
         cards_style=STYLE,
+        data_page=os.path.relpath(PREPARED_PAGE, AUDIT),
     )
     write_bytes(path, html.encode())
 
@@ -81,10 +83,12 @@ has all.</p>
 <h1>{{ duplicates | length | count }} pair{{ "s" if duplicates | length != 1 }} of near-duplicates, \
 {{ wrong | length | count }} label{{ "s" if wrong | length != 1 }} in doubt</h1>
 <p class="quiet">Of {{ images | count }} images of {{ name }}</p>
-<p>These are proposals. Look, and decide in <code>{{ decisions }}</code> with a row for an image: drop, relabel, or keep
-for one that is right, which is then no suspect any more. <code>dvc repro</code> obeys, and <code>make versus</code>
+<p>These are proposals. Look, and decide with keys in the page of <code>make decide</code>, or in
+<code>{{ decisions }}</code> with a row for an image: drop, relabel, or keep for one that is right, which is then no
+suspect any more. <code>dvc repro</code> obeys, and <code>make versus</code>
 shows what it was worth.</p>
-<nav><a href="#duplicates">Near-duplicates</a> <a href="#labels">Labels</a></nav>
+<nav><a href="#duplicates">Near-duplicates</a> <a href="#labels">Labels</a>
+<a href="{{ data_page }}">All of the data</a></nav>
 </header>
 <main>
 <h2 id="duplicates">Near-duplicates</h2>

@@ -9,7 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from refit.artifacts.files import write_bytes
+from refit.artifacts.paths import AUDIT_PAGE, DECISIONS, PREPARED_LEFT_OUT
 from refit.artifacts.prepared import DatasetInfo, ManifestRow, Split
+from refit.data.pack import Packed
 from refit.reports.style import page_template
 from refit.reports.thumbnails import STYLE, Thumbnail, thumbnail
 
@@ -17,9 +19,7 @@ EXAMPLES = 7  # images shown of each class
 MOST_CLASSES = 100  # whose images are shown: the page has at most a few megabytes
 _AVERAGED = 60  # images of a class in its mean image
 _SIDE = 96  # pixels of an example
-_LISTED = 100  # files left out, and groups of copies
-
-Rows = Sequence[Mapping[str, object]]
+_LISTED = 100  # rows of each table
 
 
 class _Class(NamedTuple):
@@ -33,14 +33,14 @@ class _Class(NamedTuple):
     """Training images at equal distances."""
 
 
-def write_data_report(
-    path: Path, info: DatasetInfo, train: Split, manifest: Sequence[ManifestRow], left_out: Rows
-) -> None:
+def write_data_report(path: Path, packed: Packed, train: Split, manifest: Sequence[ManifestRow]) -> None:
     """Write the page. The same arguments give the same bytes.
 
-    train: the images of the train split. manifest: a row for each image of the set. left_out: the files that are not in
-    it, each with `file` and `why`.
+    train: the images of the train split. manifest: a row for each image of the set.
     """
+    info, left_out, obeyed = packed.info, packed.left_out, sorted(packed.obeyed)
+    split_of = {row.name: row.split for row in manifest}
+    near = packed.near_duplicates
     by_class = Counter((row.label, row.split) for row in manifest)
     classes = [_class_of(label, name, info, train, by_class) for label, name in enumerate(info.classes)]
     copies = _copies(manifest)
@@ -52,11 +52,20 @@ def write_data_report(
         largest=max(one.total for one in classes),
         smallest=min(one.total for one in classes),
         sizes=_sizes(manifest),
-        reasons=Counter(str(row["why"]).partition(" of ")[0] for row in left_out).most_common(),
+        reasons=Counter(_reason(str(row["why"])) for row in left_out).most_common(),
         left_out=left_out[:_LISTED],
         left_out_count=len(left_out),
-        copies=copies[:_LISTED],
+        copies=[(group[0].split, [row.name for row in group]) for group in copies[:_LISTED]],
         copies_count=len(copies),
+        near=None if near is None else [(split_of[group[0]], group) for group in near[:_LISTED]],
+        near_count=len(near or ()),
+        kinds=Counter(decision.kind for decision in obeyed),
+        obeyed=obeyed[:_LISTED],
+        obeyed_count=len(obeyed),
+        decisions_file=DECISIONS,
+        left_out_file=PREPARED_LEFT_OUT,
+        audit_page=AUDIT_PAGE,
+        audit_link=AUDIT_PAGE.relative_to(DECISIONS.parent),
         cards_style=STYLE,
     )
     write_bytes(path, html.encode())
@@ -93,6 +102,12 @@ def _sizes(manifest: Sequence[ManifestRow]) -> dict[str, str]:
     }
 
 
+def _reason(why: str) -> str:
+    """Why a file was left out, without what is true of this one alone."""
+    dropped = f"dropped by {DECISIONS}"
+    return dropped if why.startswith(dropped) else why.partition(" of ")[0]
+
+
 def _copies(manifest: Sequence[ManifestRow]) -> list[list[ManifestRow]]:
     """The images with the same pixels, in groups of two or more."""
     groups: dict[str, list[ManifestRow]] = {}
@@ -106,18 +121,34 @@ _HTML = """\
 <style>
 {{ style | safe }}
 {{ cards_style | safe }}
+  .headline { grid-template-columns: repeat(auto-fit, minmax(8.5rem, 1fr)); }
   .examples { display: flex; flex-wrap: wrap; gap: .35rem; margin: .4rem 0 1.2rem; }
   .examples img { width: 6rem; height: 6rem; object-fit: contain; border-radius: .3rem; }
   .examples img:first-child { margin-right: .8rem; outline: 2px solid var(--bar); }
 </style>
 </head>
 <body>
+{% macro more(shown, all) %}
+{% if shown | length < all %}
+<p class="quiet">The first {{ shown | length | count }} of {{ all | count }}.</p>
+{% endif %}
+{% endmacro %}
+{% macro groups(shown, all) %}
+{% if shown %}
+<div class="scroll"><table class="text"><tbody>
+{% for split, names in shown %}
+<tr><td>{{ split }}</td><td>{{ names | join(", ") }}</td></tr>
+{% endfor %}
+</tbody></table></div>
+{{ more(shown, all) }}
+{% endif %}
+{% endmacro %}
 <header>
 <h1>{{ images | count }} images of {{ classes | length | count }} classes</h1>
 <p class="quiet">Data set <code>{{ info.sha256 }}</code></p>
 <nav>
   <a href="#classes">Classes</a> <a href="#images">Images</a> <a href="#sizes">Sizes</a> <a href="#copies">Copies</a>
-  <a href="#left_out">Left out</a>
+  <a href="#left_out">Left out</a> <a href="#decisions">Decisions</a>
 </nav>
 </header>
 <main>
@@ -128,6 +159,7 @@ _HTML = """\
   <div><dt>Largest class</dt><dd>{{ largest | count }}</dd><dd class="quiet">the smallest has \
 {{ smallest | count }}</dd></div>
   <div><dt>Left out</dt><dd>{{ left_out_count | count }}</dd><dd class="quiet">files</dd></div>
+  <div><dt>Decisions</dt><dd>{{ obeyed_count | count }}</dd><dd class="quiet">about single images</dd></div>
 </dl>
 
 <h2 id="classes">Classes</h2>
@@ -162,14 +194,21 @@ alt="{{ "the mean of" if loop.first else "an image of" }} {{ one.name }}">
 
 <h2 id="copies">Copies</h2>
 {% if copies %}
-<p class="quiet">{{ copies_count | count }} groups of images have the same pixels. They are all in one split.</p>
-<div class="scroll"><table class="text"><tbody>
-{% for group in copies %}
-<tr><td>{{ group[0].split }}</td><td>{{ group | map(attribute="name") | join(", ") }}</td></tr>
-{% endfor %}
-</tbody></table></div>
+<p class="quiet">{{ copies_count | count }} group{{ "s" if copies_count != 1 }} of images with the same pixels, each \
+in one split.</p>
+{{ groups(copies, copies_count) }}
 {% else %}
 <p class="quiet">None: no two images of a split have the same pixels.</p>
+{% endif %}
+{% if near is none %}
+<p class="quiet">Near-duplicates, and labels in doubt, are not looked for here. <code>make audit</code> lists them with
+pictures in <a href="{{ audit_link }}">{{ audit_page }}</a>.</p>
+{% else %}
+<p class="quiet">{{ near_count | count }} group{{ "s" if near_count != 1 }} of near-duplicates, identical images \
+among them, each in one split (<code>data.group_duplicates</code>).</p>
+{{ groups(near, near_count) }}
+<p class="quiet">Labels in doubt are not looked for here. <code>make audit</code> lists them with pictures in
+<a href="{{ audit_link }}">{{ audit_page }}</a>.</p>
 {% endif %}
 
 <h2 id="left_out">Left out</h2>
@@ -181,10 +220,27 @@ alt="{{ "the mean of" if loop.first else "an image of" }} {{ one.name }}">
 {% endfor %}
 </tbody></table></div>
 {% if left_out | length < left_out_count %}
-<p class="quiet">The first {{ left_out | length | count }}; prepared_left_out.csv beside this page has all.</p>
+<p class="quiet">The first {{ left_out | length | count }}; {{ left_out_file }} has all.</p>
 {% endif %}
 {% else %}
 <p class="quiet">Nothing: every file of the source is in the data set.</p>
+{% endif %}
+
+<h2 id="decisions">Decisions</h2>
+{% if obeyed %}
+<p class="quiet">What people decided about single images in <code>{{ decisions_file }}</code>, and this data set obeys:
+{% for kind, count in kinds | dictsort %}{{ count | count }} {{ kind }}{{ ", " if not loop.last }}{% endfor %}.</p>
+<div class="scroll"><table class="text">
+<thead><tr><th>file</th><th>decision</th><th>why</th></tr></thead>
+<tbody>
+{% for one in obeyed %}
+<tr><td>{{ one.file }}</td><td>{{ one.kind }}{{ " to " ~ one.label if one.label }}</td><td>{{ one.why }}</td></tr>
+{% endfor %}
+</tbody></table></div>
+{{ more(obeyed, obeyed_count) }}
+{% else %}
+<p class="quiet">None: <code>{{ decisions_file }}</code> has no decision about an image of this source. After
+<code>make audit</code>, <code>make decide</code> shows the suspects one by one.</p>
 {% endif %}
 </main>
 </body>

@@ -18,6 +18,8 @@ from refit.artifacts.paths import (
     PREDICTIONS_PAGE,
     PREDICTIONS_SUMMARY,
     PREPARED,
+    PREPARED_PAGE,
+    PREPARED_REPORT,
     REPORT,
     TEST,
 )
@@ -117,6 +119,7 @@ def read_facts(root: Path = Path()) -> list[Fact]:
         *(_head_alone(data, fit) if run else []),
         Fact("model", f"{MODEL}, sha256 {model_name(sha256)}"),
         Fact("report", str(REPORT), (root / REPORT).resolve().as_uri()),
+        *_data_report(root),
         *_prediction_facts(root, sha256),
         *mlflow_facts(run),
         *(Fact("advice", f"{finding['what']}. What may help: {finding['remedy']}") for finding in found["findings"]),
@@ -212,6 +215,17 @@ def read_steps(root: Path = Path()) -> list[Step]:
             else []
         ),
     ]
+
+
+def _data_report(root: Path) -> list[Fact]:
+    """The page of the data, and what the listing of the source and people's decisions changed, if anything."""
+    if not (root / PREPARED_REPORT).is_file():
+        return []
+    counts = read_json(root / PREPARED_REPORT, "dvc repro prepare")
+    named = {"left_out": "left out", "decisions": "decisions obeyed"}
+    told = ", ".join(f"{counts[key]:,} {name}" for key, name in named.items() if counts.get(key))
+    text = f"{PREPARED_PAGE}: {told}" if told else str(PREPARED_PAGE)
+    return [Fact("data report", text, (root / PREPARED_PAGE).resolve().as_uri())]
 
 
 def _prediction_facts(root: Path, sha256: str) -> list[Fact]:

@@ -95,7 +95,8 @@ def test_the_page_shows_the_pictures_of_each_suspect_and_needs_no_other_file(pla
     pictures = re.findall(r'<img src="data:image/jpeg;base64,([^"]+)"', html)
     assert len(pictures) == 2 * len(of_kind(rows, "duplicate")) + 3 * len(of_kind(rows, "label"))
     assert Image.open(io.BytesIO(base64.b64decode(pictures[0]))).size == (SIDE, SIDE)
-    assert not re.search(r'(src|href)="(?!data:|#)', html)
+    assert re.findall(r'(?:src|href)="(?!data:|#)(.*?)"', html) == ["../prepared_report.html"], "which is there too"
+    assert PAGE.parent.joinpath("../prepared_report.html").is_file()
     places = [html.index(row["file"]) for row in of_kind(rows, "label")[:3]]
     assert places == sorted(places), "the worst first"
     before = PAGE.read_bytes(), SUSPECTS.read_bytes()
@@ -148,3 +149,11 @@ def test_without_a_prepared_data_set_the_error_says_what_to_run(workspace: Path,
     (workspace / "params.yaml").write_text(yaml.safe_dump(values({})))
     with pytest.raises(UserError, match="run: dvc repro prepare"):
         run_audit(workspace)
+
+
+def test_an_audit_without_suspects_writes_a_list_with_its_header_alone(planted: Path) -> None:
+    rows = run_audit(planted)
+    keep = [f"{name},keep,,\n" for name in sorted({row[which] for row in rows for which in ("file", "other")})]
+    (planted / "data/audit.csv").write_text("file,decision,label,why\n" + "".join(keep))
+    assert run_audit(planted) == []
+    assert SUSPECTS.read_text() == ",".join(rows[0]) + "\n"

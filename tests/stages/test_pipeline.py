@@ -196,6 +196,8 @@ def test_mlflow_holds_one_run_of_the_model_with_its_parameters_fit_and_test(proj
     told = {name: value for name, value in kept.items() if name == "epoch" or name.startswith("val_")}
     assert {name: run["tags"][f"best_{name}"] for name in told} == {name: f"{told[name]:.6g}" for name in told}
     assert run["tags"]["changed_params"] == "max_epochs=3"
+    (page,) = project.root.glob("mlruns/**/artifacts/data/prepared_report.html")
+    assert page.read_bytes() == (project.root / "data/prepared_report.html").read_bytes()
 
 
 def test_experiments_run_in_a_temporary_folder_and_from_the_queue(project: Project) -> None:

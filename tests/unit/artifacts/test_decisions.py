@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from refit.artifacts.decisions import Decision, read_decisions
+from refit.artifacts.decisions import Decision, decide, read_decisions
 from refit.runtime.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -65,3 +65,46 @@ def test_a_fault_is_one_line_that_names_the_row(content: bytes, fault: str, file
         read_decisions(file)
     (line,) = str(raised.value).replace(str(file), "data/audit.csv").splitlines()
     assert line.startswith(f"data/audit.csv, {fault}")
+
+
+def test_a_decision_is_written_in_the_order_of_the_files_and_the_others_stay(file: Path) -> None:
+    file.write_text('who,file,decision,label,why\nme,z.jpg,keep,,looks odd\nme,"a,b.jpg",drop,,blurred\n')
+    assert decide("m.jpg", Decision("m.jpg", "relabel", "cat", "it was dog"), file) is None
+    rows = ["who,file,decision,label,why", 'me,"a,b.jpg",drop,,blurred', ",m.jpg,relabel,cat,it was dog",
+            "me,z.jpg,keep,,looks odd", ""]  # fmt: skip
+    assert file.read_text() == "\n".join(rows)
+
+
+def test_the_same_decisions_in_another_order_are_the_same_bytes(file: Path, tmp_path: Path) -> None:
+    made = [Decision("b.jpg", "drop", "", ""), Decision("a.jpg", "keep", "", ""), Decision("c.jpg", "relabel", "x", "")]
+    for decision in made:
+        decide(decision.file, decision, file)
+    other = tmp_path / "other.csv"
+    for decision in reversed(made):
+        decide(decision.file, decision, other)
+    assert file.read_bytes() == other.read_bytes()
+
+
+def test_a_decision_takes_the_place_of_an_earlier_one_and_can_be_taken_back(file: Path) -> None:
+    file.write_bytes(HEADER + b"a.jpg,keep,,by hand\nb.jpg,drop,,\n")
+    before = file.read_bytes()
+    assert decide("a.jpg", Decision("a.jpg", "keep", "", "another reason"), file) == read_decisions(file)[0]
+    assert file.read_bytes() == before, "it says so already"
+    earlier = decide("a.jpg", Decision("a.jpg", "drop", "", ""), file)
+    assert [one.kind for one in read_decisions(file)] == ["drop", "drop"]
+    decide("a.jpg", earlier, file)
+    assert file.read_bytes() == before
+    decide("c.jpg", Decision("c.jpg", "drop", "", ""), file)
+    decide("c.jpg", None, file)
+    assert file.read_bytes() == before
+
+
+def test_a_file_with_a_fault_and_a_name_that_it_cannot_hold_are_refused_and_nothing_is_written(file: Path) -> None:
+    file.write_bytes(HEADER + b"a.jpg,delete,,\n")
+    with pytest.raises(UserError, match="the decision 'delete' is unknown"):
+        decide("b.jpg", Decision("b.jpg", "drop", "", ""), file)
+    assert file.read_bytes() == HEADER + b"a.jpg,delete,,\n"
+    file.write_bytes(HEADER)
+    with pytest.raises(UserError, match="begins or ends with a space; rename the file"):
+        decide(" b.jpg", Decision(" b.jpg", "drop", "", ""), file)
+    assert file.read_bytes() == HEADER

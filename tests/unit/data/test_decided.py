@@ -47,7 +47,7 @@ def test_an_empty_list_and_a_kept_image_change_no_byte(rows: str, decided: Decid
     photos(tmp_path / "raw")
     decided(None)
     (tmp_path / "packed").rename(tmp_path / "before")
-    decided(rows)
+    assert decided(rows).near_duplicates is None
     assert contents(tmp_path / "packed") == contents(tmp_path / "before")
 
 
@@ -93,20 +93,56 @@ def test_an_image_that_cannot_be_decoded_can_be_dropped(decided: Decide, tmp_pat
     assert packed.report["skipped"] == 0
 
 
-@pytest.mark.parametrize(
-    ("row", "fault"),
-    [
-        ("cat/0003.png,drop,,", "line 2, cat/0003.png: the source has no such image; did you mean cat/03.png?"),
-        ("cat/03.png,relabel,dgo,", "line 2, cat/03.png: 'dgo' is not one of the classes cat, dog"),
-    ],
-)
-def test_a_file_or_a_class_that_the_source_does_not_have_stops_it(
-    row: str, fault: str, decided: Decide, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("file", ["cat/03.png", "cat/gone.png"])
+def test_a_class_that_the_source_does_not_have_stops_it(file: str, decided: Decide, tmp_path: Path) -> None:
     photos(tmp_path / "raw")
     with pytest.raises(UserError) as raised:
-        decided(f"{row}\n")
-    assert str(raised.value).startswith(f"data/audit.csv, {fault}")
+        decided(f"{file},relabel,dgo,\n")
+    assert str(raised.value).startswith(f"data/audit.csv, line 2, {file}: 'dgo' is not one of the classes cat, dog")
+
+
+def test_a_decision_about_a_file_that_left_the_source_is_named_and_changes_nothing(
+    decided: Decide, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos(tmp_path / "raw")
+    rows = "cat/03.png,drop,,blurred\ncat/77.png,drop,,\nemu/1.png,keep,,\n"
+    packed = decided(rows)
+    warning, *lines = capsys.readouterr().err.splitlines()
+    assert warning.startswith("warning: data/audit.csv: 2 decisions are about files that the source does not have")
+    assert lines == ["  line 3: cat/77.png", "  line 4: emu/1.png"], "its neighbours are other images"
+    assert [decision.file for decision in packed.obeyed] == ["cat/03.png"]
+    assert packed.report["decisions"] == 1
+    assert [row["file"] for row in packed.left_out] == ["cat/03.png"]
+
+
+@pytest.mark.parametrize(
+    ("written", "near"),
+    [
+        ("cat/0003.png", "cat/03.png"),
+        ("Cat/03.PNG", "cat/03.png"),
+        ("cat/03.jpeg", None),  # decided about, as the second row
+        ("dgo/03.png", "dog/03.png"),
+        ("cat/99.png", None),
+    ],
+)
+def test_the_warning_names_a_near_image_that_is_not_decided_about(
+    written: str, near: str | None, decided: Decide, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos(tmp_path / "raw")
+    other = "cat/03.png,keep,,\n" if written == "cat/03.jpeg" else ""
+    decided(f"{written},drop,,\n{other}")
+    assert capsys.readouterr().err.splitlines()[1:] == [
+        f"  line 2: {written}" + (f"; did you mean {near}?" if near else "")
+    ]
+
+
+def test_many_decisions_about_files_that_are_gone_are_listed_in_part(
+    decided: Decide, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos(tmp_path / "raw")
+    decided("".join(f"gone/{number}.jpg,keep,,\n" for number in range(100, 130)))
+    lines = capsys.readouterr().err.splitlines()
+    assert (len(lines), lines[-1]) == (22, "  and 10 more")
 
 
 def test_prepare_obeys_and_says_how_many_decisions_of_each_kind(
@@ -143,6 +179,8 @@ def test_near_duplicates_get_the_same_split_only_if_asked_for(
     plant_near_duplicates(tmp_path / "raw")
     packed = decided(group_duplicates=True)
     assert straddling(tmp_path) == 0
+    pairs = [[f"{name}/{i:02}.png", f"{name}/{i:02}_cropped.png"] for name in ("cat", "dog") for i in range(20)]
+    assert sorted(map(sorted, packed.near_duplicates or [])) == pairs
     assert min(packed.info.counts.values()) > 0
     (tmp_path / "packed").rename(tmp_path / "grouped")
     monkeypatch.setitem(sys.modules, "imagehash", None)  # as where the extra is not installed

@@ -132,6 +132,18 @@ def test_markdown_is_one_table_with_a_link_to_the_report(repository: Path) -> No
     assert f"| report | [data/evaluation/report.html]({report}) |" in lines
 
 
+def test_the_page_of_the_data_is_linked_and_says_what_was_left_out_and_decided(repository: Path) -> None:
+    assert "data report" not in as_markdown(read_facts())
+    page = (repository / "data/prepared_report.html").as_uri()
+    for counts, told in (
+        ({"left_out": 0, "decisions": 0}, "data/prepared_report.html"),
+        ({"left_out": 1200, "decisions": 3}, "data/prepared_report.html: 1,200 left out, 3 decisions obeyed"),
+    ):
+        (repository / "data/prepared_report.json").write_text(json.dumps(counts))
+        assert f"| data report | [{told}]({page}) |" in as_markdown(read_facts()).splitlines()
+    assert len(as_text(read_facts(), read_steps()).splitlines()) <= 26
+
+
 def test_the_summary_can_be_written_from_another_folder(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir("/")
     assert "0.9861" in as_text(read_facts(repository), read_steps(repository))
