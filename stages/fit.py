@@ -18,7 +18,7 @@ from refit.artifacts.model import model_name, write_model
 from refit.artifacts.paths import BATCH, FEATURES, FIT, HISTORY, LEARNING_RATE, MODEL
 from refit.artifacts.prepared import DatasetInfo, read_info, read_split
 from refit.batches.augment import full_size_batch
-from refit.batches.datamodule import Batch, PreparedData
+from refit.batches.datamodule import Batch, PreparedData, WeightedBatch
 from refit.params import Params, load_params
 from refit.params.reads import READS
 from refit.runtime.errors import UserError
@@ -112,12 +112,13 @@ def fit_head(
     assert isinstance(system, Classifier)  # checked by the rules
     backbone = backbone_sha256(system)
 
-    def all_of(split: str) -> Batch:
+    def all_of(split: str) -> Batch | WeightedBatch:
         features = read_features(split, backbone, info.sha256)
         if features is None:
             raise UserError(f"{FEATURES} is of another network or of other images; run: dvc repro features")
-        labels = read_split(split, mapped=True).labels[: len(features)]  # a debug run computes fewer
-        return Batch(torch.from_numpy(features), torch.from_numpy(labels))
+        known, count = read_split(split, mapped=True), len(features)  # a debug run computes fewer
+        batch = Batch(torch.from_numpy(features), torch.from_numpy(known.labels[:count]))
+        return batch if known.weights is None else WeightedBatch(*batch, torch.from_numpy(known.weights[:count]))
 
     return train_head(system, all_of("train"), all_of("val"), params.fit, params.trainer, loggers)
 

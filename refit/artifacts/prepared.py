@@ -3,7 +3,8 @@
 It is a folder with `SPLIT_images.npy`, uint8 (N, C, H, W), and `SPLIT_labels.npy`, int64 (N,), for each split;
 `dataset.json`; and `manifest.parquet`, one row per image. A split is one array, so a batch is one indexing operation.
 Large arrays are memory-mapped. If `data.storage` is encoded, `SPLIT_index.npy` and the shards in `SPLIT_images/` are in
-the place of `SPLIT_images.npy`, as encoded.py says.
+the place of `SPLIT_images.npy`, as encoded.py says. If the source gives the training images different weights,
+`train_weights.npy` has them, float32 (N,).
 """
 
 from collections import Counter
@@ -23,6 +24,7 @@ from refit.runtime.errors import UserError
 
 Color = Literal["grey", "rgb"]
 Pixels = npt.NDArray[np.uint8]
+Weights = npt.NDArray[np.float32]
 Images = Pixels | EncodedImages
 
 FORMAT = 1
@@ -38,6 +40,8 @@ class Split:
     """uint8 (N, C, H, W); memory-mapped if it is large."""
     labels: npt.NDArray[np.int64]
     """(N,)."""
+    weights: Weights | None = None
+    """(N,), with a mean of 1: how much each image counts in the training loss. None: all the same."""
 
     def first(self, images: int) -> "Split":
         return Split(self.images[:images], self.labels[:images])
@@ -122,12 +126,14 @@ def _read_column(column: str, splits: Sequence[str], folder: Path) -> list[str]:
 def read_split(name: str, folder: Path = PREPARED, *, mapped: bool = False) -> Split:
     """The images and labels of `train`, `val` or `test`. If `mapped`, the images are not read before they are used."""
     labels, images = np.load(folder / f"{name}_labels.npy"), folder / f"{name}_images.npy"
+    file = folder / f"{name}_weights.npy"
+    weights = np.load(file) if file.exists() else None
     if not images.exists():
         channels, height, width = read_info(folder).shape
-        return Split(EncodedImages(folder, name, (channels, height, width)), labels)
+        return Split(EncodedImages(folder, name, (channels, height, width)), labels, weights)
     # Mapped copy-on-write, because PyTorch has no read-only tensors; nothing writes to them.
     mode: Literal["c"] | None = "c" if mapped or images.stat().st_size > READ_AT_ONCE else None
-    return Split(np.load(images, mmap_mode=mode), labels)
+    return Split(np.load(images, mmap_mode=mode), labels, weights)
 
 
 def pixels_in(folder: Path, rows: Sequence[ManifestRow]) -> Callable[[str], Pixels]:

@@ -33,6 +33,17 @@ class Batch(NamedTuple):
     """int64 (B,)."""
 
 
+class WeightedBatch(NamedTuple):
+    """A training batch of a data set whose images have different weights."""
+
+    images: Tensor
+    """uint8 (B, C, H, W)."""
+    labels: Tensor
+    """int64 (B,)."""
+    weights: Tensor
+    """float32 (B,): how much each image counts in the loss; their mean over the training images is 1."""
+
+
 class MixedBatch(NamedTuple):
     """A training batch after mixup or cutmix, where each image contains pixels of another one."""
 
@@ -46,6 +57,19 @@ class MixedBatch(NamedTuple):
     """float32 (B,): weight of each image's own label; the other label has the rest, 1 - lam."""
 
 
+class WeightedMixedBatch(NamedTuple):
+    """A MixedBatch of a data set whose images have different weights."""
+
+    images: Tensor
+    labels: Tensor
+    other_labels: Tensor
+    lam: Tensor
+    weights: Tensor
+    """float32 (B,): of the images themselves."""
+    other_weights: Tensor
+    """float32 (B,): of the images that were mixed in."""
+
+
 class DrawnBatch(NamedTuple):
     """A training batch before augmentation."""
 
@@ -55,13 +79,17 @@ class DrawnBatch(NamedTuple):
     """int64 (B,)."""
     draws: Draws
     """Random choices for each image."""
+    weights: Tensor | None = None
+    """float32 (B,), if the images have different weights."""
 
 
-AnyBatch = Batch | MixedBatch | DrawnBatch
+Mixed = MixedBatch | WeightedMixedBatch
+TrainBatch = Batch | WeightedBatch | Mixed
+AnyBatch = TrainBatch | DrawnBatch
 SomeBatch = TypeVar("SomeBatch", bound=AnyBatch)
 
 
-def augmented(batch: AnyBatch, augmentation: AugmentParams) -> Batch | MixedBatch:
+def augmented(batch: AnyBatch, augmentation: AugmentParams) -> TrainBatch:
     """Augment a DrawnBatch; any other batch is returned unchanged.
 
     Mixing needs one extra image: image i is mixed with image i + 1, and the last one is then dropped.
@@ -70,15 +98,26 @@ def augmented(batch: AnyBatch, augmentation: AugmentParams) -> Batch | MixedBatc
         return batch
     images = augment(batch.images, batch.draws, augmentation)
     if batch.draws.lam is None or batch.draws.box is None:
-        return Batch(images, batch.labels)
+        return _batch(images, batch.labels, batch.weights)
     lam, box = batch.draws.lam[:-1], batch.draws.box[:-1]
-    return MixedBatch(mix(images, lam, box, augmentation), batch.labels[:-1], batch.labels[1:], lam)
+    mixed = MixedBatch(mix(images, lam, box, augmentation), batch.labels[:-1], batch.labels[1:], lam)
+    if batch.weights is None:
+        return mixed
+    return WeightedMixedBatch(*mixed, batch.weights[:-1], batch.weights[1:])
 
 
-def _pinned(batch: Batch | DrawnBatch) -> Batch | DrawnBatch:
+def _batch(images: Tensor, labels: Tensor, weights: Tensor | None) -> Batch | WeightedBatch:
+    return Batch(images, labels) if weights is None else WeightedBatch(images, labels, weights)
+
+
+def _pinned(batch: Batch | WeightedBatch | DrawnBatch) -> Batch | WeightedBatch | DrawnBatch:
     """The batch in page-locked memory, from which a CUDA device copies asynchronously."""
-    pinned = Batch(batch.images.pin_memory(), batch.labels.pin_memory())
-    return DrawnBatch(*pinned, batch.draws.each(Tensor.pin_memory)) if isinstance(batch, DrawnBatch) else pinned
+    if not isinstance(batch, DrawnBatch):
+        return type(batch)(*(part.pin_memory() for part in batch))
+    weights = None if batch.weights is None else batch.weights.pin_memory()
+    return DrawnBatch(
+        batch.images.pin_memory(), batch.labels.pin_memory(), batch.draws.each(Tensor.pin_memory), weights
+    )
 
 
 def _tensors(split: Split, device: torch.device) -> tuple[Tensor | EncodedImages, Tensor]:
@@ -133,6 +172,7 @@ class TrainLoader:
         assert effective_batch % (batch_size * world_size) == 0, (effective_batch, batch_size, world_size)
         self.device = device
         self.images, self.labels = _tensors(split, device)
+        self.weights = None if split.weights is None else torch.from_numpy(split.weights).to(self.labels.device)
         self.reads_disk = isinstance(split.images, np.memmap | EncodedImages)  # to make a batch
         self.batch_size = batch_size
         self.used = len(self.labels) // effective_batch * effective_batch
@@ -180,14 +220,15 @@ class TrainLoader:
             self.position += 1
             yield batch
 
-    def _gather(self, order: Tensor, draws: Draws | None, first: int) -> Iterator[Batch | DrawnBatch]:
+    def _gather(self, order: Tensor, draws: Draws | None, first: int) -> Iterator[Batch | WeightedBatch | DrawnBatch]:
         """The batches of this process, from number `first` on. A batch to be mixed has one extra image."""
         extra = 1 if self.augmentation.mixup or self.augmentation.cutmix else 0
         stride = self.batch_size * self.world_size
         for start in range(first * stride + self.rank * self.batch_size, self.used, stride):
             indices = order[start : start + self.batch_size + extra]
-            batch = Batch(take(self.images, indices), self.labels[indices])
-            yield DrawnBatch(*batch, draws.take(indices)) if draws else batch
+            images, labels = take(self.images, indices), self.labels[indices]
+            weights = None if self.weights is None else self.weights[indices]
+            yield DrawnBatch(images, labels, draws.take(indices), weights) if draws else _batch(images, labels, weights)
 
 
 class EvaluationLoader:
@@ -265,8 +306,8 @@ class PreparedData(pl.LightningDataModule):
         self.seed = seed
 
     def only(self, rows: npt.NDArray[np.int64]) -> None:
-        """Train and validate only on these rows of the train split, without augmentation: on the same pixels, so
-        validation too is at the size that images are trained at."""
+        """Train and validate only on these rows of the train split, without augmentation and weights: on the same
+        pixels, so validation too is at the size that images are trained at."""
         self.train = Split(self.train.images[rows], self.train.labels[rows])
         self.augmentation = AugmentParams(train_size=self.augmentation.train_size)
         images = at_trained_size(torch.from_numpy(self.train.images), self.augmentation).numpy()
@@ -302,5 +343,5 @@ class PreparedData(pl.LightningDataModule):
         device = trainer.strategy.root_device
         return EvaluationLoader(self.val, batch_size, device, trainer.global_rank, trainer.world_size)
 
-    def on_after_batch_transfer(self, batch: AnyBatch, dataloader_idx: int) -> Batch | MixedBatch:
+    def on_after_batch_transfer(self, batch: AnyBatch, dataloader_idx: int) -> TrainBatch:
         return augmented(batch, self.augmentation)

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from refit.artifacts.decisions import Decision
 from refit.artifacts.encoded import check_bucket, write_encoded
 from refit.artifacts.files import as_text, write_json
-from refit.artifacts.prepared import FORMAT, Color, DatasetInfo, Pixels, read_names, write_pixels
+from refit.artifacts.prepared import FORMAT, Color, DatasetInfo, Pixels, Weights, read_names, write_pixels
 from refit.data.decided import as_decided, warning_of_gone
 from refit.data.decoding import Decoded, Form, Outcome, Parts, decode_all
 from refit.data.duplicates import find_near_duplicates, groups_of
@@ -86,6 +86,9 @@ def pack(
         _check_classes(classes, splits, data)
         for name, members in splits.items():
             _write_split(folder, name, members, parts, data.shards)
+        if (weights := _weights(splits["train"])) is not None:
+            np.save(folder / "train_weights.npy", weights)
+            print(f"the training loss weights the images: {weights.min():.3g} to {weights.max():.3g} times the mean")
     form = parts.form
     _write_manifest(folder / "manifest.parquet", classes, splits)
     mean, std = _channel_statistics(splits["train"], form)
@@ -259,6 +262,12 @@ def _write_split(folder: Path, name: str, members: Sequence[Decoded], parts: Par
         write_pixels(folder, name, contents, shape)
 
 
+def _weights(members: Sequence[Decoded]) -> Weights | None:
+    """Those of the images, scaled to a mean of 1; None if all are the same, which is no weighting."""
+    weights = np.array([image.item.weight for image in members])
+    return None if np.all(weights == weights[0]) else (weights / weights.mean()).astype(np.float32)
+
+
 def _write_manifest(path: Path, classes: Sequence[str], splits: dict[SplitName, list[Decoded]]) -> None:
     images = [image for members in splits.values() for image in members]
     columns = {
@@ -286,4 +295,6 @@ def _content_hash(classes: Sequence[str], splits: dict[SplitName, list[Decoded]]
     lines += [
         f"{name} {image.digest.sha256} {image.item.label}" for name, members in splits.items() for image in members
     ]
+    if (weights := _weights(splits["train"])) is not None:
+        lines += [f"weight {weight}" for weight in weights.tolist()]
     return hashlib.sha256("\n".join(lines).encode("utf-8", "backslashreplace")).hexdigest()

@@ -7,7 +7,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
-from refit.batches.datamodule import EVALUATION_FACTOR, Batch, EvaluationLoader, PreparedData
+from refit.batches.datamodule import EVALUATION_FACTOR, Batch, EvaluationLoader, PreparedData, WeightedBatch
 from refit.params import OptimizerParams
 from refit.systems.networks import Normalize, conv
 from refit.systems.system import System
@@ -54,8 +54,9 @@ class Autoencoder(System):
             "embedding": embedding.float(),
         }
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        loss = self._errors(batch.images, self.decoder(self.network(batch.images))).mean()
+    def training_step(self, batch: Batch | WeightedBatch, batch_idx: int) -> Tensor:
+        errors = self._errors(batch.images, self.decoder(self.network(batch.images)))
+        loss = (batch.weights * errors if isinstance(batch, WeightedBatch) else errors).mean()
         self.add_train_metrics(len(batch.images), (loss.detach() * len(batch.images))[None])
         return loss
 

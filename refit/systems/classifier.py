@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
-from refit.batches.datamodule import Batch, MixedBatch, PreparedData
+from refit.batches.datamodule import Batch, Mixed, PreparedData, TrainBatch, WeightedBatch, WeightedMixedBatch
 from refit.params import LossParams, OptimizerParams
 from refit.systems.system import System
 from refit.tasks.task import TASKS, Task
@@ -30,8 +30,8 @@ class Classifier(System):
         """`network` maps uint8 images (N, C, H, W) to logits (N, classes). With `test_time_flip` the logits of each
         image and its mirror image are averaged. `optimizer`, `loss` and `learning_rate` are needed for training only.
 
-        Label smoothing, class weights and mixed labels change the training loss and train_loss; val_loss is the plain
-        loss. Raises UserError if loss.class_weights is a list whose length is not `classes`.
+        Label smoothing, weights of classes and images, and mixed labels change the training loss and train_loss;
+        val_loss is the plain loss. Raises UserError if loss.class_weights is a list whose length is not `classes`.
         """
         self.task_name = task
         self.train_metrics = ("loss", self.task.SCORE)
@@ -71,7 +71,7 @@ class Classifier(System):
             balanced = images.sum() / (len(images) * np.maximum(images, 1))
             self.class_weights.copy_(torch.from_numpy(balanced))
 
-    def training_step(self, batch: Batch | MixedBatch, batch_idx: int) -> Tensor:
+    def training_step(self, batch: TrainBatch, batch_idx: int) -> Tensor:
         logits = self.network(batch.images)
         loss = self.training_loss(logits, batch)
         with torch.no_grad():
@@ -84,13 +84,18 @@ class Classifier(System):
         self.update_val_metric("loss", self.task.loss(logits, batch.labels, reduction="none"))
         self.update_val_metric(self.task.SCORE, logits, batch.labels)
 
-    def training_loss(self, logits: Tensor, batch: Batch | MixedBatch) -> Tensor:
-        """The mean loss, with label smoothing and class weights, of logits (B, classes)."""
+    def training_loss(self, logits: Tensor, batch: TrainBatch) -> Tensor:
+        """The mean loss, with label smoothing and the weights of classes and images, of logits (B, classes)."""
         if self.class_weights is None and isinstance(batch, Batch):
             return self.task.loss(logits, batch.labels, label_smoothing=self.label_smoothing)
         losses = self._losses(logits, batch.labels)
-        if isinstance(batch, MixedBatch):
-            losses = batch.lam * losses + (1 - batch.lam) * self._losses(logits, batch.other_labels)
+        if isinstance(batch, WeightedBatch | WeightedMixedBatch):
+            losses = batch.weights * losses
+        if isinstance(batch, Mixed):
+            others = self._losses(logits, batch.other_labels)
+            if isinstance(batch, WeightedMixedBatch):
+                others = batch.other_weights * others
+            losses = batch.lam * losses + (1 - batch.lam) * others
         # Divide by the number of images, not by the sum of their weights, so that accumulated micro-batches give the
         # same step as one batch.
         return losses.mean()
@@ -98,10 +103,10 @@ class Classifier(System):
     def _losses(self, logits: Tensor, labels: Tensor) -> Tensor:
         return self.task.loss(logits, labels, self.class_weights, self.label_smoothing, reduction="none")
 
-    def _score(self, logits: Tensor, batch: Batch | MixedBatch) -> Tensor:
+    def _score(self, logits: Tensor, batch: TrainBatch) -> Tensor:
         """Sum over the images; the score of a mixed image is the mean over its two labels, weighted by lam."""
         scores = self.task.scores(logits, batch.labels)
-        if isinstance(batch, Batch):
+        if not isinstance(batch, Mixed):
             return scores.sum()
         return (batch.lam * scores + (1 - batch.lam) * self.task.scores(logits, batch.other_labels)).sum()
 

@@ -14,7 +14,7 @@ from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 from torchvision.utils import make_grid
 
-from refit.batches.datamodule import Batch, MixedBatch, TrainLoader
+from refit.batches.datamodule import TrainBatch, TrainLoader
 from refit.tracking.loggers import FitLoggers
 from refit.training.callbacks import History
 
@@ -94,7 +94,7 @@ class FirstBatch(Callback):
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any,
                              batch_idx: int) -> None:  # fmt: skip
-        if trainer.current_epoch == batch_idx == 0 and isinstance(batch, Batch | MixedBatch):
+        if trainer.current_epoch == batch_idx == 0 and isinstance(batch, TrainBatch):
             self.loggers.log_picture("first_batch", grid(batch.images[:MOST_SHOWN]), 0)
 
 

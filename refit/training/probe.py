@@ -9,7 +9,7 @@ from pytorch_lightning.loggers import Logger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from refit.batches.datamodule import Batch
+from refit.batches.datamodule import Batch, WeightedBatch
 from refit.params import FitParams, TrainerParams
 from refit.systems.classifier import Classifier
 from refit.systems.features import output_layer
@@ -32,7 +32,9 @@ class Probe(pl.LightningModule):
     vary the same weight as the others; on photos that was less accurate (docs/systems.md).
     """
 
-    def __init__(self, classifier: Classifier, train: Batch, val: Batch, fit: FitParams) -> None:
+    def __init__(
+        self, classifier: Classifier, train: Batch | WeightedBatch, val: Batch | WeightedBatch, fit: FitParams
+    ) -> None:
         """`train` and `val` have features, float32 (N, D), in place of images."""
         super().__init__()
         self.classifier, self.fit_params = classifier, fit
@@ -49,14 +51,14 @@ class Probe(pl.LightningModule):
         self.weights: list[dict[str, Tensor]] = []
         """Of each epoch."""
 
-    def _scaled(self, batch: Batch) -> Batch:
-        return Batch((batch.images - self.mean) / self.scale, batch.labels)
+    def _scaled(self, batch: Batch | WeightedBatch) -> Batch | WeightedBatch:
+        return batch._replace(images=(batch.images - self.mean) / self.scale)
 
     def train_dataloader(self) -> "DataLoader[Batch]":
         batches: Any = [self.batches["train"]]
         return DataLoader(batches, batch_size=None)
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+    def training_step(self, batch: Batch | WeightedBatch, batch_idx: int) -> Tensor:
         penalty = self.strengths[self.current_epoch] / 2 * self.layer.weight.square().sum()
         return self.classifier.training_loss(self.layer(batch.images), batch) + penalty
 
@@ -65,8 +67,8 @@ class Probe(pl.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         task, metrics = self.classifier.task, {}
-        for split, (features, labels) in self.batches.items():
-            batch = Batch(features.to(self.device), labels.to(self.device))
+        for split, here in self.batches.items():
+            batch = type(here)(*(part.to(self.device) for part in here))
             with torch.no_grad():
                 logits = self.layer(batch.images)
                 plain = task.loss(logits, batch.labels)
@@ -104,8 +106,8 @@ class Probe(pl.LightningModule):
 
 def train_head(
     classifier: Classifier,
-    train: Batch,
-    val: Batch,
+    train: Batch | WeightedBatch,
+    val: Batch | WeightedBatch,
     fit: FitParams,
     trainer_params: TrainerParams,
     loggers: Sequence[Logger] = (),

@@ -48,8 +48,11 @@ Fit = Callable[..., Fitted]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
+    """The images have different weights, which each device has to give to its own."""
     folder = tmp_path_factory.mktemp("fits")
     shutil.copytree(digits, folder / "data/prepared")
+    images = len(read_split("train", digits).labels)
+    np.save(folder / "data/prepared/train_weights.npy", np.linspace(0.1, 1.9, images, dtype=np.float32))
     return folder
 
 

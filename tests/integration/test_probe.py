@@ -17,7 +17,7 @@ from torch import Tensor
 from refit.artifacts.checked import stage_params
 from refit.artifacts.features import NONE, write_features
 from refit.artifacts.files import read_numbers
-from refit.artifacts.paths import FEATURES, HISTORY, MODEL, OUTCOMES
+from refit.artifacts.paths import FEATURES, HISTORY, MODEL, OUTCOMES, PREPARED
 from refit.artifacts.prepared import read_info, read_split
 from refit.inference.predictor import read_model
 from refit.reports.summary import read_facts
@@ -86,11 +86,18 @@ def test_auto_takes_the_penalty_with_the_best_validation_loss(probed: Probed) ->
     assert losses == sorted(losses, reverse=True), "a weaker penalty fits the training images better"
 
 
-def test_the_head_is_the_logistic_regression_that_scikit_learn_finds(probed: Probed) -> None:
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_head_is_the_logistic_regression_that_scikit_learn_finds(weighted: bool, probed: Probed) -> None:
+    weight = 1.0 + 4 * (np.arange(len(read_split("train").labels)) % 3 == 0)
+    weight = weight / weight.mean() if weighted else np.ones_like(weight)
+    if weighted:
+        np.save(PREPARED / "train_weights.npy", weight.astype(np.float32))
     weights = probed({"fit.l2": 0.003})
     x, y = np.load(FEATURES / "train.npy").astype(np.float64), read_split("train").labels
     scale = (x - x.mean(0)).std()
-    rival = LogisticRegression(C=1 / (0.003 * len(y)), tol=1e-8, max_iter=10_000).fit((x - x.mean(0)) / scale, y)
+    rival = LogisticRegression(C=1 / (0.003 * len(y)), tol=1e-8, max_iter=10_000).fit(
+        (x - x.mean(0)) / scale, y, weight
+    )
     tested = np.load(FEATURES / "test.npy").astype(np.float64)
     ours = torch.from_numpy(tested) @ weights["network.1.11.weight"].double().T + weights["network.1.11.bias"]
     theirs = rival.predict_proba((tested - x.mean(0)) / scale)

@@ -4,7 +4,8 @@ A row names a file, below the table's own folder, or holds the image's bytes. It
 - the image: `path`, `file` or `file_name`; or in Parquet `image` or `bytes`, the content of an image file, as bytes or
   as Hugging Face's {bytes, path};
 - its class: `label` or `class`: a text, or a number; Hugging Face's ClassLabel gives the numbers their names;
-- optional: `split` (train, val, valid, validation or test), and `group`, whose images all get the same split.
+- optional: `split` (train, val, valid, validation or test); `group`, whose images all get the same split; and `weight`,
+  how much a training image counts in the loss, 1 if it is empty.
 
 In a folder these are read: all `metadata.csv` of Hugging Face's imagefolder, or else all Parquet files. A file or its
 folder whose name begins with that of a split, such as test-00000-of-00001.parquet, gives its rows this split.
@@ -51,6 +52,7 @@ class _Row(NamedTuple):
     label: str | None = None
     split: SplitName | None = None
     group: str | None = None
+    weight: float = 1.0
 
 
 def manifest(data: DataParams) -> Source:
@@ -83,7 +85,9 @@ def _list_images(root: Path, where: str, tables: Sequence[Table], watched: Watch
             left_out.append(LeftOut(row.name, f"{row.at} has no label", fault=True))
         else:
             version = files.version(row.name) if row.file else watched.version(_relative(row.table.path, _base(root)))
-            images.append(LabelledImage(row.name, row.label, partial(_open, row), row.split, row.group, version))
+            images.append(
+                LabelledImage(row.name, row.label, partial(_open, row), row.split, row.group, version, row.weight)
+            )
 
     def check_unchanged() -> None:
         watched.check_unchanged()
@@ -128,12 +132,13 @@ def _rows(table: Table, base: Path) -> Iterator[_Row]:
 
 
 def _labelled(row: _Row, where: str) -> _Row:
-    """The row with its label, split and group. Raises UserError."""
+    """The row with its label, split, group and weight. Raises UserError."""
     columns, where = row.table.columns, f"{where}: {row.at}"
     label = _label(columns[column_of(row.table, LABEL)][row.number], row.table, where)
     split = _split(columns["split"][row.number], where) if "split" in columns else row.table.split
     group = _text(columns["group"][row.number]) if "group" in columns else None
-    return row._replace(label=label, split=split, group=group)
+    weight = _weight(columns["weight"][row.number], where) if "weight" in columns else 1.0
+    return row._replace(label=label, split=split, group=group, weight=weight)
 
 
 def _checked(rows: Iterable[_Row]) -> tuple[list[_Row], list[LeftOut]]:
@@ -196,6 +201,18 @@ def _split(value: object, where: str) -> SplitName | None:
         raise UserError(f"{where} has split {text!r}{nearest(text, list(SPLIT_NAMES))}; expected "
                         f"{', '.join(SPLIT_NAMES)}")  # fmt: skip
     return SPLIT_NAMES[text.lower()]
+
+
+def _weight(value: object, where: str) -> float:
+    if value is None or value == "":
+        return 1.0
+    try:
+        weight = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        weight = math.nan
+    if not 0 < weight < math.inf:
+        raise UserError(f"{where} has weight {value!r}; expected a number above 0, or nothing for 1")
+    return weight
 
 
 def _open(row: _Row) -> Image.Image:

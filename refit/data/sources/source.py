@@ -39,6 +39,8 @@ class LabelledImage:
     version: str | None = None
     """Another one if the image may have changed, such as the time of its file's last change. With it, an image that an
     interrupted run has decoded is not decoded again."""
+    weight: float = 1.0
+    """Above 0: how much a training image counts in the loss, beside the others."""
 
 
 class Unlabelled(NamedTuple):
@@ -59,6 +61,7 @@ class Item:
     open: Callable[[], Image.Image]
     group: str | None = None
     version: str | None = None
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -103,7 +106,7 @@ def listed(
     names = tuple(sorted({image.label for image in images}) if classes is None else classes)
     check_class_names(names, where)
     number = {name: label for label, name in enumerate(names)}
-    items = [Item(image.name, number[image.label], image.split, image.open, image.group, image.version)
+    items = [Item(image.name, number[image.label], image.split, image.open, image.group, image.version, image.weight)
              for image in images]  # fmt: skip
     return Listing(names, items, left_out, check_unchanged)
 

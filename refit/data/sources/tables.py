@@ -139,7 +139,7 @@ def _read_parquet(file: Path, split: SplitName | None) -> Table:
         _check_header(schema.names)
         fields = [schema.field(name) for name in _BYTES if name in schema.names]
         has_bytes = next((field.name for field in fields if _holds_bytes(field.type)), None)
-        wanted = [name for name in (*FILE, *LABEL, "split", "group") if name in schema.names]
+        wanted = [name for name in (*FILE, *LABEL, "split", "group", "weight") if name in schema.names]
         columns = parquet.read(columns=wanted).to_pydict()
         count, names = parquet.metadata.num_rows, _class_names(schema.metadata or {})
     return Table(file, split, count, schema.names, columns, None, names, has_bytes)

@@ -1,6 +1,7 @@
 """Mixup and cutmix: which images are mixed, by how much, and how the loss uses both labels."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,20 @@ from torch import Tensor, nn
 
 from refit.artifacts.prepared import Split, read_info
 from refit.batches.augment import Draws, augment, draw
-from refit.batches.datamodule import AnyBatch, MixedBatch, PreparedData, TrainLoader, augmented
+from refit.batches.datamodule import (
+    AnyBatch,
+    MixedBatch,
+    PreparedData,
+    TrainLoader,
+    WeightedBatch,
+    WeightedMixedBatch,
+    augmented,
+)
 from refit.batches.mixing import mix
 from refit.params import AugmentParams
 from refit.systems.build import build_system
 from refit.training.trainer import make_trainer
-from tests.fixtures import Changed
+from tests.fixtures import Build, Changed
 
 COUNT, SIZE = 103, (10, 12)
 MIXES: list[dict[str, object]] = [{"mixup": 0.4}, {"cutmix": 1.0}, {"mixup": 0.4, "cutmix": 1.0}]
@@ -171,6 +180,30 @@ def test_training_loss_and_accuracy_weight_both_labels_by_lam(smoothing: float, 
     torch.testing.assert_close(loss, expected)
     hits = targets.gather(1, logits.argmax(1, keepdim=True)).sum()
     torch.testing.assert_close(system.train_sums, torch.stack((expected.detach() * 32, hits)))
+
+
+def test_the_weights_of_both_images_of_a_mixture_count_by_lam(build: Build) -> None:
+    system = build(model__dropout=0.0)
+    random = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (32, 1, 8, 8), dtype=torch.uint8, generator=random)
+    labels, others = torch.randint(0, 10, (2, 32), generator=random)
+    lam, weights, other_weights = torch.rand((3, 32), generator=random)
+    logits = system.network(images)
+    loss = system.training_loss(logits, WeightedMixedBatch(images, labels, others, lam, weights, other_weights))
+    own, other = (nn.functional.cross_entropy(logits, of, reduction="none") for of in (labels, others))
+    torch.testing.assert_close(loss, (lam * weights * own + (1 - lam) * other_weights * other).mean())
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("augmentation", [AugmentParams(), AugmentParams(shift=2), AugmentParams(mixup=0.4)])
+def test_each_image_of_a_batch_has_its_own_weight(split: Split, augmentation: AugmentParams, rank: int) -> None:
+    weighted = replace(split, weights=(split.labels + 0.5).astype(np.float32))
+    for drawn in TrainLoader(weighted, 8, 16, augmentation, 0, lambda: 0, rank=rank, world_size=2):
+        batch = augmented(drawn, augmentation)
+        assert isinstance(batch, WeightedBatch | WeightedMixedBatch)
+        assert torch.equal(batch.weights, batch.labels + 0.5)
+        if isinstance(batch, WeightedMixedBatch):
+            assert torch.equal(batch.other_weights, batch.other_labels + 0.5)
 
 
 def test_a_fit_on_mixed_images_uses_the_loader_s_batches_and_learns_the_digits(changed: Changed, digits: Path) -> None:

@@ -14,7 +14,7 @@ from pytorch_lightning.callbacks import Callback
 from torch import Tensor, nn
 
 from refit.artifacts.prepared import read_info, read_split
-from refit.batches.datamodule import Batch, PreparedData
+from refit.batches.datamodule import Batch, PreparedData, WeightedBatch
 from refit.params import LossParams, OptimizerParams, Params
 from refit.runtime.errors import UserError
 from refit.systems.build import build_system
@@ -33,6 +33,18 @@ def batches(sizes: Sequence[int], seed: int = 0) -> list[Batch]:
         return torch.split(whole, list(sizes))
 
     return [Batch(*both) for both in zip(cut(images), cut(labels), strict=True)]
+
+
+def test_an_image_of_weight_2_has_the_gradient_of_the_image_twice(build: Build) -> None:
+    (batch,) = batches([3])
+    weights = torch.tensor([2.0, 1.0, 1.0])
+    twice = Batch(*(torch.cat((part[:1], part)) for part in batch))
+    gradients = []
+    for one in (WeightedBatch(*batch, weights / weights.mean()), twice):  # the mean is 1, as in the prepared data
+        system = build(model__network="mlp", model__dropout=0.0)
+        system.training_step(one, 0).backward()
+        gradients.append([weight.grad for weight in system.parameters()])
+    torch.testing.assert_close(*gradients)
 
 
 @pytest.mark.parametrize("network", ["mlp", "cnn", "resnet9", "airbench"])

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from refit.artifacts.prepared import read_info, read_split
 from refit.data.parallel import in_parallel
 from refit.runtime.errors import UserError
 from tests.fixtures import Changed
@@ -71,6 +72,34 @@ def test_the_column_split_gives_the_splits(changed: Changed, root: Path) -> None
     rows = [("path", "label", "split"), *zip(NAMES, LABELS, splits, strict=True)]
     given = [split for _, _, split in listed(opened(changed, "manifest", write_table(root / "t.csv", rows)))]
     assert given == ["train", "train", "val", "val", "val", "test"] * 2
+
+
+def test_weights_of_training_images_are_stored_with_a_mean_of_1_unless_all_are_the_same(
+    changed: Changed, root: Path, tmp_path: Path
+) -> None:
+    places = ("train", "train", "train", "train", "val", "test")
+    plain_rows = [(path, label, places[n % 6]) for n, (path, label) in enumerate(zip(NAMES, LABELS, strict=True))]
+
+    def pack_with(name: str, *weights: object) -> Path:
+        rows: list[Sequence[object]] = [("path", "label", "split"), *plain_rows]
+        if weights:
+            rows = [(*row, ("weight", *2 * weights)[n]) for n, row in enumerate(rows)]
+        packed(changed, "manifest", write_table(root / "t.csv", rows), tmp_path / name)
+        return tmp_path / name
+
+    plain, same = pack_with("plain"), pack_with("same", *["2.5"] * 6)
+    assert read_split("train", plain).weights is None
+    assert {file.name: file.read_bytes() for file in same.iterdir()} == {
+        file.name: file.read_bytes() for file in plain.iterdir()
+    }, "one weight for all is none"
+    weighted = pack_with("weighted", "", "3", 0.5, "1", "9", "9")  # the last two are not for training
+    given = np.array([1, 3, 0.5, 1] * 2)
+    stored = read_split("train", weighted).weights
+    assert stored is not None
+    np.testing.assert_allclose(stored, given / given.mean(), rtol=1e-6)
+    assert read_split("val", weighted).weights is None
+    assert read_info(weighted).sha256 != read_info(plain).sha256, "a fit on other weights is another fit"
+    assert (weighted / "train_images.npy").read_bytes() == (plain / "train_images.npy").read_bytes()
 
 
 @pytest.mark.parametrize("kind", ["csv", "integers", "floats"])
@@ -251,6 +280,14 @@ REFUSED: dict[str, tuple[Callable[[Path], Path], str]] = {
         table((NAMES[0], "a", "train", "x"), (NAMES[1], "b", "test", "x"), header=("path", "label", "split", "group")),
         "group 'x' is in train and test; give all its images the same split",
     ),
+    "a weight of 0": (table((NAMES[0], "a", "0"), header=("path", "label", "weight")),
+                      r"line 2 of t\.csv has weight '0'; expected a number above 0, or nothing for 1"),
+    "a weight that is a text": (table((NAMES[0], "a", "heavy"), header=("path", "label", "weight")),
+                                r"line 2 of t\.csv has weight 'heavy'; expected a number above 0"),
+    "an infinite weight": (parquet({"path": NAMES, "label": LABELS, "weight": [1.0] * 11 + [np.inf]}),
+                           r"row 11 of t\.parquet has weight inf; expected a number above 0"),
+    "a weight that is not a number": (parquet({"path": NAMES, "label": LABELS, "weight": [np.nan] * 12}),
+                                      r"row 0 of t\.parquet has weight nan; expected a number above 0"),
     "a class that is a formula": (table(*GOOD, ("a.png", "=1+1")), "class '=1\\+1' begins like a formula"),
     "a class with a newline": (table(*GOOD, ("a.png", "a\nb")), r"class 'a\\nb' is empty or has a control character"),
     "a class with a NUL": (content(b"path,label\ncat/0.png,a\0b\ncat/1.png,c\n"), r"class 'a\\x00b' is empty or has a"),
