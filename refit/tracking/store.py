@@ -114,7 +114,8 @@ def connect(uri: str) -> "tuple[MlflowClient, str]":
     if experiment is None:
         artifacts = (repository_root() / _LOCAL_ARTIFACTS).as_uri() if uri == _local_uri() else None
         try:
-            return client, client.create_experiment(name, artifact_location=artifacts)
+            # With its tags, which two first runs at once could not both set.
+            return client, client.create_experiment(name, artifacts, dict((_KIND, _VIEW)))
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":  # another run has just created it
                 raise
