@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,16 +21,6 @@ def test_a_second_repro_runs_no_stage(project: Project) -> None:
     output = project.run("dvc", "repro").stdout
     assert "Running stage" not in output
     assert "Data and pipelines are up to date." in output
-
-
-def test_retraining_and_retesting_changes_neither_dvc_lock_nor_mlflow(project: Project) -> None:
-    """In another folder than the first run. The test of `verify` below reruns all stages."""
-    shutil.rmtree(project.root / "data/model")
-    before = finished_runs(project)
-    project.run("dvc", "repro", "--force", "--single-item", "fit")
-    project.run("dvc", "repro", "--force", "--single-item", "test")
-    assert project.run("git", "diff", "--exit-code", "dvc.lock", ok=False).returncode == 0
-    assert finished_runs(project) == before
 
 
 def test_a_changed_parameter_makes_only_the_stages_that_read_it_stale(project: Project) -> None:
