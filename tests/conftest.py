@@ -2,6 +2,7 @@
 
 import gc
 import os
+import re
 import signal
 import sys
 
@@ -18,7 +19,8 @@ for name in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS"):
     os.environ.pop(name, None)
 
 # The process that only hands the tests to workers does without the fixtures' imports, so that these start at once.
-if "PYTEST_XDIST_WORKER" in os.environ or not any(argument.startswith("-n") for argument in sys.argv):
+HANDS_OUT = re.search(r" -n(?! ?0\b)", " ".join(["", *sys.argv[1:]])) and "PYTEST_XDIST_WORKER" not in os.environ
+if not HANDS_OUT:
     pytest_plugins = ("tests.fixtures", "tests.fixtures.project", "tests.fixtures.s3")
 
 

@@ -40,7 +40,11 @@ def code_of(stage: str, own: Sequence[str] = (), root: Path = PROJECT, source: s
     """
     code: dict[str, str] = {}
     todo = [f"stages.{stage}"]
+    known: set[str] = set()
     for module in todo:  # which grows meanwhile
+        if module in known:
+            continue
+        known.add(module)
         files = list(_files_of(module, root))
         package = module.partition(".")[0]
         if not files and package not in sys.stdlib_module_names and package not in code:
@@ -82,6 +86,8 @@ def _files_of(module: str, root: Path) -> Iterator[Path]:
     for part in module.split("."):
         path = path / part
         yield from (file for file in (path.with_name(f"{part}.py"), path / "__init__.py") if file.is_file())
+        if not path.is_dir():  # most imports are of packages, which this spares a look for each of their parts
+            return
 
 
 def _version(package: str) -> str:
@@ -95,8 +101,9 @@ def _version(package: str) -> str:
 @cache
 def _read(source: bytes) -> tuple[str, list[tuple[int, str]]]:
     """The sha256 of what a source file means, and what it imports, each as its number of leading dots and its name."""
-    tree = ast.parse(source)
-    return hashlib.sha256("".join(_meaning(tree)).encode()).hexdigest(), list(_imports(tree))
+    tree, text = ast.parse(source), list[str]()
+    _write_meaning(tree, text)
+    return hashlib.sha256("".join(text).encode()).hexdigest(), list(_imports(tree))
 
 
 def _imports(block: ast.AST) -> Iterator[tuple[int, str]]:
@@ -111,25 +118,26 @@ def _imports(block: ast.AST) -> Iterator[tuple[int, str]]:
             yield from _imports(inner)
 
 
-def _meaning(node: object) -> Iterator[str]:
-    """A syntax tree as text. `ast.dump` writes the same tree in other ways from one Python to the next."""
+def _write_meaning(node: object, text: list[str]) -> None:
+    """Append a syntax tree as text. `ast.dump` writes the same tree in other ways from one Python to the next."""
     if isinstance(node, list):
         for item in node:
-            yield from _meaning(item)
-            yield ","
+            _write_meaning(item, text)
+            text.append(",")
     elif not isinstance(node, ast.AST):
-        yield hex(node) if type(node) is int else ascii(node)  # repr refuses long numbers, and depends on Unicode's age
+        # repr refuses long numbers, and depends on Unicode's age
+        text.append(hex(node) if type(node) is int else ascii(node))
     else:
-        yield f"{type(node).__name__}("
+        text.append(f"{type(node).__name__}(")
         for name in node._fields:
             value = getattr(node, name, None)
             if isinstance(value, list):
                 value = [item for item in value if not _means_nothing(item, node)]
             empty = value is None or value == [] or (name == "format_spec" and getattr(value, "values", None) == [])
             if not empty and name not in ("ctx", "kind"):  # the place says the former; the latter is the u of u"text"
-                yield f"{name}="
-                yield from _meaning(value)
-        yield ")"
+                text.append(f"{name}=")
+                _write_meaning(value, text)
+        text.append(")")
 
 
 def _means_nothing(item: object, within: ast.AST) -> bool:

@@ -1,14 +1,11 @@
 """An observed fit as a process: `python -m tests.integration.fit_on_two_devices`, in a prepared workspace.
 
 Each of its processes writes to `seen_RANK.pt` its training batches, its random numbers and its final state.
-KILL="RANK:BATCH" kills that process at the start of that batch of the fit, once a state was saved after the start.
 With POISON="RANK:BATCH" its network returns NaN from that batch on.
 """
 
 import os
 import random
-import signal
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,28 +20,16 @@ from refit.runtime.stage import run_stage
 from refit.training import train
 from refit.training.trainer import make_trainer
 from stages import fit
-from tests.processes import eventually
-
-
-def states() -> set[Path]:
-    return set(Path("data/state").glob("*/step-*.ckpt.sha256"))
 
 
 class Witness(Callback):
     def __init__(self) -> None:
         self.seen: dict[str, Any] = {"batches": {}, "drawn": {}, "validated": []}
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.old_states = states()
-
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         number = trainer.current_epoch * int(trainer.num_training_batches) + batch_idx
-        if os.environ.get("KILL") == f"{trainer.global_rank}:{number}":
-            eventually(lambda: states() - self.old_states, "a state is saved", every=0.01)
-            Path("killed").touch()
-            os.kill(os.getpid(), signal.SIGKILL)
         if os.environ.get("POISON") == f"{trainer.global_rank}:{number}":
             pl_module.get_submodule("network").register_forward_hook(
                 lambda _module, _inputs, output: output * float("nan")

@@ -1,4 +1,4 @@
-"""A fit on two devices, which are processes of this machine. They are really started and really killed."""
+"""A fit on two devices, which are processes of this machine. faults/test_distributed.py kills them."""
 
 import json
 import os
@@ -60,9 +60,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
 def fit(folder: Path, base_values: dict[str, Any]) -> Fit:
     """An observed fit of two epochs with 18 steps each; on two devices it runs in separate processes."""
 
-    def run(devices: int, micro_batch: int, kill: str | None = None, poison: str | None = None,
-            **keys: object) -> Fitted:  # fmt: skip
-        for made in ("data/model", "data/evaluation", "killed", "seen_0.pt", "seen_1.pt"):
+    def run(devices: int, micro_batch: int, poison: str | None = None, **keys: object) -> Fitted:
+        for made in ("data/model", "data/evaluation", "seen_0.pt", "seen_1.pt"):
             shutil.rmtree(folder / made) if (folder / made).is_dir() else (folder / made).unlink(missing_ok=True)
         write_json(folder / LEARNING_RATE, asdict(LearningRateChoice(0.01, "params", None)))
         choice = BatchChoice(EFFECTIVE_BATCH, micro_batch, EFFECTIVE_BATCH // micro_batch, "params", "cpu", None, [])
@@ -82,10 +81,10 @@ def fit(folder: Path, base_values: dict[str, Any]) -> Fit:
             process = subprocess.run(
                 [sys.executable, "-m", "tests.integration.fit_on_two_devices"], cwd=folder, text=True,
                 capture_output=True, check=False,
-                env=environment | ({"KILL": kill} if kill else {}) | ({"POISON": poison} if poison else {}),
+                env=environment | ({"POISON": poison} if poison else {}),
                 timeout=PATIENCE,  # the processes would wait half an hour for a dead one
             )  # fmt: skip
-            if kill or poison:
+            if poison:
                 return Fitted(process, [], {}, b"")
             assert process.returncode == 0, process.stderr
         return Fitted(
@@ -109,8 +108,9 @@ def on_one_device(fit: Fit) -> Fitted:
 
 
 @pytest.fixture(scope="module")
-def on_two_devices(fit: Fit) -> Fitted:
-    """Each device accumulates two batches per step."""
+def on_two_devices(fit: Fit, folder: Path, on_one_device: Fitted) -> Fitted:
+    """Each device accumulates two batches per step. The images are stored encoded, which changes no bit of a batch."""
+    store_encoded(folder / "data/prepared")
     return fit(2, EFFECTIVE_BATCH // 4, **EVEN)
 
 
@@ -142,39 +142,6 @@ def test_every_validation_image_is_seen_once_by_one_device(on_two_devices: Fitte
     assert torch.equal(
         torch.cat(seen), torch.from_numpy(np.asarray(read_split("val", folder / "data/prepared").images))
     )
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux signals a process when its parent dies")
-def test_after_its_first_process_is_killed_the_fit_resumes_to_the_same_bits(fit: Fit, folder: Path) -> None:
-    """With dropout, batch norm and accumulation: each process has its own random numbers and running statistics. After
-    the undisturbed fit the images are stored encoded, which changes no bit."""
-    keys: dict[str, Any] = {
-        "model__network": "cnn", "model__width": 4, "model__dropout": 0.2, "fit__save_state_every": 1e-9,
-        "augment__shift": 2, "tracking__loggers": [],
-    }  # fmt: skip
-    whole = fit(2, 16, **keys)
-    assert whole.seen[0]["drawn"] != whole.seen[1]["drawn"]
-    store_encoded(folder / "data/prepared")
-    saved = folder / "data/state"
-    fault = fit(2, 16, kill="0:51", **keys).process  # in the second epoch, during an accumulation
-    assert fault
-    assert fault.returncode != 0
-    assert not processes_in(folder)
-    assert not (folder / "data/model").exists()
-    resumed = fit(2, 16, **keys)
-    assert resumed.process
-    assert "resuming from step" in resumed.process.stdout
-    assert resumed.process.stdout.count("best epoch") == 1
-    for process, undisturbed in zip(resumed.seen, whole.seen, strict=True):
-        first = min(process["batches"])
-        assert 0 < first <= 51
-        for part in ("batches", "drawn"):
-            assert same(process[part], {at: what for at, what in undisturbed[part].items() if at >= first})
-        for part in ("weights", "optimizer", "schedulers", "steps"):
-            assert same(process[part], undisturbed[part])
-    assert same(resumed.model, whole.model)
-    assert resumed.history == whole.history
-    assert not list(saved.iterdir())
 
 
 def test_a_nan_loss_on_one_device_stops_all_devices_at_that_step_and_is_reported_once(fit: Fit, folder: Path) -> None:

@@ -96,29 +96,30 @@ def step_of(path: Path) -> int:
 
 KINDS: dict[str, dict[str, object]] = {
     "plain": {},
-    "ema": {"fit.averaging": "ema"},
+    "ema, sgd": {"fit.averaging": "ema", "optimizer.name": "sgd", "optimizer.schedule": "cosine"},
     "swa": {"fit.averaging": "swa", "fit.swa_start": 0.0},
     "swa without batch norm": {"fit.averaging": "swa", "fit.swa_start": 0.0, "model.network": "mlp"},
     "frozen at first": {"fit.freeze_epochs": 1, "optimizer.backbone_learning_rate": 0.1},
-    "frozen at first, sgd": {"fit.freeze_epochs": 1, "optimizer.name": "sgd"},
-    "frozen at first, plateau": {
+    "frozen at first, sgd, plateau": {
         "fit.freeze_epochs": 1,
+        "optimizer.name": "sgd",
         "optimizer.schedule": "plateau",
         "optimizer.plateau_patience": 0,
         "fit.max_epochs": 4,
     },
     "frozen at first, constant": {"fit.freeze_epochs": 1, "optimizer.schedule": "constant"},
-    "augmented in a thread": {"augment.shift": 2, "augment.cutout": 2},
+    "augmented in a thread, constant": {"augment.shift": 2, "augment.cutout": 2, "optimizer.schedule": "constant"},
     "early stopping": {"fit.patience": 1, "fit.max_epochs": 4},
-    "sgd": {"optimizer.name": "sgd", "optimizer.schedule": "cosine"},
-    "constant": {"optimizer.schedule": "constant"},
     "validations within an epoch": {"debug.val_check_interval": 6},
-    "bfloat16": {"trainer.precision": "bf16-mixed"},
-    "muon": {"optimizer.name": "muon", "optimizer.schedule": "cosine_warm_up"},
+    "bfloat16, augment policy": {
+        "trainer.precision": "bf16-mixed", "augment.policy": "trivialaugment", "augment.color_jitter": 0.4,
+    },
+    "muon, mixed images": {
+        "optimizer.name": "muon", "optimizer.schedule": "cosine_warm_up",
+        "augment.mixup": 0.4, "augment.cutmix": 1.0, "loss.class_weights": "balanced",
+    },
     "plateau": {"optimizer.schedule": "plateau", "optimizer.plateau_patience": 0, "fit.max_epochs": 4},
-    "mixed images": {"augment.mixup": 0.4, "augment.cutmix": 1.0, "loss.class_weights": "balanced"},
-    "augment policy": {"augment.policy": "trivialaugment", "augment.color_jitter": 0.4},
-}
+}  # fmt: skip
 
 
 CUTS = (5, STEPS_AN_EPOCH, STEPS_AN_EPOCH + 1, 30)
@@ -131,8 +132,8 @@ CUTS_OF_KIND: dict[str, tuple[int, ...]] = {
     # Their state also changes at the end of an epoch.
     **dict.fromkeys(
         (
-            "swa", "swa without batch norm", "frozen at first, sgd", "frozen at first, plateau",
-            "frozen at first, constant", "early stopping", "plateau",
+            "swa", "swa without batch norm", "frozen at first, sgd, plateau", "frozen at first, constant",
+            "early stopping", "plateau",
         ),
         (STEPS_AN_EPOCH, 30),
     ),

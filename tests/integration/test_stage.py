@@ -229,7 +229,7 @@ def test_sigterm_in_the_middle_of_lightning_exits_143_at_once(case: str, start: 
     assert code == 128 + signal.SIGTERM, err
 
 
-@pytest.mark.parametrize("case", ["sleep", "train", "predict"])
+@pytest.mark.parametrize("case", ["sleep", "train"])  # Lightning handles it in one place for both
 def test_ctrl_c_exits_130_with_a_message(case: str, start: Start, workspace: Path) -> None:
     process = start(case)
     eventually((workspace / "began").exists, "the stage began", every=0.02)
