@@ -34,7 +34,7 @@ from refit.runtime.workers import has_scheduler, on_workers
 AUTO_SIZE = 128  # pixels, for image_size: auto if the images differ in size
 ENCODED_FROM = 16 * 2**30  # bytes of all pixels, for storage: auto
 _SAMPLE = 64  # images whose headers tell the form of most sets
-_PARTS = 1024  # of a set that is neither small nor very large
+_PARTS = 256  # of a set that is neither small nor very large
 _LEAST, _MOST = 16, 128  # images in a part
 
 Names = Sequence[tuple[str, str | None]]

@@ -148,7 +148,7 @@ def test_a_decision_can_be_taken_back_and_changed(opened: Opened, suspects: Susp
     opened.page.keyboard.press("u")
     expect(opened.page.locator("#why")).to_contain_text("Near-duplicates 2 of 3")
     assert decided().keys() == {first["file"]}
-    press(opened, "ArrowLeft", "2", "d", count=1)  # another decision about the first pair
+    press(opened, "ArrowLeft", "2", "d", count=2)  # the other image of the first pair: its label is in doubt too
     assert decided().keys() == {first["file"], first["other"]}
     press(opened, "u", "u", count=0)
     assert (audited / "data/audit.csv").read_bytes() == before

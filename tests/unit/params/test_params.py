@@ -26,7 +26,7 @@ LAST_YEAR = Path(__file__).with_name("params_2026_11.yaml")  # as shipped in Nov
 KEYS = [
     "seed",
     "data.source", "data.root", "data.image_size", "data.resize", "data.color", "data.val", "data.test",
-    "data.bad_images", "data.group_duplicates", "data.storage", "data.shards",
+    "data.bad_images", "data.storage", "data.shards", "data.group_duplicates",
     "augment.train_size", "augment.shift", "augment.flip", "augment.cutout", "augment.crop_area",
     "augment.color_jitter", "augment.policy", "augment.mixup", "augment.cutmix",
     "model.system", "model.system_arguments", "model.network", "model.network_arguments", "model.weights",
