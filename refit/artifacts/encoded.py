@@ -83,7 +83,7 @@ class EncodedImages:
         """A function that gives the content of the image in each of these rows. From a bucket all are read at once."""
         shards, starts, lengths = (column.tolist() for column in self.index[rows].T)
         paths = [self.shards[shard] for shard in shards]
-        if not paths or not is_address(paths[0]):
+        if not paths or "://" not in paths[0]:
             return lambda place: _read(self.folder / paths[place], starts[place], lengths[place])
         ends = [start + length for start, length in zip(starts, lengths, strict=True)]
         with bucket_of(paths[0]) as files:
@@ -133,6 +133,7 @@ def _placed(contents: Iterable[bytes]) -> Iterator[tuple[int, int, int, bytes]]:
 
 
 def _moved(shard: Path, address: str) -> str:
+    """Move a shard to the address of a bucket; returns its own address there."""
     with shard.open("rb") as file:
         target = f"{address.rstrip('/')}/{hashlib.file_digest(file, 'sha256').hexdigest()}.bin"
     with bucket_of(address) as files:
@@ -140,11 +141,6 @@ def _moved(shard: Path, address: str) -> str:
             files.put_file(shard, target)
     shard.unlink()
     return target
-
-
-def is_address(path: str) -> bool:
-    """Whether it is one of a bucket, such as s3://bucket/folder."""
-    return "://" in path
 
 
 def check_bucket(address: str) -> None:

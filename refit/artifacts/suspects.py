@@ -41,7 +41,7 @@ class Suspect:
     """duplicate: the similarity, up to 1, high is worse. label: the probability of its label, low is worse."""
     mirrored: bool
     alike: str = ""
-    """label: the most similar image of its own label; empty if there is none, and for a duplicate."""
+    """label: the most similar image with the same label, empty if there is none. duplicate: always empty."""
 
     @property
     def shown(self) -> tuple[str, ...]:

@@ -102,8 +102,8 @@ class Desk:
         return self.read()
 
     def undo(self, _: Mapping[str, Any]) -> Answer:
-        """Take back the last decision that was made here. Raises UserError if there is none, or it was changed since
-        elsewhere."""
+        """Take back the last decision that was made here. Raises UserError if there is none, or if somebody has changed
+        it in the file since then."""
         if not self._done:
             raise UserError(f"nothing was decided here that could be taken back; {DECISIONS} has all decisions")
         number, file, before, after = self._done.pop()

@@ -86,24 +86,9 @@ def pack(
         _check_classes(classes, splits, data)
         for name, members in splits.items():
             _write_split(folder, name, members, parts, data.shards)
-        if (weights := _weights(splits["train"])) is not None:
-            np.save(folder / "train_weights.npy", weights)
-            print(f"the training loss weights the images: {weights.min():.3g} to {weights.max():.3g} times the mean")
-    form = parts.form
+    _write_weights(folder / "train_weights.npy", splits["train"])
     _write_manifest(folder / "manifest.parquet", classes, splits)
-    mean, std = _channel_statistics(splits["train"], form)
-    info = DatasetInfo(
-        format=FORMAT,
-        source=data.source,
-        classes=list(classes),
-        color=form.color,
-        shape=list(form.shape),
-        counts={name: len(members) for name, members in splits.items()},
-        mean=mean,
-        std=std,
-        sha256=_content_hash(classes, splits),
-        resize=form.resize,
-    )
+    info = _describe(data.source, classes, splits, parts.form)
     write_json(folder / "dataset.json", info.as_json())
     train_classes = Counter(image.item.label for image in splits["train"])
     left_out = [(gone.name, gone.why) for gone in listing.left_out if not gone.fault]
@@ -268,6 +253,12 @@ def _weights(members: Sequence[Decoded]) -> Weights | None:
     return None if np.all(weights == weights[0]) else (weights / weights.mean()).astype(np.float32)
 
 
+def _write_weights(path: Path, train: Sequence[Decoded]) -> None:
+    if (weights := _weights(train)) is not None:
+        np.save(path, weights)
+        print(f"the training loss weights the images: {weights.min():.3g} to {weights.max():.3g} times the mean")
+
+
 def _write_manifest(path: Path, classes: Sequence[str], splits: dict[SplitName, list[Decoded]]) -> None:
     images = [image for members in splits.values() for image in members]
     columns = {
@@ -279,6 +270,22 @@ def _write_manifest(path: Path, classes: Sequence[str], splits: dict[SplitName, 
         "height": pa.array([image.header.height for image in images], pa.int32()),
     }
     pq.write_table(pa.table(columns), path)
+
+
+def _describe(source: str, classes: Sequence[str], splits: dict[SplitName, list[Decoded]], form: Form) -> DatasetInfo:
+    mean, std = _channel_statistics(splits["train"], form)
+    return DatasetInfo(
+        format=FORMAT,
+        source=source,
+        classes=list(classes),
+        color=form.color,
+        shape=list(form.shape),
+        counts={name: len(members) for name, members in splits.items()},
+        mean=mean,
+        std=std,
+        sha256=_content_hash(classes, splits),
+        resize=form.resize,
+    )
 
 
 def _channel_statistics(images: Sequence[Decoded], form: Form) -> tuple[list[float], list[float]]:

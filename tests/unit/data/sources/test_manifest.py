@@ -91,7 +91,7 @@ def test_weights_of_training_images_are_stored_with_a_mean_of_1_unless_all_are_t
     assert read_split("train", plain).weights is None
     assert {file.name: file.read_bytes() for file in same.iterdir()} == {
         file.name: file.read_bytes() for file in plain.iterdir()
-    }, "one weight for all is none"
+    }, "the same weight for all images is no weighting"
     weighted = pack_with("weighted", "", "3", 0.5, "1", "9", "9")  # the last two are not for training
     given = np.array([1, 3, 0.5, 1] * 2)
     stored = read_split("train", weighted).weights
